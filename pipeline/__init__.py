@@ -1,0 +1,1 @@
+"""The parts: data, artefacts, methods, models. No module here knows stages, Typer or configs."""

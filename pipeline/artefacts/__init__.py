@@ -1,0 +1,1 @@
+"""What is on disk: one module owns one format."""

@@ -1,0 +1,1 @@
+"""Images in: sources, replayable views, loaders."""

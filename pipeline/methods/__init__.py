@@ -1,0 +1,1 @@
+"""What the papers say: pure tensor maths, no files, no devices, no randomness of its own."""

@@ -1,0 +1,1 @@
+"""Architectures by name; checkpoints of the field, loaded and checked."""
