@@ -30,9 +30,7 @@ def imported_names(path: Path) -> set[str]:
     """Dotted names of every module that ``path`` imports, at any depth of the code."""
     nodes = list(ast.walk(ast.parse((ROOT / path).read_text())))
     names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-    names |= {
-        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
-    }
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return names
 
 

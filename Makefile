@@ -1,0 +1,61 @@
+# Every command of the project, spelled out once. `make` alone lists them.
+
+VENV ?= .venv
+CONFIG = configs/digits.toml
+ARGS =
+BENCHMARKS = $(sort $(wildcard benchmarks/[!_]*.py))
+
+export VENV PYTHON FFCV_WHEEL
+unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
+
+BIN = $(VENV)/bin
+UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
+STAGES = prepare train-teacher cache-teacher select train-student report
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo $(STAGES) check test test-gpu bench format lock
+
+help:  ## List the commands
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-14s%s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'Stages read CONFIG and ARGS: make select CONFIG=configs/cifar10.toml ARGS="--set select.eta=0.7"'
+
+setup:  ## Install everything into .venv; every command below does it first
+	@scripts/setup.sh
+
+demo: setup  ## Run the whole pipeline on small data
+	@"$(BIN)/heartcut" demo $(ARGS)
+
+prepare: setup  ## Write the images as beton files
+train-teacher: setup  ## Train a teacher
+cache-teacher: setup  ## Run the teacher once and keep its logits
+select: setup  ## Revise labels, score samples, keep the best
+train-student: setup  ## Train the student on what was selected
+report: setup  ## Write the report of the runs
+
+$(STAGES):
+	@"$(BIN)/heartcut" $@ "$(CONFIG)" $(ARGS)
+
+check: setup  ## All that CI runs: formatting, lint, types, tests
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/ruff" check .
+	"$(BIN)/mypy"
+	"$(BIN)/python" -m pytest $(ARGS)
+
+test: setup  ## The tests alone
+	"$(BIN)/python" -m pytest $(ARGS)
+
+test-gpu: setup  ## The tests that need a CUDA device
+	"$(BIN)/python" -m pytest -m gpu $(ARGS)
+
+bench: setup  ## Measure; BENCHMARKS=benchmarks/x.py for one of them
+	@set -e; for script in $(BENCHMARKS); do "$(BIN)/python" "$$script" $(ARGS); done
+
+format: setup  ## Format the code and repair what lint can repair
+	"$(BIN)/ruff" check --fix --quiet . || true
+	"$(BIN)/ruff" format .
+
+lock: setup  ## Remake requirements.lock from pyproject.toml; ARGS=--upgrade for newer versions
+	"$(UV)" pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file requirements.lock pyproject.toml $(ARGS)

@@ -1,0 +1,321 @@
+"""The data set: two betons and what they hold.
+
+    <folder>/
+        train.beton                fields image (raw RGB), label (int), index (int); canonical order
+        eval.beton                 the same for the test split
+        train.samples.safetensors  keys (N, 16) uint8, labels (N,) int64, pixels (N, 16) uint8
+        eval.samples.safetensors   the same for the test split
+        dataset.json               written last: names, counts, sizes and hashes of the files above
+
+A sample index is a position in a beton; a sample key is its content (`provenance.sample_key`).
+Samples lie in the order of (key, label), so the same images give the same beton everywhere. The
+fingerprint hashes the sorted (key, label) pairs; the pixel digest hashes the sorted
+(key, hash of decoded pixels) pairs, so two decoders that disagree are told apart. Both are
+independent of the order, so a foreign beton in another order has the same ones.
+
+Held-out rows (V) lie in train.beton; they are chosen class by class by a hash of (seed, key), so
+all teams hold out the same images and equal images fall on the same side.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from pipeline.artefacts.store import publish_json, read_json
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.provenance import Json, array_sha256, file_sha256, identity
+
+FORMAT_VERSION = 1
+MADE_BY = "heartcut prepare"
+IMAGE, LABEL, INDEX = "image", "label", "index"
+"""Field names inside a beton."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What is known of every sample of a split, row i for sample index i."""
+
+    keys: NDArray[np.uint8]
+    """(N, 16)"""
+    labels: NDArray[np.int64]
+    """(N,)"""
+    pixels: NDArray[np.uint8]
+    """Hash of the decoded pixels, (N, 16)."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over the sorted (key, label) pairs."""
+        labels = self.labels.astype("<i4").view(np.uint8).reshape(len(self), 4)
+        return _sorted_rows_sha256("fingerprint", np.concatenate([self.keys, labels], axis=1))
+
+    @property
+    def pixel_digest(self) -> str:
+        """Hash over the sorted (key, decoded pixels) pairs."""
+        return _sorted_rows_sha256("pixels", np.concatenate([self.keys, self.pixels], axis=1))
+
+    def canonical_order(self) -> NDArray[np.int64]:
+        """Positions sorted by (key, label)."""
+        words = np.ascontiguousarray(self.keys).view(">u8")
+        return np.lexsort((self.labels, words[:, 1], words[:, 0]))
+
+    def rows(self, order: NDArray[np.int64]) -> "Samples":
+        """The samples at ``order``."""
+        return Samples(keys=self.keys[order], labels=self.labels[order], pixels=self.pixels[order])
+
+
+def stratified_rows(
+    samples: Samples, *, fraction: float, seed: int, purpose: str
+) -> NDArray[np.int64]:
+    """Rows that make up ``fraction`` of every class, chosen by a hash of (purpose, seed, key).
+
+    Equal images have equal hashes and so are taken or left together as far as the count allows.
+
+    Returns:
+        Sorted sample indices, int64; of every class round(fraction * size), at least one.
+    """
+    salt = f"{purpose};{seed};".encode()
+    rank = np.array(
+        [hashlib.blake2b(salt + key.tobytes(), digest_size=8).digest() for key in samples.keys],
+        dtype="S8",
+    ).view(">u8")
+    chosen = []
+    for label in np.unique(samples.labels):
+        rows = np.flatnonzero(samples.labels == label)
+        take = max(1, round(fraction * len(rows)))
+        chosen.append(rows[np.argsort(rank[rows], kind="stable")[:take]])
+    return np.sort(np.concatenate(chosen))
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class SplitRecord(BaseModel):
+    """What dataset.json says of one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_samples: int
+    class_counts: list[int]
+    fingerprint: str
+    pixel_digest: str
+    beton: _File
+
+
+class DatasetRecord(BaseModel):
+    """dataset.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "heartcut.dataset"
+    version: int = FORMAT_VERSION
+    id: str
+    """Identity: fingerprints, pixel digests, class names, held-out rows."""
+    request: str
+    """Hash of the settings and of the source that it was made from."""
+    source: str
+    class_names: list[str]
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    decoder: str
+    mean: tuple[float, float, float]
+    """Of the rows that are trained on, per channel, pixels / 255."""
+    std: tuple[float, float, float]
+    held_out: list[int]
+    """Sample indices of train.beton that no training sees."""
+    held_out_seed: int
+    train: SplitRecord
+    eval: SplitRecord
+    skipped: list[str]
+    """Source files left out by --skip-corrupt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beton:
+    """One split, open for reading: the file and its samples."""
+
+    path: Path
+    samples: Samples
+    record: SplitRecord
+
+    @property
+    def num_samples(self) -> int:
+        return self.record.num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A complete data set, open for reading."""
+
+    folder: Path
+    record: DatasetRecord
+    train: Beton
+    eval: Beton
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a data set; every byte of its betons is checked against dataset.json.
+
+        A beton has no checksum of its own: a flipped bit or a short file would read as wrong
+        numbers without any error.
+
+        Raises:
+            ArtefactNotFound: if it was not prepared.
+            ArtefactMismatch: if a file is damaged.
+        """
+        record = read_record(folder)
+        return cls(
+            folder=folder,
+            record=record,
+            train=_open_split(folder, "train", record.train),
+            eval=_open_split(folder, "eval", record.eval),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.record.class_names)
+
+    @property
+    def held_out(self) -> NDArray[np.int64]:
+        """Sorted sample indices of the held-out rows (V)."""
+        return np.array(self.record.held_out, dtype=np.int64)
+
+    @property
+    def training(self) -> NDArray[np.int64]:
+        """Sorted sample indices of the rows that are trained on (T)."""
+        return np.setdiff1d(np.arange(self.train.num_samples), self.held_out)
+
+    @property
+    def held_out_digest(self) -> str:
+        """Hash of the held-out samples' keys."""
+        return array_sha256(self.train.samples.keys[self.held_out])
+
+
+def beton_path(folder: Path, split: str) -> Path:
+    """Where the beton of a split lies."""
+    return folder / f"{split}.beton"
+
+
+def read_record(folder: Path) -> DatasetRecord:
+    """dataset.json, checked against its schema."""
+    path = folder / "dataset.json"
+    try:
+        return DatasetRecord.model_validate(read_json(path, made_by=MADE_BY))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactMismatch(
+            f"{path} does not follow format version {FORMAT_VERSION}: {where}: {first['msg']}. "
+            f"Remove {folder} and run `{MADE_BY}` again."
+        ) from error
+
+
+def write_samples(folder: Path, split: str, samples: Samples) -> None:
+    """Write the samples file of a split."""
+    arrays = {"keys": samples.keys, "labels": samples.labels, "pixels": samples.pixels}
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        _samples_path(folder, split),
+    )
+
+
+def write_record(folder: Path, record: DatasetRecord) -> None:
+    """Write dataset.json."""
+    value: dict[str, Json] = record.model_dump(mode="json")
+    publish_json(folder / "dataset.json", value)
+
+
+def split_record(folder: Path, split: str, samples: Samples, *, num_classes: int) -> SplitRecord:
+    """Describe the files of a split that were just written."""
+    path = beton_path(folder, split)
+    return SplitRecord(
+        num_samples=len(samples),
+        class_counts=np.bincount(samples.labels, minlength=num_classes).tolist(),
+        fingerprint=samples.fingerprint,
+        pixel_digest=samples.pixel_digest,
+        beton=_File(bytes=path.stat().st_size, sha256=file_sha256(path)),
+    )
+
+
+def dataset_id(
+    train: Samples, test: Samples, *, class_names: Sequence[str], held_out: NDArray[np.int64]
+) -> str:
+    """Identity of a data set: what is in it, on any machine."""
+    return identity(
+        "dataset",
+        {
+            "version": FORMAT_VERSION,
+            "train": [train.fingerprint, train.pixel_digest],
+            "eval": [test.fingerprint, test.pixel_digest],
+            "class_names": list(class_names),
+            "held_out": array_sha256(train.keys[held_out]),
+        },
+    )
+
+
+def _samples_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.samples.safetensors"
+
+
+def _open_split(folder: Path, split: str, record: SplitRecord) -> Beton:
+    path = beton_path(folder, split)
+    _check_beton(path, record.beton)
+    samples = _read_samples(_samples_path(folder, split))
+    if samples.fingerprint != record.fingerprint or samples.pixel_digest != record.pixel_digest:
+        raise ArtefactMismatch(
+            f"{_samples_path(folder, split)} does not belong to {path}: fingerprint "
+            f"{samples.fingerprint[:12]} (expected {record.fingerprint[:12]}). "
+            f"Remove {folder} and run `{MADE_BY}` again."
+        )
+    return Beton(path=path, samples=samples, record=record)
+
+
+def _check_beton(path: Path, expected: _File) -> None:
+    remedy = f"It is damaged: remove {path.parent} and run `{MADE_BY}` again."
+    try:
+        found_bytes = path.stat().st_size
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(f"{path} is missing. Run `{MADE_BY}` again.") from error
+    if found_bytes != expected.bytes:
+        raise ArtefactMismatch(
+            f"{path} has {found_bytes:,} bytes (expected {expected.bytes:,}). {remedy}"
+        )
+    found = file_sha256(path)
+    if found != expected.sha256:
+        raise ArtefactMismatch(
+            f"{path} has other contents than were written: sha256 {found[:12]} "
+            f"(expected {expected.sha256[:12]}). {remedy}"
+        )
+
+
+def _read_samples(path: Path) -> Samples:
+    try:
+        arrays = load_file(path)
+        return Samples(keys=arrays["keys"], labels=arrays["labels"], pixels=arrays["pixels"])
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(f"{path} is missing. Run `{MADE_BY}` again.") from error
+    except (SafetensorError, KeyError) as error:
+        raise ArtefactMismatch(
+            f"{path} is damaged: {error}. Remove {path.parent} and run `{MADE_BY}` again."
+        ) from error
+
+
+def _sorted_rows_sha256(purpose: str, rows: NDArray[np.uint8]) -> str:
+    ordered = np.sort(np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel())
+    digest = hashlib.sha256(f"heartcut.{purpose};{len(rows)};".encode())
+    digest.update(ordered.tobytes())
+    return digest.hexdigest()

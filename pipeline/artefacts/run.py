@@ -1,0 +1,136 @@
+"""A run: a network that was trained, what it was trained on, and how well it does.
+
+    <name>-s<seed>-<id>/
+        config.toml           the resolved settings
+        metrics.jsonl         one line per epoch
+        model.safetensors     weights after the last epoch
+        result.json           written last: accuracies, agreement, ids of all inputs, cost
+
+The id in the folder's name is a hash of the settings and of the ids of all inputs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.artefacts.store import read_json
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.provenance import Json, identity, short
+
+FORMAT_VERSION = 1
+METRICS, WEIGHTS, SETTINGS, RESULT = (
+    "metrics.jsonl",
+    "model.safetensors",
+    "config.toml",
+    "result.json",
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Inputs(_Strict):
+    """Ids of everything that a run was trained on."""
+
+    dataset: str
+    cache: str | None
+    soft_labels: str | None
+    selection: str | None
+
+
+class Cost(_Strict):
+    """What the run took, and what it did not have to."""
+
+    seconds: float
+    training_images_per_second: float
+    teacher_forwards_saved: int
+    """Teacher forward passes that online distillation would have made."""
+    device: str
+
+
+class RunResult(_Strict):
+    """result.json"""
+
+    format: str = "heartcut.run"
+    version: int = FORMAT_VERSION
+    id: str
+    arch: str
+    num_parameters: int
+    seed: int
+    inputs: Inputs
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    held_out: str
+    """Hash of the keys of the held-out samples, which this run did not train on."""
+    num_training_samples: int
+    held_out_accuracy_last: float
+    held_out_accuracy_best: float
+    best_epoch: int
+    held_out_accuracy_mean_of_last: float
+    mean_of_last: int
+    test_accuracy: float
+    """Of the weights after the last epoch; opened once."""
+    test_loss: float
+    test_calibration_error: float
+    """Expected calibration error over 15 equal bins of confidence."""
+    teacher_agreement_held_out: float | None
+    teacher_agreement_test: float | None
+    num_distilled: int
+    cost: Cost
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A complete run, open for reading."""
+
+    path: Path
+    result: RunResult
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a run.
+
+        Raises:
+            ArtefactNotFound: if there is none.
+            ArtefactMismatch: if result.json is damaged or of another version.
+        """
+        if not path.is_dir():
+            raise ArtefactNotFound(
+                f"{path} does not exist. Train it with `heartcut train-student` or "
+                "`heartcut train-teacher` and the same configuration."
+            )
+        value = read_json(path / RESULT, made_by="heartcut train-student")
+        try:
+            return cls(path=path, result=RunResult.model_validate(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ArtefactMismatch(
+                f"{path / RESULT} does not follow format version {FORMAT_VERSION}: "
+                f"{first['loc']}: {first['msg']}. Remove {path} and train again."
+            ) from error
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+
+def run_id(settings: Mapping[str, Json], inputs: Inputs) -> str:
+    """Identity of a run: its settings and its inputs."""
+    return identity("run", [FORMAT_VERSION, settings, inputs.model_dump(mode="json")])
+
+
+def run_path(runs: Path, *, name: str, seed: int, id: str) -> Path:  # noqa: A002
+    """Where a run lies: readable, and never two runs in one folder."""
+    return runs / f"{name}-s{seed}-{short(id)[:8]}"
+
+
+def append_metrics(folder: Path, line: Mapping[str, Json]) -> None:
+    """Add one epoch to metrics.jsonl."""
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")

@@ -1,0 +1,122 @@
+"""Durable publishing: a thing under its final name is complete.
+
+Everything is written aside, forced to the disk and renamed last, so that a kill or a full disk at
+any moment leaves nothing half-written under a final name. This module alone knows how; the
+artefact modules know what.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
+from pipeline.provenance import Json
+
+PARTIAL = ".partial"
+"""Suffix of what is not finished. A reader never opens such a name."""
+
+
+@contextmanager
+def publishing_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``final``; it becomes ``final`` only on success.
+
+    What an earlier, killed attempt left behind is swept first. A failure removes the folder, so a
+    full disk does not stay full.
+    """
+    partial = final.with_name(final.name + PARTIAL)
+    with _one_line_disk_errors(final):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            _sync_tree(partial)
+            partial.rename(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync_folder(final.parent)
+
+
+@contextmanager
+def publishing_file(final: Path) -> Iterator[Path]:
+    """Yield a path beside ``final``; what is written there replaces ``final`` only on success."""
+    partial = final.with_name(final.name + PARTIAL)
+    with _one_line_disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            _sync_file(partial)
+            partial.replace(final)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(final.parent)
+
+
+def publish_json(final: Path, value: Json) -> None:
+    """Write ``value`` as indented JSON, all or nothing."""
+    with publishing_file(final) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
+    """Read a JSON object; what is missing or torn is told in one line that names ``made_by``."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(f"{path} does not exist. Make it with `{made_by}`.") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ArtefactMismatch(
+            f"{path} is not a JSON file: {error}. Remove it and run `{made_by}` again."
+        ) from error
+    if not isinstance(value, dict):
+        raise ArtefactMismatch(
+            f"{path} holds a JSON {type(value).__name__} (expected an object). "
+            f"Remove it and run `{made_by}` again."
+        )
+    return value
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_sync_folder = _sync_file  # on POSIX a folder is synced like a file: its names become durable
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync_file(path)
+    _sync_folder(folder)
+
+
+@contextmanager
+def _one_line_disk_errors(final: Path) -> Iterator[None]:
+    """Tell a full or unwritable disk in one line; it is the user's to mend, not a bug."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PipelineError) or error.errno not in _DISK_ERRORS:
+            raise
+        raise PipelineError(
+            f"{final} could not be written: {os.strerror(error.errno)}. "
+            f"{_DISK_ERRORS[error.errno]} Nothing was left under that name."
+        ) from error
+
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "Free some space or set another `workspace`.",
+    errno.EDQUOT: "Free some space or set another `workspace`.",
+    errno.EACCES: "Check the permissions or set another `workspace`.",
+    errno.EPERM: "Check the permissions or set another `workspace`.",
+    errno.EROFS: "Set a `workspace` on a disk that can be written.",
+    errno.EIO: "Check the disk.",
+}

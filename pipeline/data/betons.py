@@ -1,0 +1,91 @@
+"""Betons: written sample by sample, in canonical order, with the same bytes on every machine.
+
+FFCV's own writer forks workers, which spin for ever when a sample raises and lay pages out in the
+order in which workers finish. Here one writer lays out the pages and threads read ahead of it, so
+an unreadable image or a full disk is an ordinary error and equal images give equal files.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL
+from pipeline.data.ffcv_compat import (
+    DatasetWriter,
+    IntField,
+    MemoryAllocator,
+    RGBImageField,
+    handle_sample,
+)
+from pipeline.errors import PipelineError
+
+MAX_SIDE = 65_535  # FFCV keeps height and width in 16 bits
+_MIN_PAGE_BYTES = 1 << 21
+
+
+def write_beton(
+    path: Path, samples: Iterable[tuple[NDArray[np.uint8], int]], *, num_samples: int
+) -> None:
+    """Write (image, label) pairs as a beton with fields image, label, index.
+
+    Args:
+        path: file to write.
+        samples: ``num_samples`` pairs of (H, W, 3) uint8 pixels, all of one size, and a class id.
+        num_samples: how many there are.
+    Raises:
+        OSError: if the disk is full.
+    """
+    _SerialWriter(path, num_samples).write(samples)
+
+
+class _SerialWriter(DatasetWriter):  # type: ignore[misc]
+    """FFCV's file format without its processes."""
+
+    metadata_sm: Any
+
+    def __init__(self, path: Path, num_samples: int) -> None:
+        fields = {IMAGE: RGBImageField(write_mode="raw"), LABEL: IntField(), INDEX: IntField()}
+        super().__init__(str(path), fields, page_size=4 * _MIN_PAGE_BYTES, num_workers=1)
+        self.num_samples = num_samples
+
+    def write(self, samples: Iterable[tuple[NDArray[np.uint8], int]]) -> None:
+        self.prepare()
+        self._keep_metadata_in_memory()
+        metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
+        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        names = self.metadata_type.names
+        written = 0
+        with allocator:
+            for index, (image, label) in enumerate(samples):
+                row = (np.ascontiguousarray(image), label, index)
+                handle_sample(row, index, names, metadata, allocator, self.fields)
+                written += 1
+        if written != self.num_samples:
+            raise PipelineError(
+                f"{self.fname} got {written} samples (expected {self.num_samples})."
+            )
+        _require_whole_pages(Path(self.fname), allocator)
+        self.finalize([allocator.allocations])
+
+    def _keep_metadata_in_memory(self) -> None:
+        """Ordinary memory for the sample table: a full /dev/shm would kill the process."""
+        size = self.metadata_sm.size
+        self.metadata_sm.close()
+        self.metadata_sm.unlink()
+        self.metadata_sm = SimpleNamespace(buf=bytearray(max(size, self._metadata_bytes)))
+
+    @property
+    def _metadata_bytes(self) -> int:
+        return int(self.num_samples * self.metadata_type.itemsize)
+
+
+def _require_whole_pages(path: Path, allocator: MemoryAllocator) -> None:
+    """FFCV writes pages unbuffered and ignores a short write, which is what a full disk does."""
+    expected = allocator.offset + int(allocator.next_page_allocated.value) * allocator.page_size
+    found = path.stat().st_size
+    if found != expected:
+        raise OSError(28, f"wrote {found:,} of {expected:,} bytes")

@@ -1,0 +1,315 @@
+"""Batches out of betons: the one module that iterates FFCV, and that hides its traps.
+
+FFCV 1.0.2 hangs when an operation raises, leaks a thread when a loop is left early, reuses the
+memory of a batch, drops the last batch, and cannot gather float16. Here a raised error is raised,
+leaving a loop ends its thread, every sample comes once, and soft labels are joined by sample index.
+
+A batch is borrowed: it is valid until the next one is asked for.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from queue import Empty, Full
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
+from pipeline.data import views
+from pipeline.data.ffcv_compat import (
+    AllocationQuery,
+    EpochIterator,
+    IntDecoder,
+    Loader,
+    Operation,
+    OrderOption,
+    PipelineSpec,
+    SimpleRGBImageDecoder,
+    State,
+    ToTensor,
+)
+from pipeline.data.views import ViewSpec
+from pipeline.errors import ArtefactMismatch
+from pipeline.runtime import num_cores
+
+SOFT_LABEL, SELECTED = "soft_label", "selected"
+CLEAN = ViewSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A borrowed batch; B samples."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8, channels_last in memory."""
+    labels: Tensor
+    """(B,) int64"""
+    indices: Tensor
+    """Sample indices, (B,) int64."""
+    soft_labels: Tensor | None
+    """(B, C) float16 probabilities, where the loader was given any."""
+    selected: Tensor | None
+    """(B,) bool: distil this sample."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """Soft labels and flags to be joined to images by sample index."""
+
+    soft_labels: Sequence[NDArray[np.float16]]
+    """Probabilities of V views, (N, C) each, memory-mapped or not; row i is sample index i."""
+    selected: NDArray[np.bool_]
+    """(N,)"""
+    labels: NDArray[np.int64]
+    """The labels that these were made for, (N,); the first epoch checks every one."""
+    by_view: bool
+    """Slot v belongs to view v + 1; otherwise slot 0 serves every view."""
+
+
+class BatchLoader:
+    """Epochs of batches of one beton.
+
+    Raises:
+        ArtefactMismatch: from the first epoch, if a label is not the supervision's.
+    """
+
+    def __init__(
+        self,
+        beton: Beton,
+        *,
+        batch_size: int,
+        view_spec: ViewSpec = CLEAN,
+        rows: NDArray[np.int64] | None = None,
+        order: Literal["sequential", "random"] = "sequential",
+        seed: int = 0,
+        workers: int = 0,
+        supervision: Supervision | None = None,
+    ) -> None:
+        self._beton = beton
+        self._spec = view_spec
+        self._seed = seed
+        self._supervision = supervision
+        self._rows = np.arange(beton.num_samples) if rows is None else rows
+        self._replay = _ReplayView(view_spec, num_samples=beton.num_samples)
+        self._gather = _gather_of(supervision)
+        self._labels_checked = supervision is None
+        cores = num_cores()
+        self._loader = _new_loader(
+            beton,
+            self._replay,
+            supervision,
+            self._gather,
+            batch_size=batch_size,
+            num_workers=min(workers or cores, cores),
+            order=OrderOption.RANDOM if order == "random" else OrderOption.SEQUENTIAL,
+            seed=seed,
+            indices=self._rows,
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch."""
+        return len(self._rows)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch; the last one may be smaller."""
+        return len(self._loader)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Batches of epoch ``epoch``, counted from 0: its order, its views, its soft labels."""
+        keys = self._beton.samples.keys
+        numbers = views.views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
+        return self._batches(numbers, epoch)
+
+    def view(self, view: int) -> Iterator[Batch]:
+        """Batches of all rows in one view."""
+        return self._batches(np.full(self._beton.num_samples, view, dtype=np.int64), epoch=0)
+
+    def _batches(self, numbers: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
+        codes = views.view_codes(self._spec, self._beton.samples.keys, numbers)
+        self._replay.codes[:] = codes
+        if self._gather is not None and self._supervision is not None:
+            self._gather.slots[:] = numbers - 1 if self._supervision.by_view else 0
+        self._loader.next_epoch = epoch
+        with closing(_Epoch(self._loader)) as batches:
+            for arrays in batches:
+                yield self._checked(_as_batch(arrays))
+        self._labels_checked = True
+
+    def _checked(self, batch: Batch) -> Batch:
+        """In the first epoch, compare each label with the one the soft label was made for."""
+        if self._labels_checked or self._supervision is None:
+            return batch
+        expected = self._supervision.labels[batch.indices.numpy()]
+        found = batch.labels.numpy()
+        if not np.array_equal(found, expected):
+            first = int(np.flatnonzero(found != expected)[0])
+            raise ArtefactMismatch(
+                f"sample {int(batch.indices[first])} of {self._beton.path} has label "
+                f"{found[first]} (expected {expected[first]}, as the soft labels). "
+                "They were made for other data: run `heartcut select` on this beton's cache."
+            )
+        return batch
+
+
+def _as_batch(arrays: Sequence[Tensor]) -> Batch:
+    images, labels, indices = arrays[:3]
+    soft_labels, selected = arrays[3:5] if len(arrays) == 5 else (None, None)
+    return Batch(
+        images=images.permute(0, 3, 1, 2),
+        labels=labels.flatten(),
+        indices=indices.flatten(),
+        soft_labels=soft_labels,
+        selected=selected,
+    )
+
+
+class _Epoch(EpochIterator):  # type: ignore[misc]
+    """FFCV's thread over one epoch, which reports its errors and can be left."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.failure: BaseException | None = None
+        length = len(loader) * loader.batch_size
+        super().__init__(loader, loader.next_traversal_order()[:length])
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:
+            self.failure = error
+            self._end_of_batches()
+
+    def __next__(self) -> Sequence[Tensor]:
+        try:
+            batch: Sequence[Tensor] = super().__next__()
+        except StopIteration:
+            if self.failure is not None:
+                raise self.failure from None
+            raise
+        return batch
+
+    def close(self) -> None:
+        """End the thread wherever it is, and give its buffers back."""
+        super().close()
+        while self.is_alive() and threading.current_thread() is not self:
+            try:
+                self.output_queue.get(timeout=0.01)
+            except Empty:
+                continue
+        self.closed = True
+
+    def _end_of_batches(self) -> None:
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(None, timeout=0.1)
+            except Full:
+                continue
+            return
+
+
+class _ReplayView(Operation):  # type: ignore[misc]
+    """Crop and flip by `views.replay`, with a code per sample index."""
+
+    def __init__(self, spec: ViewSpec, *, num_samples: int) -> None:
+        super().__init__()
+        self.codes = np.full(num_samples, spec.clean_code, dtype=np.int32)
+        self._padding = spec.padding
+        self._num_flips = 2 if spec.flip else 1
+
+    def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
+        def replay(images: Any, destination: Any, indices: Any) -> Any:
+            destination = destination[: len(images)]
+            views.replay(images, self.codes[indices], self._padding, self._num_flips, destination)
+            return destination
+
+        replay.with_indices = True  # type: ignore[attr-defined]
+        return replay
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        memory = AllocationQuery(previous_state.shape, previous_state.dtype)
+        return replace(previous_state, jit_mode=False), memory
+
+
+class _Gather(Operation):  # type: ignore[misc]
+    """Rows of float16 tables by (slot, sample index); numba cannot read float16, numpy can."""
+
+    def __init__(self, tables: Sequence[NDArray[np.float16]]) -> None:
+        super().__init__()
+        self._tables = tables
+        num_samples, self._num_classes = tables[0].shape
+        self.slots = np.zeros(num_samples, dtype=np.int64)
+
+    def generate_code(self) -> Callable[..., NDArray[np.float16]]:
+        def gather(_: Any, destination: Any, indices: Any) -> Any:
+            destination = destination[: len(indices)]
+            indices = indices.astype(np.int64)
+            slots = self.slots[indices]
+            if (slots == slots[0]).all():  # seeded views: one table serves the whole batch
+                return np.take(
+                    self._tables[slots[0]], indices, axis=0, out=destination, mode="clip"
+                )
+            for slot in np.unique(slots):
+                here = slots == slot
+                destination[here] = self._tables[slot][indices[here]]
+            return destination
+
+        gather.with_indices = True  # type: ignore[attr-defined]
+        return gather
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        dtype = np.dtype(np.float16)
+        shape = (self._num_classes,)
+        memory = AllocationQuery(shape, dtype)
+        return replace(previous_state, jit_mode=False, shape=shape, dtype=dtype), memory
+
+
+class _Flags(Operation):  # type: ignore[misc]
+    """One flag per sample index."""
+
+    def __init__(self, flags: NDArray[np.bool_]) -> None:
+        super().__init__()
+        self._flags = flags
+
+    def generate_code(self) -> Callable[..., NDArray[np.bool_]]:
+        def flag(_: Any, __: Any, indices: Any) -> Any:
+            return self._flags[indices]
+
+        flag.with_indices = True  # type: ignore[attr-defined]
+        return flag
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return replace(previous_state, jit_mode=False, dtype=np.dtype(np.bool_)), None
+
+
+def _gather_of(supervision: Supervision | None) -> _Gather | None:
+    return None if supervision is None else _Gather(supervision.soft_labels)
+
+
+def _new_loader(
+    beton: Beton,
+    replay: _ReplayView,
+    supervision: Supervision | None,
+    gather: _Gather | None,
+    **settings: Any,
+) -> Loader:
+    """An FFCV loader whose outputs are in the order that `_as_batch` reads."""
+    index = IntDecoder()
+    pipelines: dict[str, Any] = {
+        IMAGE: [SimpleRGBImageDecoder(), replay, ToTensor()],
+        LABEL: [IntDecoder(), ToTensor()],
+        INDEX: [index, ToTensor()],
+    }
+    if supervision is not None:
+        pipelines[SOFT_LABEL] = PipelineSpec(index, transforms=[gather, ToTensor()])
+        pipelines[SELECTED] = PipelineSpec(
+            index, transforms=[_Flags(supervision.selected), ToTensor()]
+        )
+    return Loader(str(beton.path), pipelines=pipelines, drop_last=False, os_cache=True, **settings)

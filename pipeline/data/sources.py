@@ -1,0 +1,214 @@
+"""Where images come from: image folders, torchvision data sets, scikit-learn's digits.
+
+A source is two splits of samples that can be read one by one, in any order, from any thread. What
+the samples are called and what their keys are made of is settled here; what is written is not.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
+from pipeline.provenance import pixel_key, sample_key
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST")
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # torchvision's
+)
+
+
+class UnreadableImage(ArtefactMismatch):
+    """A source file is not an image that can be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Samples of one split, in the source's own order."""
+
+    labels: NDArray[np.int64]
+    """Class ids, (N,)."""
+    name: Callable[[int], str]
+    """What a person calls sample i: its path, or its place in the data set."""
+    read: Callable[[int], tuple[bytes, Pixels]]
+    """Sample key, 16 bytes, and pixels, (H, W, 3) uint8, of sample i."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A labelled image data set."""
+
+    description: str
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split | None
+    """None where the source has one split only."""
+
+
+def image_folder(root: Path, *, train: str, test: str | None, resize: int | None) -> Source:
+    """Images in torchvision's layout, ``root/split/class/image``.
+
+    Args:
+        root: folder that holds the split folders.
+        train: name of the training split's folder.
+        test: name of the test split's folder, or None.
+        resize: side in pixels; the shorter side is resized to it and the centre is kept.
+    Raises:
+        ArtefactNotFound: if a folder is missing.
+        ArtefactMismatch: if a class folder is empty, or the splits have other classes.
+    """
+    classes = _class_folders(root / train)
+    splits = [train] if test is None else [train, test]
+    for split in splits[1:]:
+        found = _class_folders(root / split)
+        if found != classes:
+            differing = sorted(set(found) ^ set(classes))
+            raise ArtefactMismatch(
+                f"{root / split} has other classes than {root / train}: {_some(differing)} in only "
+                "one of them (expected the same class folders). Rename or add the folders."
+            )
+    read = [_folder_split(root / split, classes, resize) for split in splits]
+    return Source(
+        description=f"folder {root.name}",
+        class_names=classes,
+        train=read[0],
+        test=None if test is None else read[1],
+    )
+
+
+def torchvision_dataset(name: str, *, root: Path, download: bool) -> Source:
+    """CIFAR10, CIFAR100 or FashionMNIST as torchvision stores them under ``root``."""
+    from torchvision import datasets
+
+    if name not in TORCHVISION:
+        raise ConfigError(f"prepare.name is {name!r} (expected one of {', '.join(TORCHVISION)}).")
+    make = getattr(datasets, name)
+    try:
+        parts = [make(root=root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        told = str(error).splitlines()[0]
+        raise ArtefactNotFound(
+            f"{name} is not complete under {root}: {told} "
+            "Copy its files there, or set `prepare.download = true` on a machine with internet."
+        ) from error
+    train, test = (
+        _array_split(np.asarray(part.data), np.asarray(part.targets), f"{name} {split}")
+        for part, split in zip(parts, ("train", "test"), strict=True)
+    )
+    return Source(
+        description=f"torchvision {name}",
+        class_names=tuple(str(c) for c in parts[0].classes),
+        train=train,
+        test=test,
+    )
+
+
+def digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, shipped inside its wheel."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = (data.images * (255.0 / 16.0)).round().astype(np.uint8)  # grey levels are 0..16
+    return Source(
+        description="scikit-learn digits",
+        class_names=tuple(str(c) for c in data.target_names),
+        train=_array_split(pixels, data.target, "digits"),
+        test=None,
+    )
+
+
+def _class_folders(split: Path) -> tuple[str, ...]:
+    if not split.is_dir():
+        raise ArtefactNotFound(
+            f"{split} is not a folder. Expected one folder per class in it, as "
+            f"{split}/<class>/<image>; check `prepare.path`, `prepare.train` and `prepare.test`."
+        )
+    classes = tuple(sorted(p.name for p in split.iterdir() if p.is_dir()))
+    if len(classes) < 2:
+        raise ArtefactMismatch(
+            f"{split} has {len(classes)} class folders (expected at least 2, one per class). "
+            "Put the images into one folder per class."
+        )
+    return classes
+
+
+def _folder_split(split: Path, classes: Sequence[str], resize: int | None) -> Split:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(classes):
+        images = sorted(
+            p for p in (split / class_name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+        )
+        if not images:
+            raise ArtefactMismatch(
+                f"{split / class_name} holds no image (expected at least one of "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}). Add images or remove the class folder."
+            )
+        paths += images
+        labels += [label] * len(images)
+
+    def read(i: int) -> tuple[bytes, Pixels]:
+        try:
+            content = paths[i].read_bytes()
+        except FileNotFoundError as error:
+            raise UnreadableImage(
+                f"{paths[i]} is missing: it was listed and is gone. "
+                "Restore it, or pass --skip-corrupt to leave it out."
+            ) from error
+        return sample_key(content), _decode(content, paths[i], resize)
+
+    return Split(labels=np.array(labels, dtype=np.int64), name=lambda i: str(paths[i]), read=read)
+
+
+def _decode(content: bytes, path: Path, resize: int | None) -> Pixels:
+    try:
+        with Image.open(BytesIO(content)) as image:
+            rgb = image.convert("RGB")
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        told = "it is empty" if not content else str(error).replace(repr(BytesIO), "")
+        if "cannot identify" in told:
+            told = "no image format is recognised"
+        raise UnreadableImage(
+            f"{path} is not a readable image: {told} ({len(content):,} bytes). "
+            "Repair or remove it, or pass --skip-corrupt to leave it out."
+        ) from error
+    return np.asarray(rgb if resize is None else _resize_and_crop(rgb, resize))
+
+
+def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
+    """Shorter side to ``side``, centre square kept."""
+    scale = side / min(image.size)
+    width, height = (max(side, round(size * scale)) for size in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return resized.crop((left, top, left + side, top + side))
+
+
+def _array_split(images: NDArray[Any], labels: NDArray[Any], name: str) -> Split:
+    """A split held in memory: (N, H, W) grey or (N, H, W, 3) uint8; keys are hashes of pixels."""
+
+    def read(i: int) -> tuple[bytes, Pixels]:
+        image = images[i]
+        if image.ndim == 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        return pixel_key(image), image
+
+    return Split(labels=labels.astype(np.int64), name=lambda i: f"{name} sample {i}", read=read)
+
+
+def _some(names: Sequence[str]) -> str:
+    """At most three names, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

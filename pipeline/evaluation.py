@@ -1,0 +1,80 @@
+"""How good a network is: accuracy, loss, calibration, agreement with the teacher."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.data.loaders import Batch
+from pipeline.runtime import Runtime
+from pipeline.training import Normaliser
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Of one network on one set of samples, in the clean view."""
+
+    accuracy: float
+    loss: float
+    """Mean cross-entropy, nats."""
+    calibration_error: float
+    predicted: Tensor
+    """Top class of every sample in the order of the loader, (N,) int64."""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    normalise: Normaliser,
+    runtime: Runtime,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Run a network over all samples once."""
+    model.eval()
+    logits, labels = [], []
+    for batch in batches:
+        with runtime.autocast():
+            out = model(normalise(batch.images))
+        logits.append(out.float().cpu())
+        labels.append(batch.labels.clone())
+        on_batch(len(batch))
+    return evaluate_logits(torch.cat(logits), torch.cat(labels))
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Accuracy, loss and calibration of (N, C) float32 logits."""
+    predicted = logits.argmax(dim=1)
+    return Evaluation(
+        accuracy=(predicted == labels).double().mean().item(),
+        loss=F.cross_entropy(logits.double(), labels).item(),
+        calibration_error=calibration_error(logits.softmax(dim=1), labels),
+        predicted=predicted,
+    )
+
+
+def calibration_error(probs: Tensor, labels: Tensor) -> float:
+    """Expected calibration error over equal bins of confidence.
+
+        sum_b (n_b / N) |accuracy_b - confidence_b|          (Guo et al. 2017, arXiv:1706.04599)
+
+    Args:
+        probs: (N, C) float32, rows sum to 1.
+        labels: (N,) int64.
+    """
+    confidence, predicted = probs.double().max(dim=1)
+    correct = (predicted == labels).double()
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+    gap = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
+    gap.index_add_(0, bins, correct - confidence)
+    return (gap.abs().sum() / len(labels)).item()
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Share of samples to which both give the same class."""
+    return (first == second).double().mean().item()

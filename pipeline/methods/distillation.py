@@ -1,0 +1,94 @@
+"""The student's loss: cross-entropy on every row, distillation on the selected ones.
+
+Lan et al. 2024, arXiv:2404.03693, figure 1 (losses 1, 2 and 3); the distillation term is
+that of Hinton et al. 2015, arXiv:1503.02531. Computed in float32 also under autocast.
+
+Shapes: B batch, C classes.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100  # what F.nll_loss skips: the row adds nothing to the value or the gradient
+
+
+def kd_loss_rows(student_logits: Tensor, soft_labels: Tensor, *, temperature: float) -> Tensor:
+    """Divergence of the student from each row's soft label.
+
+        KD_i = temperature^2 KL(t_i || softmax(z_i / temperature))
+                                                           (Hinton et al. 2015, arXiv:1503.02531)
+
+    Args:
+        student_logits: (B, C), any floating dtype.
+        soft_labels: (B, C), rows sum to 1; zeros are allowed.
+        temperature: above 0.
+
+    Returns:
+        (B,) float32 (float64 for float64 logits), 0 where the student agrees.
+
+    >>> t = torch.tensor([[1.0, 0.0]])
+    >>> kd_loss_rows(torch.zeros(1, 2), t, temperature=1.0)
+    tensor([0.6931])
+    """
+    elements = _kl_elements(student_logits, soft_labels, temperature=temperature)
+    return temperature**2 * elements.sum(dim=1)
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    soft_labels: Tensor,
+    selected: Tensor,
+    lambda_ce: float,
+    lambda_kd: float,
+    temperature: float,
+) -> Tensor:
+    """The mean loss of a batch of which only the selected rows are distilled.
+
+        L = (1/B) sum_i [ (1 - s_i) CE_i + s_i (lambda_ce CE_i + lambda_kd KD_i) ]
+                                                           (Lan et al. 2024, figure 1)
+
+    With nothing selected this is `F.cross_entropy` to the bit, and with everything
+    selected vanilla distillation to the bit, in value and gradient (float32, CPU). Hence
+    the three masked sums: blending per row before summing would round differently.
+
+    Args:
+        student_logits: (B, C), any floating dtype.
+        labels: ground-truth class ids, (B,) int64 in [0, C).
+        soft_labels: (B, C), finite, rows sum to 1; rows that are not selected are not used.
+        selected: s, (B,) bool.
+        lambda_ce: weight of the cross-entropy of a selected row.
+        lambda_kd: weight of its distillation term.
+        temperature: above 0; the one at which ``soft_labels`` were taken.
+
+    Returns:
+        Scalar, float32 (float64 for float64 logits).
+
+    >>> z, y, t = torch.zeros(2, 2), torch.tensor([0, 1]), torch.full((2, 2), 0.5)
+    >>> distillation_loss(z, y, soft_labels=t, selected=torch.tensor([True, False]),
+    ...                   lambda_ce=0.0, lambda_kd=1.0, temperature=4.0)
+    tensor(0.3466)
+    """
+    batch_size = len(labels)
+    log_probs = F.log_softmax(_at_least_float32(student_logits), dim=1)
+    hard = F.nll_loss(log_probs, labels.masked_fill(selected, IGNORED), reduction="sum")
+    distilled = F.nll_loss(log_probs, labels.masked_fill(~selected, IGNORED), reduction="sum")
+    elements = _kl_elements(student_logits, soft_labels, temperature=temperature)
+    kl = elements.masked_fill(~selected[:, None], 0.0).sum()
+    return (
+        hard / batch_size
+        + lambda_ce * (distilled / batch_size)
+        + lambda_kd * temperature**2 * (kl / batch_size)
+    )
+
+
+def _kl_elements(student_logits: Tensor, soft_labels: Tensor, *, temperature: float) -> Tensor:
+    """t (log t - log p) per class, (B, C); 0 where t is 0."""
+    log_probs = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
+    return F.kl_div(log_probs, soft_labels.to(log_probs.dtype), reduction="none")
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,286 @@
+"""Checkpoints: the weights of a network, read from the files of the field and checked.
+
+    *.safetensors       names and tensors, as `save_weights` writes them
+    any other name      torch.save of a state dict, or of a dict that holds one under
+                        "state_dict", "model" or "model_state_dict"
+
+Files are untrusted: pickled code is refused, never run. Names lose the prefixes that wrappers
+add ("module.", "_orig_mod."). Nothing is guessed: weights fit the architecture or are refused.
+"""
+
+import hashlib
+import io
+import json
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TypeGuard
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.models import Classifier
+
+CONTAINERS = ("state_dict", "model", "model_state_dict")
+WRAPPER_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
+BATCH_COUNTER = "num_batches_tracked"
+"""Batch normalisation counts batches; checkpoints from before torch 0.4.1 lack the count."""
+
+UNREADABLE = (
+    SafetensorError,
+    UnpicklingError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    OSError,
+    struct.error,
+)
+"""What the two readers raise on damaged bytes: they check little before they use them."""
+
+REFUSED_CODE = re.compile(
+    r"GLOBAL (?P<name>\S+) (?:was not an allowed global|whose module)"
+    r"|Trying to call reduce|Can only create new object|Can only build|TorchScript archives"
+    r"|Unsupported operand 14[0-9]\b"  # the opcodes of pickle protocol 4, which torch never writes
+)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint as finite dense CPU tensors by name, wrapper prefixes stripped.
+
+    Raises:
+        ArtefactNotFound: if there is no such file.
+        ArtefactMismatch: if it is damaged, holds pickled code or anything but finite tensors.
+    """
+    state = state_dict_of(read_checkpoint(path), path)
+    weights = {plain_name(key): value.detach() for key, value in state.items()}
+    if len(weights) < len(state):
+        raise ArtefactMismatch(
+            f"{path} is ambiguous: {len(state)} names, of which {len(weights)} differ beyond "
+            "module. and _orig_mod. (expected all). Save the state dict of the bare model."
+        )
+    broken = [key for key, value in weights.items() if not is_finite(value)]
+    if broken:
+        raise ArtefactMismatch(
+            f"{path} is damaged: {len(broken)} of {len(weights)} tensors hold NaN or infinity, "
+            f"first {printable(broken[0])} (expected finite float32). Fetch or train it again."
+        )
+    return weights
+
+
+def load_into(model: Classifier, weights: Mapping[str, Tensor], *, source: Path) -> None:
+    """Copy weights into the model, all or none; names and shapes must agree exactly.
+
+    Only batch counters may be missing, and only all of them; the model then keeps its own.
+
+    Args:
+        weights: what `load_weights` returned.
+        source: the checkpoint, to be named in an error.
+
+    Raises:
+        ArtefactMismatch: if a key is missing, unexpected or of another shape or kind.
+    """
+    expected = model.state_dict()
+    if not any(is_batch_counter(key) for key in weights):
+        expected = {key: value for key, value in expected.items() if not is_batch_counter(key)}
+    keys = dict.fromkeys([*expected, *weights])
+    differing = [key for key in keys if not fits(weights.get(key), expected.get(key))]
+    if differing:
+        raise ArtefactMismatch(misfit(model, weights, expected, differing, source=source))
+    model.load_state_dict(weights, strict=False)
+
+
+def save_weights(model: Classifier, path: Path) -> None:
+    """Write the model's weights as safetensors; equal weights give equal files."""
+    weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    described = {"arch": model.arch, "num_classes": model.head.out_features}
+    # One entry only: safetensors writes several in a random order.
+    safetensors.torch.save_file(weights, path, metadata={"heartcut": json.dumps(described)})
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256, hex, over the name, dtype, shape and bytes of every tensor, sorted by name.
+
+    File format, key order, memory format, device and wrapper prefixes do not change it. Batch
+    counters are left out: they do not change what a network computes, and old files lack them.
+    """
+    digest = hashlib.sha256()
+    for name, key in sorted((plain_name(key), key) for key in weights):
+        if not is_batch_counter(name):
+            tensor = weights[key].detach().cpu().contiguous()
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path) -> object:
+    """Whatever the file holds, read without running code."""
+    try:
+        data = path.read_bytes()  # no memory map: a file rewritten later must not change weights
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(
+            f"{path} was not found (expected a checkpoint). Check the path."
+        ) from error
+    except OSError as error:
+        raise ArtefactMismatch(
+            f"{path} cannot be read: {error.strerror} (expected a checkpoint file). Check the path."
+        ) from error
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(data)
+        return read_tensors_only(data)
+    except UNREADABLE as error:
+        raise ArtefactMismatch(unreadable(path, len(data), error)) from error
+
+
+def read_tensors_only(data: bytes) -> object:
+    """Read a torch file with the unpickler that knows tensors and containers and nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd protocols it warns first and refuses next
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def unreadable(path: Path, num_bytes: int, error: BaseException) -> str:
+    """One line for what the readers refuse; their own words advise to run the code."""
+    code = REFUSED_CODE.search(str(error))
+    if code is None:
+        return (
+            f"{path} is not a readable checkpoint: {num_bytes:,} bytes, damaged or of another kind "
+            "(expected safetensors, or tensors written by torch.save). Fetch or save it again."
+        )
+    name = f" ({printable(code['name'])})" if code["name"] else ""
+    return (
+        f"{path} holds pickled code{name} and is refused (expected tensors only). Where you trust "
+        "it, save model.state_dict() with safetensors, or with torch.save as tensors only."
+    )
+
+
+def state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
+    """The one state dict in what a checkpoint holds, bare or in a container."""
+    if is_state_dict(content):
+        return content
+    nested = [content.get(key) for key in CONTAINERS] if isinstance(content, dict) else []
+    found = [value for value in nested if is_state_dict(value)]
+    if len(found) != 1:
+        raise ArtefactMismatch(
+            f"{path} is not a checkpoint of one network: {len(found)} state dicts in "
+            f"{summary(content)} (expected a dict of named dense tensors, bare or under one of "
+            f"{', '.join(CONTAINERS)}). Save model.state_dict()."
+        )
+    return found[0]
+
+
+def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
+    """Whether this is a non-empty dict of dense tensors, each under a name."""
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(key, str) and is_dense(value) for key, value in content.items())
+    )
+
+
+def is_dense(value: object) -> bool:
+    """Whether this is a tensor with plain numbers in memory: not sparse, quantised or meta."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers stay finite in float32, the type of the networks."""
+    return not tensor.is_floating_point() or bool(tensor.float().isfinite().all())
+
+
+def is_batch_counter(key: str) -> bool:
+    return key.rpartition(".")[2] == BATCH_COUNTER
+
+
+def plain_name(key: str) -> str:
+    """The name without what DistributedDataParallel and torch.compile put before it."""
+    return WRAPPER_PREFIXES.sub("", key)
+
+
+def fits(found: Tensor | None, wanted: Tensor | None) -> bool:
+    """Whether both exist, with the same shape and both or neither floating point."""
+    return (
+        found is not None
+        and wanted is not None
+        and found.shape == wanted.shape
+        and found.is_floating_point() == wanted.is_floating_point()
+    )
+
+
+def misfit(
+    model: Classifier,
+    weights: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    differing: list[str],
+    *,
+    source: Path,
+) -> str:
+    """One line: how many keys differ, the first three with shapes; another class count apart."""
+    head = next(name for name, module in model.named_modules() if module is model.head)
+    head_keys = {f"{head}.weight", f"{head}.bias"}
+    num_classes = classes_of(weights, head, in_features=model.head.in_features)
+    sentences = []
+    if num_classes not in (None, model.head.out_features):
+        differing = [key for key in differing if key not in head_keys]
+        sentences = [
+            f"{source} has a head for {num_classes} classes (expected {model.head.out_features})."
+        ]
+    if differing:
+        num_keys = len(expected.keys() | weights.keys())
+        shown = "; ".join(difference(key, weights, expected) for key in differing[:3])
+        sentences += [
+            f"{source} does not fit {model.arch} in {len(differing)} of {num_keys} keys: {shown}.",
+            "Name the architecture that it was trained as.",
+        ]
+    else:
+        sentences += ["Pass the checkpoint of a model trained on these classes."]
+    return " ".join(sentences)
+
+
+def classes_of(weights: Mapping[str, Tensor], head: str, *, in_features: int) -> int | None:
+    """Number of classes of the checkpoint's head, or None where it is no head on these features."""
+    weight, bias = weights.get(f"{head}.weight"), weights.get(f"{head}.bias")
+    if weight is None or bias is None or bias.ndim != 1:
+        return None
+    return len(bias) if weight.shape == (len(bias), in_features) else None
+
+
+def difference(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What is wrong with one key, e.g. ``bn1.bias is missing (expected [16] float32)``."""
+    found = kind(weights[key]) if key in weights else "missing"
+    wanted = kind(expected[key]) if key in expected else "no such key"
+    return f"{printable(key)} is {found} (expected {wanted})"
+
+
+def kind(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def summary(content: object) -> str:
+    """What an unexpected content is, with its first keys."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    keys = ", ".join(printable(str(key)) for key in list(content)[:3])
+    return f"a dict of {len(content)} keys ({keys})" if content else "an empty dict"
+
+
+def printable(text: str) -> str:
+    """A name from an untrusted file, safe to show within one line."""
+    return text if text.isprintable() else ascii(text)

@@ -1,0 +1,101 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere.
+
+A log file or a second rank gets a line every ten seconds at most, so nothing waits in silence and
+nothing fills a log.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """Something that is told how much more was done."""
+
+    def advance(self, count: int, *, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(description: str, *, total: int, unit: str) -> Iterator[Progress]:
+    """Show how far ``total`` units of work are; close the bar however the work ends."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        with _bar(description, total=total, unit=unit) as bar:
+            yield bar
+    else:
+        yield _Lines(description=description, total=total, unit=unit)
+
+
+@contextmanager
+def _bar(description: str, *, total: int, unit: str) -> Iterator[Progress]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        _RateColumn.make(unit),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}"),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(description, total=total, note="")
+
+        class Bar:
+            def advance(self, count: int, *, note: str = "") -> None:
+                bars.update(task, advance=count, note=note)
+
+        yield Bar()
+
+
+class _RateColumn:
+    @staticmethod
+    def make(unit: str):  # type: ignore[no-untyped-def]
+        """A rich column that shows units per second."""
+        from rich.progress import ProgressColumn, Task
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
+
+        return Rate()
+
+
+@dataclass
+class _Lines:
+    description: str
+    total: int
+    unit: str
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    told: float = field(default_factory=time.monotonic)
+
+    def advance(self, count: int, *, note: str = "") -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.told < LINE_EVERY_SECONDS:
+            return
+        self.told = now
+        rate = self.done / max(now - self.started, 1e-9)
+        left = (self.total - self.done) / max(rate, 1e-9)
+        logger.info(
+            "%s: %s of %s %s, %s %s/s, %.0f s left%s",
+            self.description,
+            f"{self.done:,}",
+            f"{self.total:,}",
+            self.unit,
+            f"{rate:,.0f}",
+            self.unit,
+            left,
+            f", {note}" if note else "",
+        )

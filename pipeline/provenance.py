@@ -1,0 +1,62 @@
+"""Provenance: content hashes of what an artefact was made from, and one way to write them.
+
+An identity is the hash of a canonical JSON text, so the same inputs give the same id on any
+machine; code is never hashed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+
+_READ_BYTES = 1 << 22
+
+
+def canonical_json(value: Json) -> bytes:
+    """The one JSON text of ``value``: sorted keys, no spaces, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode()
+
+
+def identity(kind: str, parts: Json) -> str:
+    """SHA-256 of ``parts`` under the name ``kind``, 64 hex digits."""
+    return hashlib.sha256(canonical_json([f"heartcut.{kind}", parts])).hexdigest()
+
+
+def short(digest: str) -> str:
+    """The part of an id that people read and paths carry."""
+    return digest[:12]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def array_sha256(array: NDArray[np.generic]) -> str:
+    """SHA-256 of an array's dtype, shape and little-endian bytes, hex."""
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    digest = hashlib.sha256(f"{little.dtype.str}{little.shape}".encode())
+    digest.update(memoryview(little).cast("B") if little.size else b"")
+    return digest.hexdigest()
+
+
+def sample_key(content: bytes) -> bytes:
+    """The 16-byte key of a sample: a hash of its source file's bytes, or of its pixels."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def pixel_key(image: NDArray[np.uint8]) -> bytes:
+    """The 16-byte hash of an image's shape and pixels."""
+    shape = ",".join(str(size) for size in image.shape)
+    return sample_key(f"{shape};".encode() + np.ascontiguousarray(image).tobytes())

@@ -1,0 +1,74 @@
+"""What the machine offers: device, precision, cores, and how much of each is used."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+
+Precision: TypeAlias = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how the networks run."""
+
+    device: torch.device
+    precision: Precision
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run matrix products in bfloat16 where that is the precision; the rest in float32."""
+        enabled = self.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            yield
+
+    @property
+    def description(self) -> str:
+        """For people: device, precision, threads."""
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        )
+        return f"{name}, {self.precision}"
+
+
+def resolve_runtime(precision: Literal["auto", "bf16", "fp32"]) -> Runtime:
+    """The device of this machine and the precision that ``auto`` means on it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(num_cores())
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    return Runtime(device=device, precision=precision)
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which a container often cuts below the machine's."""
+    return len(os.sched_getaffinity(0))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the numbers."""
+    import numpy
+    import torchvision
+    import zarr
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "zarr": zarr.__version__,
+    }
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,132 @@
+"""compare: one configuration -> every stage, several students, one table.
+
+Prepares the data, trains the teacher where there is no checkpoint, caches it once, and trains the
+student under every variant and seed. What exists already is not made again.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.run import Run
+from pipeline.artefacts.teacher_cache import CacheSummary, TeacherCache, recall
+from pipeline.errors import ConfigError
+from stages import cache_teacher, prepare, select, train_student, train_teacher
+from stages.configs import Config, with_overrides
+from stages.requests import cache_request
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One variant over all seeds."""
+
+    name: str
+    runs: list[Run]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All variants, in the order of the configuration."""
+
+    rows: list[Row]
+    teacher: CacheSummary
+    """Of the test images."""
+    workspace: Path
+
+
+def execute(config: Config) -> Comparison:
+    """Run all stages for every variant and seed of ``config.compare``."""
+    variants = {
+        name: with_overrides(config, overrides)
+        for name, overrides in (config.compare.variants or {"student": ()}).items()
+    }
+    _require_shared_teacher(config, variants)
+    dataset = prepare.execute(config)
+    if config.cache_teacher.checkpoint is None:
+        train_teacher.execute(config)
+    cache_teacher.execute(config)
+    rows = [
+        Row(name=name, runs=[_student(variant, seed) for seed in config.compare.seeds])
+        for name, variant in variants.items()
+    ]
+    return Comparison(
+        rows=rows, teacher=_test_cache(config, dataset).summary, workspace=config.workspace
+    )
+
+
+def _test_cache(config: Config, dataset: Dataset) -> TeacherCache:
+    request = cache_request(config, dataset)
+    path = recall(config.caches_folder, request=request, split="eval")
+    assert path is not None, "cache-teacher has just remembered it"
+    return TeacherCache.open(path)
+
+
+def _student(config: Config, seed: int) -> Run:
+    config = with_overrides(config, [f"train_student.seed={seed}"])
+    if config.train_student.distil:
+        select.execute(config)
+    return train_student.execute(config)
+
+
+def _require_shared_teacher(config: Config, variants: dict[str, Config]) -> None:
+    """A comparison of students has one data set and one cache."""
+    for name, variant in variants.items():
+        for section in ("workspace", "prepare", "views", "train_teacher", "cache_teacher"):
+            if getattr(variant, section) != getattr(config, section):
+                raise ConfigError(
+                    f"compare.variants.{name} changes {section} (expected only select and "
+                    "train_student to differ). Use another configuration for another teacher."
+                )
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The table of a comparison: accuracies in per cent, mean and standard deviation over seeds."""
+    header = (
+        "variant",
+        "seeds",
+        "test",
+        "held out, mean of last",
+        "best epoch",
+        "agrees with teacher",
+        "distilled",
+        "images/s",
+    )
+    rows = [header, *(_cells(row) for row in comparison.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    accuracy = 100 * comparison.teacher.accuracy_training[0]
+    lines.append(
+        f"\nteacher: {comparison.teacher.teacher}, test {accuracy:.2f} %. "
+        f"Everything lies under {comparison.workspace}."
+    )
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    results = [run.result for run in row.runs]
+    agreements = [r.teacher_agreement_test for r in results if r.teacher_agreement_test is not None]
+    share = mean(r.num_distilled / r.num_training_samples for r in results)
+    return (
+        row.name,
+        str(len(results)),
+        _percent([r.test_accuracy for r in results]),
+        _percent([r.held_out_accuracy_mean_of_last for r in results]),
+        _percent([r.held_out_accuracy_best for r in results]),
+        _percent(agreements) if agreements else "-",
+        f"{100 * share:.1f} %",
+        f"{mean(r.cost.training_images_per_second for r in results):,.0f}",
+    )
+
+
+def _percent(shares: list[float]) -> str:
+    if len(shares) == 1:
+        return f"{100 * shares[0]:.2f} %"
+    return f"{100 * mean(shares):.2f} ± {100 * stdev(shares):.2f} %"

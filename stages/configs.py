@@ -1,0 +1,401 @@
+"""Every knob of every stage: frozen, typed, checked once, defaults here only. Imports no torch.
+
+A configuration is one TOML file with a table per stage. Unknown keys are refused; a setting that
+would have no effect is refused too. `--set table.key=value` overrides one key.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ArtefactNotFound, ConfigError
+
+OpenUnit: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+PositiveShare: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
+Triple: TypeAlias = tuple[float, float, float]
+PrecisionChoice: TypeAlias = Literal["auto", "bf16", "fp32"]
+Revision: TypeAlias = Literal["none", "wrong", "all", "swap", "drop-wrong"]
+
+
+class Section(BaseModel):
+    """A table of the configuration file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PrepareConfig(Section):
+    """images -> betons."""
+
+    source: Literal["digits", "folder", "torchvision"] = "digits"
+    path: Path | None = None
+    """Folder with the split folders, or torchvision's root."""
+    name: Literal["", "CIFAR10", "CIFAR100", "FashionMNIST"] = ""
+    """torchvision's data set."""
+    download: bool = False
+    """Let torchvision fetch what is missing."""
+    train: str = "train"
+    """Name of the training split's folder."""
+    test: str = "test"
+    """Name of the test split's folder; empty: there is none, take `test_fraction`."""
+    resize: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Side in pixels: shorter side resized to it, centre kept. Unset: all are of one size."""
+    test_fraction: OpenUnit = 0.2
+    """Share of every class that becomes the test split where the source has none."""
+    held_out_fraction: OpenUnit = 0.1
+    """Share of every class that no training sees."""
+    held_out_seed: Seed = 0
+    skip_corrupt: bool = False
+    """Leave unreadable images out, and list them, instead of stopping."""
+
+    @model_validator(mode="after")
+    def _has_what_its_source_needs(self) -> Self:
+        if self.source != "digits" and self.path is None:
+            raise ValueError(f"path must be set for source = {self.source!r}")
+        if self.source == "torchvision" and not self.name:
+            raise ValueError("name must be set for source = 'torchvision'")
+        unused = {
+            "path": self.source == "digits",
+            "name": self.source != "torchvision",
+            "download": self.source != "torchvision",
+            "resize": self.source != "folder",
+            "skip_corrupt": self.source != "folder",
+            "train": self.source != "folder",
+            "test": self.source != "folder",
+            "test_fraction": not (
+                self.source == "digits" or (self.source == "folder" and not self.test)
+            ),
+        }
+        _refuse_unused(self, unused, because=f"source = {self.source!r}")
+        return self
+
+
+class ViewsConfig(Section):
+    """Augmentation that both stages replay: crops of the zero-padded image, flips."""
+
+    padding: Annotated[int, Field(ge=0, le=64)] = 4
+    flip: bool = True
+    count: Annotated[int, Field(ge=0, le=65_535)] | Literal["all"] = 4
+    """Views beside the clean one: 0 none, n by seed, "all" every crop and flip once."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _views_differ_from_the_clean_image(self) -> Self:
+        if self.count != 0 and self.padding == 0 and not self.flip:
+            raise ValueError("count must be 0 where padding is 0 and flip is false")
+        return self
+
+
+class OptimiserConfig(Section):
+    """How weights are trained, for teachers and students alike."""
+
+    arch: str = "resnet8a"
+    epochs: Count = 10
+    batch_size: Count = 256
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.3
+    """Peak learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: NotNegative = 5e-4
+    schedule: Literal["one-cycle", "cosine", "multi-step", "constant"] = "one-cycle"
+    warmup: OpenUnit = 0.3
+    """Share of the steps in which one-cycle climbs to `lr`."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Epochs after which multi-step multiplies the rate by `gamma`."""
+    gamma: OpenUnit = 0.1
+    seed: Seed = 0
+    precision: PrecisionChoice = "auto"
+    """bf16 autocast or fp32; auto: bf16 where the hardware has it."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Loader threads; 0: one per core."""
+    mean_of_last: Count = 3
+    """Epochs over which the reported mean held-out accuracy is taken."""
+
+    @model_validator(mode="after")
+    def _has_no_setting_without_effect(self) -> Self:
+        unused = {
+            "momentum": self.optimizer != "sgd",
+            "nesterov": self.optimizer != "sgd",
+            "warmup": self.schedule != "one-cycle",
+            "milestones": self.schedule != "multi-step",
+            "gamma": self.schedule != "multi-step",
+        }
+        because = f"optimizer = {self.optimizer!r}, schedule = {self.schedule!r}"
+        _refuse_unused(self, unused, because=because)
+        if self.schedule == "multi-step" and not self.milestones:
+            raise ValueError("milestones must be set for schedule = 'multi-step'")
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov must be false where momentum is 0")
+        return self
+
+
+class TrainTeacherConfig(OptimiserConfig):
+    """betons -> a teacher of our own: plain training on T."""
+
+    name: str = "teacher"
+    fraction: PositiveShare = 1.0
+    """Share of every class of T that it is trained on."""
+
+
+class CacheTeacherConfig(Section):
+    """betons + teacher -> teacher cache."""
+
+    checkpoint: Path | None = None
+    """Weights of the teacher; unset: the run of `train-teacher` with this configuration."""
+    arch: str = ""
+    """Architecture of `checkpoint`."""
+    mean: Triple | None = None
+    std: Triple | None = None
+    """The normalisation that the teacher was trained with, pixels / 255; unset: the data set's."""
+    trained_on_held_out: bool = True
+    """Whether the teacher's own training saw the held-out images, as public checkpoints have."""
+    precision: PrecisionChoice = "auto"
+    batch_size: Count = 512
+    features: bool = True
+    """Keep the penultimate features; `select` needs them for influence."""
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _describes_its_checkpoint(self) -> Self:
+        if self.checkpoint is not None and not self.arch:
+            raise ValueError("arch must be set where checkpoint is")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std must be set together")
+        if self.checkpoint is None:
+            unused = dict.fromkeys(("arch", "mean", "std", "trained_on_held_out"), True)
+            _refuse_unused(self, unused, because="no checkpoint")
+        return self
+
+
+class InfluenceConfig(Section):
+    """How a sample's influence on the held-out loss is predicted."""
+
+    l2: Positive = 1e-4
+    """Weight of the L2 term of the refitted head."""
+    kd_weight: PositiveShare = 0.9
+    """Weight of the teacher's label in the supervision of a distilled sample."""
+    temperature: Positive = 1.0
+    labels: Literal["raw", "revised"] = "raw"
+    """The teacher's labels as they are, or after the revision of `select`."""
+    views: Literal["clean", "augmented"] = "clean"
+    """Views of the scored samples; the held-out gradient is always of clean views."""
+
+
+class SelectConfig(Section):
+    """teacher cache -> selection table + soft labels."""
+
+    cache: Path | None = None
+    """A teacher cache; unset: the one that `cache-teacher` made or confirmed last here."""
+    revision: Revision = "wrong"
+    eta: OpenUnit = 0.8
+    temperature: Positive = 4.0
+    """The temperature of distillation."""
+    revise_at: Positive | None = None
+    """Temperature at which the teacher's probabilities are taken; unset: `temperature`."""
+    soft_views: Literal["augmented", "clean"] = "augmented"
+    """Soft labels of the augmented views, or of the clean one whatever the student sees."""
+    strategy: Literal["influence", "correct", "random", "all", "none"] = "influence"
+    fraction: PositiveShare | None = None
+    """Share of the rows to distil; unset: the strategy's own threshold."""
+    class_quota: Share = 0.5
+    """Every class keeps at least this share of the overall kept share."""
+    seed: Seed = 0
+    """Breaks ties, and draws where the strategy is random."""
+    influence: InfluenceConfig = Field(default_factory=InfluenceConfig)
+
+    @model_validator(mode="after")
+    def _has_no_setting_without_effect(self) -> Self:
+        unused = {
+            "eta": self.revision not in ("wrong", "all"),
+            "fraction": self.strategy not in ("influence", "random"),
+            "class_quota": self.strategy not in ("influence", "random", "correct"),
+            "influence": self.strategy != "influence",
+        }
+        because = f"revision = {self.revision!r}, strategy = {self.strategy!r}"
+        _refuse_unused(self, unused, because=because)
+        if self.strategy == "random" and self.fraction is None:
+            raise ValueError("fraction must be set for strategy = 'random'")
+        return self
+
+
+class TrainStudentConfig(OptimiserConfig):
+    """betons + selection + soft labels -> run."""
+
+    name: str = "student"
+    distil: bool = True
+    """False: plain training, with nothing to distil."""
+    lambda_ce: NotNegative = 0.1
+    """Weight of cross-entropy on distilled samples."""
+    lambda_kd: NotNegative = 0.9
+    """Weight of distillation on distilled samples."""
+    selection: Path | None = None
+    """A selection table; unset: the one that `select` makes of these settings."""
+    soft_labels: Path | None = None
+    """Its soft labels; unset: the ones beside the table."""
+    augmentation: Literal["auto", "cached", "fresh"] = "auto"
+    """Cached views, or a fresh one every epoch; auto: cached where soft labels are per view."""
+
+    @model_validator(mode="after")
+    def _has_no_distillation_without_effect(self) -> Self:
+        names = ("lambda_ce", "lambda_kd", "selection", "soft_labels")
+        _refuse_unused(self, dict.fromkeys(names, not self.distil), because="distil = false")
+        return self
+
+
+class CompareConfig(Section):
+    """The same student under several settings and seeds."""
+
+    seeds: tuple[Seed, ...] = (0,)
+    variants: dict[str, tuple[str, ...]] = {}
+    """Name of each row of the table -> its overrides, as for --set."""
+
+
+class Config(Section):
+    """The whole file."""
+
+    workspace: Path = Path("work")
+    """Folder under which everything is written."""
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    views: ViewsConfig = Field(default_factory=ViewsConfig)
+    train_teacher: TrainTeacherConfig = Field(default_factory=TrainTeacherConfig)
+    cache_teacher: CacheTeacherConfig = Field(default_factory=CacheTeacherConfig)
+    select: SelectConfig = Field(default_factory=SelectConfig)
+    train_student: TrainStudentConfig = Field(default_factory=TrainStudentConfig)
+    compare: CompareConfig = Field(default_factory=CompareConfig)
+
+    @property
+    def data_folder(self) -> Path:
+        return self.workspace / "data"
+
+    @property
+    def caches_folder(self) -> Path:
+        return self.workspace / "caches"
+
+    @property
+    def selections_folder(self) -> Path:
+        return self.workspace / "selections"
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.workspace / "runs"
+
+
+def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file, apply ``table.key=value`` overrides, check everything.
+
+    Raises:
+        ArtefactNotFound: if the file does not exist.
+        ConfigError: naming the key, what was found and what was expected.
+    """
+    try:
+        tree = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(
+            f"{path} does not exist. Pass a configuration file, for example configs/digits.toml."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
+    for override in overrides:
+        _apply_override(tree, override)
+    return config_from_tree(tree, origin=str(path))
+
+
+def config_from_tree(tree: dict[str, Any], *, origin: str) -> Config:
+    """Check a parsed configuration; ``origin`` is named in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_first_problem(error)}") from error
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """``config`` with ``table.key=value`` overrides."""
+    tree = config.model_dump(mode="python", exclude_unset=True)
+    for override in overrides:
+        _apply_override(tree, override)
+    return config_from_tree(tree, origin="overrides")
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = [part.strip().replace("-", "_") for part in name.split(".")]
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {override} is not an override (expected table.key=value, for example "
+            "--set select.eta=0.7)."
+        )
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: {key} is a value (expected a table).")
+    if text.strip() == "unset":
+        tree.pop(keys[-1], None)
+    else:
+        tree[keys[-1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; what is not one is a string, so quotes can be left out."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line for the first key that is wrong."""
+    problems = error.errors()
+    first = problems[0]
+    place = _place(first["loc"])
+    same_place = [problem for problem in problems if _place(problem["loc"]) == place]
+    others = len(problems) - len(same_place)
+    more = f" ({others} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {place}{_did_you_mean(first['loc'])}.{more}"
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place + ': ' if place else ''}{message}.{more}"
+    wanted = " or ".join(dict.fromkeys(problem["msg"].lower() for problem in same_place))
+    return f"{place} is {first['input']!r}: {wanted}.{more}"
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """Dotted key of an error, without the tags that mark the arms of a union."""
+    tags = ("int", "float", "str", "constrained", "literal", "path")
+    return ".".join(
+        str(p) for p in location if not str(p).split("[")[0].startswith(tags) or p in _KEYS
+    )
+
+
+def _did_you_mean(location: tuple[str | int, ...]) -> str:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        model = annotation
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return f" (expected one of {', '.join(known)})"
+
+
+_KEYS = frozenset(Config.model_fields) | {"path", "strategy", "name"}
+"""Keys that look like a tag and are none."""
+
+
+def _refuse_unused(section: Section, unused: dict[str, bool], *, because: str) -> None:
+    """A setting that would change nothing is a misunderstanding; say so."""
+    for name, is_unused in unused.items():
+        if is_unused and name in section.model_fields_set:
+            raise ValueError(f"{name} has no effect with {because}; remove it")

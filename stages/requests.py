@@ -1,0 +1,101 @@
+"""What a configuration asks for: identities that need no teacher, and where they lead."""
+
+from pathlib import Path
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.run import Inputs, run_id, run_path
+from pipeline.artefacts.teacher_cache import TeacherCache, recall
+from pipeline.data.views import ALL, ViewSpec
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.provenance import Json, identity, short
+from pipeline.runtime import resolve_runtime
+from stages.configs import Config, OptimiserConfig, ViewsConfig
+
+_WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels"}
+
+
+def view_spec(config: ViewsConfig) -> ViewSpec:
+    """The views that a configuration names."""
+    count = ALL if config.count == "all" else config.count
+    return ViewSpec(padding=config.padding, flip=config.flip, count=count, seed=config.seed)
+
+
+def cache_request(config: Config, dataset: Dataset) -> str:
+    """Hash of everything that decides which cache a configuration means, but the weights."""
+    settings = config.cache_teacher
+    parts: dict[str, Json] = {
+        "teacher": settings.model_dump(mode="json", exclude={"workers", "batch_size"}),
+        "precision": resolve_runtime(settings.precision).precision,
+        "views": view_spec(config.views).as_json(),
+        "dataset": dataset.record.id,
+    }
+    if settings.checkpoint is None:
+        parts["run"] = teacher_run_path(config, dataset).name
+    return identity("cache_request", parts)
+
+
+def find_cache(config: Config, dataset: Dataset) -> TeacherCache:
+    """The training cache that a configuration means.
+
+    Raises:
+        ArtefactNotFound: if `cache-teacher` has not made it.
+        ArtefactMismatch: if it is of other images.
+    """
+    path = config.select.cache
+    if path is None:
+        request = cache_request(config, dataset)
+        path = recall(config.caches_folder, request=request, split="train")
+    if path is None:
+        raise ArtefactNotFound(
+            f"{config.caches_folder} has no teacher cache for these settings. "
+            "Run `heartcut cache-teacher` with the same configuration."
+        )
+    cache = TeacherCache.open(path)
+    require_same_images(cache, dataset)
+    return cache
+
+
+def require_same_images(cache: TeacherCache, dataset: Dataset) -> None:
+    """Refuse a cache of other images, labels, pixels or order than the training beton's."""
+    found, record = cache.manifest.identity, dataset.train.record
+    differing = [
+        f"{what} {short(theirs)} (expected {short(ours)})"
+        for what, theirs, ours in (
+            ("images and labels", found.fingerprint, record.fingerprint),
+            ("decoded pixels", found.pixel_digest, record.pixel_digest),
+        )
+        if theirs != ours
+    ]
+    if not differing and (cache.keys != dataset.train.samples.keys).any():
+        differing = ["the same images in another order"]
+    if differing:
+        raise ArtefactMismatch(
+            f"{cache.path} was made from other data than {dataset.train.path}: "
+            f"{', '.join(differing)}. Run `heartcut cache-teacher` on this data, or pass the cache "
+            "that was."
+        )
+
+
+def training_settings(config: OptimiserConfig) -> dict[str, Json]:
+    """The settings of a training that its numbers depend on."""
+    settings: dict[str, Json] = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_NUMBERS)
+    settings["precision"] = resolve_runtime(config.precision).precision
+    return settings
+
+
+def teacher_run_path(config: Config, dataset: Dataset) -> Path:
+    """Where the teacher that this configuration trains lies."""
+    settings = config.train_teacher
+    inputs = Inputs(dataset=dataset.record.id, cache=None, soft_labels=None, selection=None)
+    parts = {**training_settings(settings), "views": fresh_views(config).as_json()}
+    return run_path(
+        config.runs_folder, name=settings.name, seed=settings.seed, id=run_id(parts, inputs)
+    )
+
+
+def fresh_views(config: Config) -> ViewSpec:
+    """The augmentation of `views` without a cache: every sample draws anew in every epoch."""
+    views = config.views
+    if views.padding == 0 and not views.flip:
+        return ViewSpec()
+    return ViewSpec(padding=views.padding, flip=views.flip, count=ALL)

@@ -1,0 +1,397 @@
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.models.checkpoints import load_into, load_weights, save_weights, weights_digest
+from pipeline.models.zoo import build
+
+SOURCE = Path("teacher.th")
+
+
+def network(arch="resnet8a", *, seed=3, num_classes=10):
+    torch.manual_seed(seed)
+    model = build(arch, num_classes=num_classes)
+    model(torch.randn(4, 3, 8, 8))  # running statistics and counters leave their initial values
+    return model.eval()
+
+
+def without_counters(state):
+    return {key: value for key, value in state.items() if "num_batches" not in key}
+
+
+def saved(content, path):
+    torch.save(content, path)
+    return path
+
+
+def assert_same_weights(actual, expected):
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert actual[key].dtype == value.dtype
+        assert torch.equal(actual[key], value)
+
+
+def refusal(action, error=ArtefactMismatch):
+    """The one line that a refused action says."""
+    with pytest.raises(error) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Round trips
+
+
+def test_a_saved_network_gives_the_same_logits(tmp_path):
+    model, other = network(), network(seed=4)
+    save_weights(model, tmp_path / "w.safetensors")
+    weights = load_weights(tmp_path / "w.safetensors")
+    assert_same_weights(weights, model.state_dict())
+    load_into(other, weights, source=SOURCE)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(other(images), model(images))
+
+
+def test_the_file_says_what_it_holds(tmp_path):
+    save_weights(network(num_classes=7), tmp_path / "w.safetensors")
+    with safetensors.safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        assert file.metadata() == {"heartcut": '{"arch": "resnet8a", "num_classes": 7}'}
+
+
+def test_equal_weights_give_equal_files_whatever_the_memory_format(tmp_path):
+    model = network()
+    save_weights(model, tmp_path / "a.safetensors")
+    save_weights(model.to(memory_format=torch.channels_last), tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("container", [None, "state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_torch_files_of_every_layout_give_the_same_weights(tmp_path, container, zipped):
+    state = network().state_dict()
+    content = {container: state, "epoch": 3, "best_prec1": 91.8} if container else state
+    torch.save(content, tmp_path / "w.th", _use_new_zipfile_serialization=zipped)
+    assert_same_weights(load_weights(tmp_path / "w.th"), state)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
+    state = network().state_dict()
+    path = saved({prefix + key: value for key, value in state.items()}, tmp_path / "w.pt")
+    assert_same_weights(load_weights(path), state)
+
+
+def test_parameters_load_as_plain_tensors(tmp_path):
+    path = saved(dict(network().named_parameters()), tmp_path / "w.pt")
+    assert not any(weight.requires_grad for weight in load_weights(path).values())
+
+
+def test_weights_outlive_a_change_of_their_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    model = network()
+    save_weights(model, path)
+    weights = load_weights(path)
+    path.write_bytes(b"")
+    assert_same_weights(weights, model.state_dict())
+
+
+def test_loaded_weights_are_copied_not_shared(tmp_path):
+    model = network()
+    weights = load_weights(saved(model.state_dict(), tmp_path / "w.pt"))
+    load_into(model, weights, source=SOURCE)
+    weights["linear.bias"].fill_(9.0)
+    assert not (model.head.bias == 9.0).any()
+
+
+def test_checkpoints_from_before_batch_counters_load():
+    model, old = network(), without_counters(network(seed=4).state_dict())
+    load_into(model, old, source=SOURCE)
+    assert_same_weights(without_counters(model.state_dict()), old)
+
+
+# Digest
+
+
+def test_the_digest_is_that_of_the_weights_not_of_the_file(tmp_path):
+    state = network().state_dict()
+    wrapped = {"state_dict": {f"module.{key}": state[key] for key in reversed(state)}}
+    save_weights(network(), tmp_path / "w.safetensors")
+    digests = {
+        weights_digest(state),
+        weights_digest(wrapped["state_dict"]),
+        weights_digest(dict(reversed(state.items()))),
+        weights_digest(without_counters(state)),
+        weights_digest(network().to(memory_format=torch.channels_last).state_dict()),
+        weights_digest(load_weights(saved(wrapped, tmp_path / "w.th"))),
+        weights_digest(load_weights(tmp_path / "w.safetensors")),
+    }
+    assert len(digests) == 1
+    assert re.fullmatch("[0-9a-f]{64}", digests.pop())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"b": torch.arange(6.0)},
+        {"a": torch.arange(6.0), "b": torch.zeros(1)},
+        {"a": torch.arange(6.0).reshape(2, 3)},
+        {"a": torch.arange(6.0).view(torch.int32)},
+        {"a": torch.arange(6.0).flip(0)},
+        {"a": torch.arange(6.0).double()},
+        {"a": torch.empty(0)},
+    ],
+    ids=["name", "one more", "shape", "dtype, same bytes", "order", "precision", "empty"],
+)
+def test_the_digest_changes_with_names_shapes_dtypes_and_numbers(changed):
+    assert weights_digest(changed) != weights_digest({"a": torch.arange(6.0)})
+
+
+def test_the_digest_is_pinned():
+    weights = {"linear.weight": torch.arange(4.0).reshape(2, 2), "step": torch.tensor(7)}
+    assert weights_digest(weights) == (
+        "ef66d6f6148f43a4130d48191a36ec014752d816d7f97569fbb101abb42f2e14"
+    )
+
+
+def test_the_digest_takes_every_dtype_of_checkpoints():
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool):
+        assert weights_digest({"a": torch.ones(3, dtype=dtype)})
+
+
+# What does not fit
+
+
+def test_another_depth_is_refused_in_one_line_that_names_the_first_three_keys():
+    model, weights = network("resnet14a"), network("resnet8a").state_dict()
+    line = refusal(lambda: load_into(model, weights, source=SOURCE))
+    assert "teacher.th does not fit resnet14a in 36 of 80 keys: " in line
+    assert "layer1.1.conv1.weight is missing (expected [16, 16, 3, 3] float32)" in line
+    assert line.count("(expected") == 3
+    backwards = refusal(lambda: load_into(network("resnet8a"), model.state_dict(), source=SOURCE))
+    assert "layer1.1.conv1.weight is [16, 16, 3, 3] float32 (expected no such key)" in backwards
+
+
+def test_another_class_count_is_said_as_such():
+    weights = network(num_classes=10).state_dict()
+    line = refusal(lambda: load_into(network(num_classes=100), weights, source=SOURCE))
+    assert line.startswith("teacher.th has a head for 10 classes (expected 100). ")
+    assert "does not fit" not in line
+
+
+def test_another_class_count_and_depth_are_both_said():
+    weights = network("resnet8a", num_classes=10).state_dict()
+    model = network("resnet14a", num_classes=100)
+    line = refusal(lambda: load_into(model, weights, source=SOURCE))
+    assert "has a head for 10 classes (expected 100)." in line
+    assert "does not fit resnet14a in 36 of 80 keys: layer1.1.conv1.weight is missing" in line
+
+
+def test_a_head_on_other_features_is_a_plain_difference():
+    weights = network().state_dict() | {"linear.weight": torch.zeros(10, 32)}
+    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    assert "in 1 of 44 keys: linear.weight is [10, 32] float32 (expected [10, 64] float32)" in line
+
+
+@pytest.mark.parametrize("key", ["linear.bias", "bn1.running_mean", "bn1.num_batches_tracked"])
+def test_one_missing_key_is_refused(key):
+    weights = network().state_dict()
+    del weights[key]
+    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    assert f"in 1 of 44 keys: {key} is missing" in line
+
+
+def test_integers_in_place_of_weights_are_refused():
+    weights = network().state_dict()
+    weights["conv1.weight"] = weights["conv1.weight"].to(torch.int8)
+    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    assert "conv1.weight is [16, 3, 3, 3] int8" in line
+
+
+def test_refused_weights_leave_the_model_as_it_was():
+    model = network()
+    weights = network(seed=4).state_dict() | {"linear.bias": torch.zeros(11)}
+    refusal(lambda: load_into(model, weights, source=SOURCE))
+    assert_same_weights(model.state_dict(), network().state_dict())
+
+
+def test_names_from_a_file_cannot_break_the_line():
+    weights = network().state_dict() | {"evil\nname\x1b[31m": torch.zeros(1)}
+    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    assert r"evil\nname" in line
+    assert "\x1b" not in line
+
+
+# What is not read
+
+
+class Malice:
+    """Pickles to a call that creates a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def torch_zip(content, path):
+    torch.save(content, path)
+
+
+def torch_legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def plain_pickle(protocol):
+    def write(content, path):
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+
+    return write
+
+
+WRITERS = [torch_zip, torch_legacy, *(plain_pickle(protocol) for protocol in range(1, 6))]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a state dict"])
+def test_pickled_code_is_refused_and_not_run(tmp_path, write, inside):
+    target, path = tmp_path / "created", tmp_path / "w.pth"
+    malice = Malice(target)
+    write({"state_dict": malice, "conv1.weight": 1.0} if inside else malice, path)
+    line = refusal(lambda: load_weights(path))
+    assert not target.exists()
+    assert f"{path} holds pickled code" in line
+    assert "is refused" in line
+    assert "safetensors" in line
+    assert "weights_only" not in line
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])
+def test_pickled_code_of_the_oldest_protocol_is_refused_and_not_run(tmp_path, inside):
+    malice = Malice(tmp_path / "created")
+    plain_pickle(0)({"state_dict": malice} if inside else malice, tmp_path / "w.pth")
+    refusal(lambda: load_weights(tmp_path / "w.pth"))
+    assert not (tmp_path / "created").exists()
+
+
+def test_the_malicious_pickle_would_have_worked(tmp_path):
+    subprocess.run(
+        [sys.executable, "-c", "import pickle, sys; pickle.load(sys.stdin.buffer)"],
+        input=pickle.dumps(Malice(tmp_path / "created")),
+        check=True,
+    )
+    assert (tmp_path / "created").exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path):
+    line = refusal(lambda: load_weights(saved(network(), tmp_path / "w.pt")))
+    assert "holds pickled code (pipeline.models.cifar_resnet.CifarResNet) and is refused" in line
+
+
+def test_a_missing_file_is_not_found(tmp_path):
+    line = refusal(lambda: load_weights(tmp_path / "none.pt"), ArtefactNotFound)
+    assert "none.pt was not found" in line
+
+
+def test_a_folder_is_refused(tmp_path):
+    assert "cannot be read: Is a directory" in refusal(lambda: load_weights(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.th"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x80", b"\x80\x02", b"PK\x03\x04", b"<!DOCTYPE html>\n", b"\x00" * 64, b"{}" * 99],
+)
+def test_other_files_are_refused(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    line = refusal(lambda: load_weights(tmp_path / name))
+    assert f"is not a readable checkpoint: {len(data)} bytes" in line
+
+
+def checkpoint_bytes(kind):
+    state = {"conv.weight": torch.ones(4, 3), "linear.bias": torch.zeros(3)}
+    if kind == "safetensors":
+        return safetensors.torch.save(state)
+    stream = io.BytesIO()
+    torch.save({"state_dict": state}, stream, _use_new_zipfile_serialization=kind == "zip")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_every_truncation_is_refused(tmp_path, kind):
+    whole = checkpoint_bytes(kind)
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    for size in range(0, len(whole), max(1, len(whole) // 150)):
+        path.write_bytes(whole[:size])
+        assert "w." in refusal(lambda: load_weights(path))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_flipped_bytes_never_raise_anything_but_a_refusal(tmp_path, kind):
+    whole = checkpoint_bytes(kind)
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    lines = []
+    for place in range(0, len(whole), max(1, len(whole) // 400)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xA5]) + whole[place + 1 :])
+        try:
+            load_weights(path)
+        except ArtefactMismatch as error:
+            lines.append(str(error))
+    assert lines
+    assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
+    state = network().state_dict()
+    state["bn1.running_var"][3] = value
+    line = refusal(lambda: load_weights(saved(state, tmp_path / "w.pt")))
+    assert f"1 of {len(state)} tensors hold NaN or infinity, first bn1.running_var" in line
+
+
+def test_numbers_beyond_float32_are_refused(tmp_path):
+    path = saved({"a": torch.full((2,), 1e300, dtype=torch.float64)}, tmp_path / "w.pt")
+    assert "hold NaN or infinity" in refusal(lambda: load_weights(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (torch.zeros(3), "a Tensor"),
+        ([1, 2], "a list"),
+        ({}, "an empty dict"),
+        ({"state_dict": {}}, "a dict of 1 keys (state_dict)"),
+        ({"weights": {"a": torch.zeros(1)}}, "a dict of 1 keys (weights)"),
+        ({"a": torch.zeros(1), "b": 2.0}, "a dict of 2 keys (a, b)"),
+        ({0: torch.zeros(1)}, "a dict of 1 keys (0)"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "a dict of 1 keys (a)"),
+        ({"a": torch.zeros(2, device="meta")}, "a dict of 1 keys (a)"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, content, found):
+    line = refusal(lambda: load_weights(saved(content, tmp_path / "w.pt")))
+    assert "is not a checkpoint of one network: 0 state dicts in" in line
+    assert found in line
+
+
+def test_two_networks_in_a_file_are_refused(tmp_path):
+    state = {"a": torch.zeros(1)}
+    path = saved({"state_dict": state, "model": state}, tmp_path / "w.pt")
+    assert "2 state dicts" in refusal(lambda: load_weights(path))
+
+
+def test_names_that_collide_without_their_prefix_are_refused(tmp_path):
+    path = saved({"a": torch.zeros(1), "module.a": torch.ones(1)}, tmp_path / "w.pt")
+    assert "w.pt is ambiguous: 2 names, of which 1 differ" in refusal(lambda: load_weights(path))
