@@ -47,7 +47,7 @@ def array_sha256(array: NDArray[np.generic]) -> str:
     """SHA-256 of an array's dtype, shape and little-endian bytes, hex."""
     little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
     digest = hashlib.sha256(f"{little.dtype.str}{little.shape}".encode())
-    digest.update(memoryview(little).cast("B") if little.size else b"")
+    digest.update(little.tobytes())
     return digest.hexdigest()
 
 

@@ -254,7 +254,9 @@ def _columns(
     held_out[inputs.held_out] = True
     distilled = None if influence is None else influence.distilled.scores
     hard = None if influence is None else influence.hard.scores
-    undistill = _spread(distilled and distilled.dloss_undistill, inputs)
+    undistill = _spread(None if distilled is None else distilled.dloss_undistill, inputs)
+    swap = _spread(None if hard is None else hard.dloss_swap, inputs)
+    remove = _spread(None if hard is None else hard.dloss_remove, inputs)
     none = np.full(inputs.num_samples, np.nan, dtype=np.float32)
     grand_head = none if scores.grand_head is None else scores.grand_head.numpy()
     return {
@@ -273,8 +275,8 @@ def _columns(
         "margin": scores.margin.numpy(),
         "entropy": scores.entropy.numpy(),
         "dloss_undistill": undistill.mean,
-        "dloss_swap": _spread(hard and hard.dloss_swap, inputs).mean,
-        "dloss_remove": _spread(hard and hard.dloss_remove, inputs).mean,
+        "dloss_swap": swap.mean,
+        "dloss_remove": remove.mean,
         "view_std": undistill.std,
         "rank": np.where(held_out, -1, selection.rank),
         "selected": selection.selected,

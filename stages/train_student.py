@@ -192,6 +192,7 @@ def _teacher_classes(config: Config, dataset: Dataset, lesson: _Lesson | None) -
     request = cache_request(config, dataset)
     train = recall(config.caches_folder, request=request, split="train")
     test = recall(config.caches_folder, request=request, split="eval")
+    classes: Tensor | None
     if lesson is not None:
         classes = torch.from_numpy(lesson.table.frame["teacher_class"].to_numpy(dtype=np.int64))
     else:
