@@ -10,7 +10,7 @@ unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 BIN = $(VENV)/bin
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
-STAGES = prepare train-teacher cache-teacher select train-student report
+STAGES = prepare train-teacher cache-teacher select train-student compare
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo $(STAGES) check test test-gpu bench format lock
@@ -23,15 +23,15 @@ help:  ## List the commands
 setup:  ## Install everything into .venv; every command below does it first
 	@scripts/setup.sh
 
-demo: setup  ## Run the whole pipeline on small data
-	@"$(BIN)/heartcut" demo $(ARGS)
+demo: setup  ## The whole way on 1,797 real digits: teacher, cache, selection, four students
+	@"$(BIN)/heartcut" compare configs/digits.toml $(ARGS)
 
 prepare: setup  ## Write the images as beton files
 train-teacher: setup  ## Train a teacher
 cache-teacher: setup  ## Run the teacher once and keep its logits
 select: setup  ## Revise labels, score samples, keep the best
 train-student: setup  ## Train the student on what was selected
-report: setup  ## Write the report of the runs
+compare: setup  ## Run all stages, and the student under every variant of CONFIG
 
 $(STAGES):
 	@"$(BIN)/heartcut" $@ "$(CONFIG)" $(ARGS)

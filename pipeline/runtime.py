@@ -48,8 +48,10 @@ def resolve_runtime(precision: Literal["auto", "bf16", "fp32"]) -> Runtime:
 
 
 def num_cores() -> int:
-    """Cores that this process may use, which a container often cuts below the machine's."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: its affinity, or fewer where OMP_NUM_THREADS says so."""
+    allowed = len(os.sched_getaffinity(0))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(allowed, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else allowed
 
 
 def versions() -> dict[str, str]:
