@@ -26,6 +26,14 @@ class Runtime:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             yield
 
+    def loader_workers(self, wanted: int) -> int:
+        """Loader threads: as wanted, or 0 for what suits the device.
+
+        On a CPU one thread feeds any network many times over, and more of them would spin on the
+        cores that the network needs; an accelerator leaves all cores to the loader.
+        """
+        return wanted or (num_cores() if self.device.type == "cuda" else 1)
+
     @property
     def description(self) -> str:
         """For people: device, precision, threads."""

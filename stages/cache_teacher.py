@@ -90,7 +90,7 @@ def _cache(
         beton,
         batch_size=config.cache_teacher.batch_size,
         view_spec=views,
-        workers=config.cache_teacher.workers,
+        workers=runtime.loader_workers(config.cache_teacher.workers),
     )
     cache_views(
         path,

@@ -116,7 +116,7 @@ class OptimiserConfig(Section):
     precision: PrecisionChoice = "auto"
     """bf16 autocast or fp32; auto: bf16 where the hardware has it."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Loader threads; 0: one per core."""
+    """Loader threads; 0: one beside a CPU, one per core beside an accelerator."""
     mean_of_last: Count = 3
     """Epochs over which the reported mean held-out accuracy is taken."""
 

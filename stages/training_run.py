@@ -112,6 +112,7 @@ class _Trainer:
 
     def __init__(self, training: Training, model: Classifier, runtime: Runtime) -> None:
         settings, dataset = training.settings, training.dataset
+        workers = runtime.loader_workers(settings.workers)
         self._training = training
         self._model = model
         self.runtime = runtime
@@ -122,18 +123,16 @@ class _Trainer:
             rows=training.rows,
             order="random",
             seed=settings.seed,
-            workers=settings.workers,
+            workers=workers,
             supervision=training.supervision,
         )
         self._held_out = BatchLoader(
             dataset.train,
             batch_size=EVALUATION_BATCH,
             rows=dataset.held_out,
-            workers=settings.workers,
+            workers=workers,
         )
-        self._test = BatchLoader(
-            dataset.eval, batch_size=EVALUATION_BATCH, workers=settings.workers
-        )
+        self._test = BatchLoader(dataset.eval, batch_size=EVALUATION_BATCH, workers=workers)
         self._normalise = Normaliser(
             mean=dataset.record.mean, std=dataset.record.std, device=runtime.device
         )
