@@ -36,12 +36,19 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
 
 
 def main() -> None:
-    """Entry point of the `heartcut` command: user errors are one line, an interrupt is quiet."""
+    """Entry point of the `heartcut` command."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: nothing half-written was left under a final name\n")
+    except KeyboardInterrupt:  # before a command began; `one_line_errors` tells the others
+        _tell_interrupt()
         sys.exit(INTERRUPTED)
+
+
+def _tell_interrupt() -> None:
+    after_control_c = "\n" if sys.stderr.isatty() else ""
+    typer.echo(
+        f"{after_control_c}interrupted: nothing half-written was left under a final name", err=True
+    )
 
 
 def _print_version(wanted: bool) -> None:
@@ -161,9 +168,12 @@ def _table(comparison: "Comparison") -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Show a user's mistake as one line on stderr; let bugs keep their traceback."""
+    """Show a user's mistake or an interrupt as one line; let bugs keep their traceback."""
     try:
         yield
+    except KeyboardInterrupt as error:  # here, because typer would exit without a word
+        _tell_interrupt()
+        raise typer.Exit(code=INTERRUPTED) from error
     except PipelineError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(code=1) from error

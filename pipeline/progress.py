@@ -11,7 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def _bar(description: str, *, total: int, unit: str) -> Iterator[Progress]:
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
         rich.TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
-        _RateColumn.make(unit),
+        _rate_column(unit),
         rich.TimeRemainingColumn(),
         rich.TextColumn("{task.fields[note]}"),
     )
@@ -57,18 +60,16 @@ def _bar(description: str, *, total: int, unit: str) -> Iterator[Progress]:
         yield Bar()
 
 
-class _RateColumn:
-    @staticmethod
-    def make(unit: str):  # type: ignore[no-untyped-def]
-        """A rich column that shows units per second."""
-        from rich.progress import ProgressColumn, Task
-        from rich.text import Text
+def _rate_column(unit: str) -> "ProgressColumn":
+    """A rich column that shows units per second."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
 
-        class Rate(ProgressColumn):
-            def render(self, task: Task) -> Text:
-                return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
 
-        return Rate()
+    return Rate()
 
 
 @dataclass

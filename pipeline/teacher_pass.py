@@ -11,16 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.artefacts import teacher_cache
+from pipeline.artefacts import cache_writer
+from pipeline.artefacts.cache_record import CacheIdentity, CacheShape, CacheSummary, Fidelity
+from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Beton
-from pipeline.artefacts.teacher_cache import (
-    CacheContents,
-    CacheIdentity,
-    CacheShape,
-    CacheSummary,
-    CacheWriter,
-    Fidelity,
-)
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
@@ -107,7 +101,7 @@ def cache_views(
         head_weight=_numpy(head.weight.detach()),
         head_bias=_numpy(head.bias.detach()),
     )
-    with teacher_cache.create(path, identity=identity, shape=shape, contents=contents) as unsealed:
+    with cache_writer.create(path, identity=identity, shape=shape, contents=contents) as unsealed:
         teacher_pass = _Pass(
             teacher=teacher, runtime=runtime, loader=loader, writer=unsealed.writer
         )

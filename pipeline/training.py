@@ -155,8 +155,9 @@ def make_schedule(
     steps = epochs * steps_per_epoch
     peak = optimizer.param_groups[0]["lr"]
     if kind == "one-cycle":
+        climb = max(warmup, 2 / (steps + 1))  # where it is one step, OneCycleLR divides by zero
         return OneCycleLR(
-            optimizer, max_lr=peak, total_steps=steps + 1, pct_start=warmup, cycle_momentum=False
+            optimizer, max_lr=peak, total_steps=steps + 1, pct_start=climb, cycle_momentum=False
         )
     if kind == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)

@@ -9,7 +9,7 @@ import logging
 import numpy as np
 import torch
 
-from pipeline.artefacts import teacher_cache
+from pipeline.artefacts.cache_index import cache_path, remember
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.teacher_cache import TeacherCache
@@ -34,7 +34,7 @@ def execute(config: Config) -> TeacherCache:
     teacher = _load_teacher(config, dataset, runtime)
     train = _cache(config, dataset, teacher, runtime, dataset.train, view_spec(config.views))
     test = _cache(config, dataset, teacher, runtime, dataset.eval, ViewSpec())
-    teacher_cache.remember(
+    remember(
         config.caches_folder, request=cache_request(config, dataset), train=train.id, test=test.id
     )
     logger.info("teacher accuracy on the test images: %.2f %%", 100 * _accuracy(test))
@@ -80,7 +80,7 @@ def _cache(
     """The cache of one beton, made now or found."""
     features = config.cache_teacher.features
     identity = cache_identity(teacher, beton=beton, views=views, runtime=runtime, features=features)
-    path = teacher_cache.cache_path(config.caches_folder, identity.id)
+    path = cache_path(config.caches_folder, identity.id)
     if path.exists():
         cache = TeacherCache.open(path)
         _require_same_rows(cache, beton)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from pipeline.artefacts.cache_index import recall
+from pipeline.artefacts.cache_record import CacheSummary
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
-from pipeline.artefacts.teacher_cache import CacheSummary, TeacherCache, recall
+from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.configs import Config, with_overrides

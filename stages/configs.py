@@ -302,6 +302,10 @@ def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
         raise ArtefactNotFound(
             f"{path} does not exist. Pass a configuration file, for example configs/digits.toml."
         ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}. Pass a configuration file."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
     for override in overrides:

@@ -4,35 +4,25 @@ Reads the images twice: once to know their keys, once to write them in canonical
 """
 
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
 from pipeline.artefacts import dataset as dataset_format
-from pipeline.artefacts.dataset import Dataset, DatasetRecord, Samples
+from pipeline.artefacts.dataset import Dataset, Samples
+from pipeline.artefacts.dataset_record import DatasetRecord, read_record, write_record
 from pipeline.artefacts.store import publishing_folder
-from pipeline.data import sources
-from pipeline.data.betons import MAX_SIDE, write_beton
-from pipeline.data.sources import Source, Split, UnreadableImage
-from pipeline.errors import ArtefactExists, ArtefactMismatch
-from pipeline.progress import progress
-from pipeline.provenance import identity, pixel_key, short
-from pipeline.runtime import num_cores
+from pipeline.data import betons, sources
+from pipeline.data.reading import ReadSplit, by_pixels, read_split, second_reading, statistics
+from pipeline.data.sources import Source
+from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
+from pipeline.provenance import array_sha256, identity, short
 from stages.configs import Config, PrepareConfig
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-READ_AHEAD = 256
 
 
 def execute(config: Config) -> Dataset:
@@ -40,7 +30,7 @@ def execute(config: Config) -> Dataset:
     folder = config.data_folder
     source = open_source(config.prepare)
     request = _request(source, config.prepare)
-    existing = dataset_format.read_record(folder) if folder.exists() else None
+    existing = _existing_record(folder)
     if existing is None or existing.request != request:
         plan = _plan(source, config.prepare, request)
         if existing is None:
@@ -57,6 +47,18 @@ def execute(config: Config) -> Dataset:
     return dataset
 
 
+def _existing_record(folder: Path) -> DatasetRecord | None:
+    if not folder.exists():
+        return None
+    try:
+        return read_record(folder)
+    except ArtefactNotFound as error:
+        raise ArtefactExists(
+            f"{folder} exists and is not a data set: it holds no dataset.json (expected a complete "
+            "data set or no folder). Remove it or set another `workspace`."
+        ) from error
+
+
 def open_source(config: PrepareConfig) -> Source:
     """The source that the settings name."""
     if config.source == "digits":
@@ -70,37 +72,14 @@ def open_source(config: PrepareConfig) -> Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReadSplit:
-    """What one pass over a split found, in the order in which it will be written."""
-
-    split: Split
-    sources: NDArray[np.int64]
-    """Position in the source of each kept sample."""
-    samples: Samples
-    sums: NDArray[np.float64]
-    """Per sample: sum and sum of squares of each channel of pixels / 255, (N, 6)."""
-    image_size: tuple[int, int]
-    skipped: list[str]
-
-    def rows(self, order: NDArray[np.int64]) -> "_ReadSplit":
-        """The part at ``order``; what was skipped is told once, with the training rows."""
-        return replace(
-            self,
-            sources=self.sources[order],
-            samples=self.samples.rows(order),
-            sums=self.sums[order],
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """All that is known before anything is written."""
 
     id: str
     request: str
     source: Source
-    train: _ReadSplit
-    eval: _ReadSplit
+    train: ReadSplit
+    eval: ReadSplit
     held_out: NDArray[np.int64]
     held_out_seed: int
 
@@ -108,18 +87,10 @@ class _Plan:
 def _request(source: Source, config: PrepareConfig) -> str:
     """Hash of the settings and of a listing of the source, to know a second run at once."""
     splits = [s for s in (source.train, source.test) if s is not None]
-    listing = [[_stat(split.name(i)) for i in range(len(split.labels))] for split in splits]
-    labels = [split.labels.tolist() for split in splits]
+    listing = [split.listing() for split in splits]
+    labels = [array_sha256(split.labels) for split in splits]
     settings = config.model_dump(mode="json", exclude={"download", "path"})
     return identity("prepare", [settings, listing, labels])
-
-
-def _stat(name: str) -> list[str | int]:
-    try:
-        stat = os.stat(name)  # noqa: PTH116 - 50,000 calls: Path costs as much as the call
-    except OSError:
-        return [name]
-    return [name, stat.st_size, stat.st_mtime_ns]
 
 
 def _plan(source: Source, config: PrepareConfig, request: str) -> _Plan:
@@ -127,8 +98,8 @@ def _plan(source: Source, config: PrepareConfig, request: str) -> _Plan:
     train, test = _read_splits(source, config)
     if train.image_size != test.image_size:
         raise ArtefactMismatch(
-            f"the test images are {_by(test.image_size)} pixels (expected "
-            f"{_by(train.image_size)}, as the training images). Set `prepare.resize`."
+            f"the test images are {by_pixels(test.image_size)} pixels (expected "
+            f"{by_pixels(train.image_size)}, as the training images). Set `prepare.resize`."
         )
     held_out = dataset_format.stratified_rows(
         train.samples,
@@ -136,6 +107,7 @@ def _plan(source: Source, config: PrepareConfig, request: str) -> _Plan:
         seed=config.held_out_seed,
         purpose="held-out",
     )
+    _require_all_classes(source, train.samples, test.samples, held_out)
     identity_ = dataset_format.dataset_id(
         train.samples, test.samples, class_names=source.class_names, held_out=held_out
     )
@@ -150,10 +122,24 @@ def _plan(source: Source, config: PrepareConfig, request: str) -> _Plan:
     )
 
 
-def _read_splits(source: Source, config: PrepareConfig) -> tuple[_ReadSplit, _ReadSplit]:
-    train = _read_split(source.train, "train", config)
+def _require_all_classes(
+    source: Source, train: Samples, test: Samples, held_out: NDArray[np.int64]
+) -> None:
+    """Refuse a class of which nothing would be left to train on or to test on."""
+    parts = {"training": np.delete(train.labels, held_out), "test": test.labels}
+    for part, labels in parts.items():
+        counts = np.bincount(labels, minlength=len(source.class_names))
+        if not counts.all():
+            raise ArtefactMismatch(
+                f"class {source.class_names[int(counts.argmin())]} has 0 {part} images after some "
+                "were held out or skipped (expected at least 1). Add images or remove the class."
+            )
+
+
+def _read_splits(source: Source, config: PrepareConfig) -> tuple[ReadSplit, ReadSplit]:
+    train = read_split(source.train, "train", skip_corrupt=config.skip_corrupt)
     if source.test is not None:
-        return train, _read_split(source.test, "eval", config)
+        return train, read_split(source.test, "eval", skip_corrupt=config.skip_corrupt)
     test_rows = dataset_format.stratified_rows(
         train.samples, fraction=config.test_fraction, seed=config.held_out_seed, purpose="test"
     )
@@ -161,63 +147,16 @@ def _read_splits(source: Source, config: PrepareConfig) -> tuple[_ReadSplit, _Re
     return train.rows(rest), train.rows(test_rows)
 
 
-def _read_split(split: Split, name: str, config: PrepareConfig) -> _ReadSplit:
-    """Read every sample once: its key, its pixels' hash, its sums."""
-    keys: list[bytes] = []
-    pixels: list[bytes] = []
-    sums: list[NDArray[np.float64]] = []
-    kept: list[int] = []
-    skipped: list[str] = []
-    size: tuple[int, int] | None = None
-    num_samples = len(split.labels)
-
-    def look(i: int) -> tuple[bytes, bytes, NDArray[np.float64], tuple[int, int]] | UnreadableImage:
-        try:
-            key, image = split.read(i)
-        except UnreadableImage as error:
-            return error
-        return key, pixel_key(image), _channel_sums(image), (image.shape[0], image.shape[1])
-
-    with progress(f"read {name}", total=num_samples, unit="images") as bar:
-        for i, found in enumerate(_in_order(look, range(num_samples))):
-            bar.advance(1)
-            if isinstance(found, UnreadableImage):
-                if not config.skip_corrupt:
-                    raise found
-                skipped.append(split.name(i))
-                continue
-            size = size or found[3]
-            _require_size(split.name(i), found[3], size, split.name(kept[0]) if kept else "")
-            keys.append(found[0])
-            pixels.append(found[1])
-            sums.append(found[2])
-            kept.append(i)
-    if size is None:
-        raise ArtefactMismatch(f"the {name} split has no readable image. Check `prepare.path`.")
-    samples = Samples(keys=_rows(keys), labels=split.labels[kept], pixels=_rows(pixels))
-    order = samples.canonical_order()
-    return _ReadSplit(
-        split=split,
-        sources=np.array(kept)[order],
-        samples=samples.rows(order),
-        sums=np.array(sums)[order],
-        image_size=size,
-        skipped=skipped,
-    )
-
-
 def _write(folder: Path, plan: _Plan) -> None:
     records = {}
     for name, read in (("train", plan.train), ("eval", plan.eval)):
         path = dataset_format.beton_path(folder, name)
-        write_beton(path, _second_reading(read, name), num_samples=len(read.samples))
+        betons.write_beton(path, second_reading(read, name), num_samples=len(read.samples))
         dataset_format.write_samples(folder, name, read.samples)
         records[name] = dataset_format.split_record(
             folder, name, read.samples, num_classes=len(plan.source.class_names)
         )
-    mean, std = _statistics(
-        np.delete(plan.train.sums, plan.held_out, axis=0), plan.train.image_size
-    )
+    mean, std = statistics(np.delete(plan.train.sums, plan.held_out, axis=0), plan.train.image_size)
     record = DatasetRecord(
         id=plan.id,
         request=plan.request,
@@ -233,76 +172,7 @@ def _write(folder: Path, plan: _Plan) -> None:
         eval=records["eval"],
         skipped=sorted({*plan.train.skipped, *plan.eval.skipped}),
     )
-    dataset_format.write_record(folder, record)
-
-
-def _second_reading(read: _ReadSplit, name: str) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """The samples in canonical order, checked to be what the first reading saw."""
-    total = len(read.samples)
-    with progress(f"write {name}", total=total, unit="images") as bar:
-        images = _in_order(lambda i: read.split.read(int(i))[1], read.sources)
-        for row, image in enumerate(images):
-            if pixel_key(image) != read.samples.pixels[row].tobytes():
-                raise ArtefactMismatch(
-                    f"{read.split.name(int(read.sources[row]))} changed while it was being read. "
-                    "Run `heartcut prepare` again when nothing writes to the images."
-                )
-            bar.advance(1)
-            yield image, int(read.samples.labels[row])
-
-
-def _in_order(work: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
-    """``map`` by threads that read a little ahead, in the order of ``items``."""
-    remaining = iter(items)
-    with ThreadPoolExecutor(max_workers=num_cores()) as pool:
-        waiting = deque(pool.submit(work, i) for i in islice(remaining, READ_AHEAD))
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(work, i) for i in islice(remaining, 1))
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _channel_sums(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    pixels = image.reshape(-1, 3).astype(np.float64) / 255.0
-    return np.concatenate([pixels.sum(axis=0), np.square(pixels).sum(axis=0)])
-
-
-def _statistics(
-    sums: NDArray[np.float64], image_size: tuple[int, int]
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each channel over all pixels."""
-    first, second = np.split(sums.sum(axis=0) / (len(sums) * image_size[0] * image_size[1]), 2)
-    std = np.sqrt(np.maximum(second - first**2, 1e-12))
-    return _triple(first), _triple(std)
-
-
-def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    red, green, blue = (round(float(value), 6) for value in values)
-    return red, green, blue
-
-
-def _rows(keys: Sequence[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), 16)
-
-
-def _require_size(name: str, found: tuple[int, int], wanted: tuple[int, int], first: str) -> None:
-    if found != wanted:
-        raise ArtefactMismatch(
-            f"{name} is {_by(found)} pixels (expected {_by(wanted)}, as {first}). "
-            "Set `prepare.resize` to bring all images to one size."
-        )
-    if max(found) > MAX_SIDE:
-        raise ArtefactMismatch(
-            f"{name} is {_by(found)} pixels (expected at most {MAX_SIDE} a side). "
-            "Set `prepare.resize`."
-        )
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+    write_record(folder, record)
 
 
 def _tell(dataset: Dataset, *, existed: bool) -> None:
@@ -316,7 +186,7 @@ def _tell(dataset: Dataset, *, existed: bool) -> None:
         f"{len(dataset.training):,}",
         f"{len(record.held_out):,}",
         f"{dataset.eval.num_samples:,}",
-        _by(record.image_size),
+        by_pixels(record.image_size),
         short(record.id),
     )
     if record.skipped:

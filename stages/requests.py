@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from pipeline.artefacts.cache_index import recall
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Inputs, run_id, run_path
-from pipeline.artefacts.teacher_cache import TeacherCache, recall
+from pipeline.artefacts.selection import SelectionIdentity
+from pipeline.artefacts.soft_labels import SoftLabelIdentity
+from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.views import ALL, ViewSpec
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, identity, short
 from pipeline.runtime import resolve_runtime
-from stages.configs import Config, OptimiserConfig, ViewsConfig
+from stages.configs import Config, OptimiserConfig, SelectConfig, ViewsConfig
 
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels"}
 
@@ -53,6 +56,43 @@ def find_cache(config: Config, dataset: Dataset) -> TeacherCache:
     cache = TeacherCache.open(path)
     require_same_images(cache, dataset)
     return cache
+
+
+def soft_label_identity(config: SelectConfig, cache: TeacherCache) -> SoftLabelIdentity:
+    """What the soft labels of a configuration depend on."""
+    num_augmented = cache.shape.num_views - 1
+    if config.soft_views == "augmented" and num_augmented == 0:
+        raise ConfigError(
+            f"select.soft_views is 'augmented' and {cache.path} has the clean view only. "
+            'Set `select.soft_views = "clean"`, or cache views (`views.count`).'
+        )
+    revises = config.revision in ("wrong", "all")
+    return SoftLabelIdentity(
+        cache=cache.id,
+        view_spec=cache.manifest.identity.views,
+        revision=config.revision,
+        eta=config.eta if revises else None,
+        temperature=config.temperature,
+        revise_at=config.revise_at or config.temperature,
+        views=(0,) if config.soft_views == "clean" else tuple(range(1, num_augmented + 1)),
+    )
+
+
+def selection_identity(config: Config, cache: TeacherCache, dataset: Dataset) -> SelectionIdentity:
+    """What the selection table of a configuration depends on."""
+    settings = config.select
+    by_rank = settings.strategy in ("influence", "random", "correct")
+    scored = settings.strategy == "influence"
+    return SelectionIdentity(
+        cache=cache.id,
+        held_out=dataset.held_out_digest,
+        soft_labels=soft_label_identity(settings, cache).id,
+        strategy=settings.strategy,
+        fraction=settings.fraction,
+        class_quota=settings.class_quota if by_rank else None,
+        seed=settings.seed,
+        influence=settings.influence.model_dump(mode="json") if scored else None,
+    )
 
 
 def require_same_images(cache: TeacherCache, dataset: Dataset) -> None:

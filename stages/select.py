@@ -6,7 +6,6 @@ held-out loss, and writes down what to distil.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,15 +21,14 @@ from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from pipeline.methods.data_selection import Selection, select_samples
-from pipeline.methods.head_influence import RowScores
-from pipeline.methods.label_revision import revision_beta, soft_labels, softened_probs
-from pipeline.methods.sample_scores import SampleScores, score_samples
+from pipeline.methods.label_revision import soft_labels
 from pipeline.progress import progress
 from pipeline.provenance import short
 from pipeline.runtime import num_cores, versions
 from pipeline.scoring import Influence, score_influence
 from stages.configs import Config, SelectConfig
-from stages.requests import find_cache
+from stages.requests import find_cache, selection_identity, soft_label_identity
+from stages.selection_columns import Clean, spread, table_columns
 
 logger = logging.getLogger(__name__)
 
@@ -50,52 +48,15 @@ def execute(config: Config) -> SelectionTable:
         table = SelectionTable.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(table.record))
         return table
-    inputs = _Inputs.read(cache, dataset)
+    inputs = Clean.read(cache, dataset)
     influence = _influence(config.select, inputs, cache) if identity.influence else None
     selection = _select(config.select, inputs, influence)
     record = _record(identity, inputs, influence, selection, cache)
-    columns = _columns(inputs, influence, selection, config.select)
+    columns = table_columns(inputs, influence, selection, config.select)
     selection_format.write(path, record=record, columns=columns)
     logger.info("%s: %s", path, describe(record))
     _warn(record)
     return SelectionTable.open(path)
-
-
-def soft_label_identity(config: SelectConfig, cache: TeacherCache) -> SoftLabelIdentity:
-    """What the soft labels of a configuration depend on."""
-    num_augmented = cache.shape.num_views - 1
-    if config.soft_views == "augmented" and num_augmented == 0:
-        raise ConfigError(
-            f"select.soft_views is 'augmented' and {cache.path} has the clean view only. "
-            'Set `select.soft_views = "clean"`, or cache views (`views.count`).'
-        )
-    revises = config.revision in ("wrong", "all")
-    return SoftLabelIdentity(
-        cache=cache.id,
-        view_spec=cache.manifest.identity.views,
-        revision=config.revision,
-        eta=config.eta if revises else None,
-        temperature=config.temperature,
-        revise_at=config.revise_at or config.temperature,
-        views=(0,) if config.soft_views == "clean" else tuple(range(1, num_augmented + 1)),
-    )
-
-
-def selection_identity(config: Config, cache: TeacherCache, dataset: Dataset) -> SelectionIdentity:
-    """What the selection table of a configuration depends on."""
-    settings = config.select
-    by_rank = settings.strategy in ("influence", "random", "correct")
-    scored = settings.strategy == "influence"
-    return SelectionIdentity(
-        cache=cache.id,
-        held_out=dataset.held_out_digest,
-        soft_labels=soft_label_identity(settings, cache).id,
-        strategy=settings.strategy,
-        fraction=settings.fraction,
-        class_quota=settings.class_quota if by_rank else None,
-        seed=settings.seed,
-        influence=settings.influence.model_dump(mode="json") if scored else None,
-    )
 
 
 def describe(record: SelectionRecord) -> str:
@@ -108,43 +69,6 @@ def describe(record: SelectionRecord) -> str:
         f"{record.num_candidates:,} rows ({100 * share:.1f} %), {100 * wrong:.1f} % of the "
         f"{record.num_wrong:,} wrong ones{auc}, id {short(record.id)}"
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """What the cache says of the clean view, and who is held out."""
-
-    labels: Tensor
-    keys: NDArray[np.uint8]
-    logits: Tensor
-    """(N, C) float32"""
-    features: Tensor | None
-    """(N, D) float16"""
-    scores: SampleScores
-    training: Tensor
-    """Sample indices that may be selected (T), int64."""
-    held_out: Tensor
-    """Sample indices that are only looked at (V), int64."""
-
-    @classmethod
-    def read(cls, cache: TeacherCache, dataset: Dataset) -> "_Inputs":
-        labels = torch.from_numpy(cache.labels)
-        logits = torch.from_numpy(cache.logits(0)).float()
-        has_features = cache.manifest.identity.features
-        features = torch.from_numpy(cache.features(0)) if has_features else None
-        return cls(
-            labels=labels,
-            keys=cache.keys,
-            logits=logits,
-            features=features,
-            scores=score_samples(logits, labels, features),
-            training=torch.from_numpy(dataset.training),
-            held_out=torch.from_numpy(dataset.held_out),
-        )
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.labels)
 
 
 def _write_soft_labels(config: Config, cache: TeacherCache) -> None:
@@ -179,10 +103,15 @@ def _revised(
             bar.advance(1)
 
 
-def _influence(config: SelectConfig, inputs: _Inputs, cache: TeacherCache) -> Influence:
+def _influence(config: SelectConfig, inputs: Clean, cache: TeacherCache) -> Influence:
     """Scores of the training rows against the held-out ones."""
     settings = config.influence
-    augmented = settings.views == "augmented" and cache.shape.num_views > 1
+    augmented = settings.views == "augmented"
+    if augmented and cache.shape.num_views == 1:
+        raise ConfigError(
+            f"select.influence.views is 'augmented' and {cache.path} has the clean view only. "
+            'Set `select.influence.views = "clean"`, or cache views (`views.count`).'
+        )
     views = tuple(range(1, cache.shape.num_views)) if augmented else (0,)
     revision = config.revision if settings.labels == "revised" else "none"
 
@@ -207,13 +136,13 @@ def _influence(config: SelectConfig, inputs: _Inputs, cache: TeacherCache) -> In
     )
 
 
-def _select(config: SelectConfig, inputs: _Inputs, influence: Influence | None) -> Selection:
+def _select(config: SelectConfig, inputs: Clean, influence: Influence | None) -> Selection:
     """Apply the strategy to the training rows."""
     candidates = np.zeros(inputs.num_samples, dtype=bool)
     candidates[inputs.training] = True
     scores = None
     if influence is not None:
-        scores = _spread(influence.distilled.scores.dloss_undistill, inputs).mean
+        scores = spread(influence.distilled.scores.dloss_undistill, inputs).mean
     correct = inputs.scores.teacher_correct.numpy() if config.strategy == "correct" else None
     try:
         return select_samples(
@@ -230,75 +159,9 @@ def _select(config: SelectConfig, inputs: _Inputs, influence: Influence | None) 
         raise ConfigError(f"select: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Column:
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-
-
-def _spread(scores: RowScores | None, inputs: _Inputs) -> _Column:
-    """Scores of the training rows at their sample indices; NaN elsewhere."""
-    mean = np.full(inputs.num_samples, np.nan)
-    std = np.full(inputs.num_samples, np.nan)
-    if scores is not None:
-        mean[inputs.training] = scores.mean.numpy()
-        std[inputs.training] = scores.std.numpy()
-    return _Column(mean=mean, std=std)
-
-
-def _columns(
-    inputs: _Inputs, influence: Influence | None, selection: Selection, config: SelectConfig
-) -> dict[str, NDArray[np.generic]]:
-    scores = inputs.scores
-    held_out = np.zeros(inputs.num_samples, dtype=bool)
-    held_out[inputs.held_out] = True
-    distilled = None if influence is None else influence.distilled.scores
-    hard = None if influence is None else influence.hard.scores
-    undistill = _spread(None if distilled is None else distilled.dloss_undistill, inputs)
-    swap = _spread(None if hard is None else hard.dloss_swap, inputs)
-    remove = _spread(None if hard is None else hard.dloss_remove, inputs)
-    none = np.full(inputs.num_samples, np.nan, dtype=np.float32)
-    grand_head = none if scores.grand_head is None else scores.grand_head.numpy()
-    return {
-        "sample_index": np.arange(inputs.num_samples),
-        "sample_key": np.array(selection_format.key_text(inputs.keys)),
-        "label": inputs.labels.numpy(),
-        "held_out": held_out,
-        "teacher_class": scores.teacher_class.numpy(),
-        "teacher_correct": scores.teacher_correct.numpy(),
-        "p_target": scores.p_target.numpy(),
-        "p_max": scores.p_max.numpy(),
-        "beta": _beta(inputs, config),
-        "cross_entropy": scores.cross_entropy.numpy(),
-        "el2n": scores.el2n.numpy(),
-        "grand_head": grand_head,
-        "margin": scores.margin.numpy(),
-        "entropy": scores.entropy.numpy(),
-        "dloss_undistill": undistill.mean,
-        "dloss_swap": swap.mean,
-        "dloss_remove": remove.mean,
-        "view_std": undistill.std,
-        "rank": np.where(held_out, -1, selection.rank),
-        "selected": selection.selected,
-        "reason": selection.reason,
-    }
-
-
-def _beta(inputs: _Inputs, config: SelectConfig) -> NDArray[np.float32]:
-    """Share of the teacher in each revised clean-view label; 1 where a row is not revised."""
-    beta = np.ones(inputs.num_samples, dtype=np.float32)
-    if config.revision not in ("wrong", "all"):
-        return beta
-    probs = softened_probs(inputs.logits, temperature=config.revise_at or config.temperature)
-    found = revision_beta(probs, inputs.labels, eta=config.eta).numpy()
-    if config.revision == "all":
-        return found
-    return np.where(inputs.scores.teacher_correct.numpy(), beta, found)
-
-
 def _record(
     identity: SelectionIdentity,
-    inputs: _Inputs,
+    inputs: Clean,
     influence: Influence | None,
     selection: Selection,
     cache: TeacherCache,

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.artefacts.cache_index import recall
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
 from pipeline.artefacts.selection import SelectionTable, selection_path
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.artefacts.teacher_cache import TeacherCache, recall
+from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import Supervision
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
@@ -23,10 +24,10 @@ from stages.requests import (
     cache_request,
     find_cache,
     fresh_views,
+    selection_identity,
     training_settings,
     view_spec,
 )
-from stages.select import selection_identity
 from stages.training_run import TeacherClasses, Training, describe, train
 
 logger = logging.getLogger(__name__)

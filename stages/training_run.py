@@ -24,7 +24,7 @@ from pipeline.models import Classifier
 from pipeline.models.checkpoints import save_weights
 from pipeline.models.zoo import build
 from pipeline.progress import Progress, progress
-from pipeline.provenance import Json
+from pipeline.provenance import Json, file_sha256
 from pipeline.runtime import Runtime, resolve_runtime, versions
 from pipeline.training import (
     BatchLoss,
@@ -81,7 +81,8 @@ def train(training: Training, path: Path) -> Run:
         trainer = _Trainer(training, model, runtime)
         epochs = trainer.run(folder)
         save_weights(model, folder / run_format.WEIGHTS)
-        result = _result(training, trainer, epochs)
+        weights = file_sha256(folder / run_format.WEIGHTS)
+        result = _result(training, trainer, epochs, weights=weights)
         publish_json(folder / run_format.RESULT, result.model_dump(mode="json"))
     run = Run.open(path)
     logger.info("%s: %s", path, describe(run.result))
@@ -214,7 +215,9 @@ def _metrics_line(number: int, epoch: _Epoch, optimizer: torch.optim.Optimizer) 
     }
 
 
-def _result(training: Training, trainer: _Trainer, epochs: list[_Epoch]) -> RunResult:
+def _result(
+    training: Training, trainer: _Trainer, epochs: list[_Epoch], *, weights: str
+) -> RunResult:
     settings, dataset = training.settings, training.dataset
     held_out = [epoch.held_out.accuracy for epoch in epochs]
     last_epochs = held_out[-settings.mean_of_last :]
@@ -223,6 +226,7 @@ def _result(training: Training, trainer: _Trainer, epochs: list[_Epoch]) -> RunR
     num_images = sum(epoch.training.num_samples for epoch in epochs)
     return RunResult(
         id=run_format.run_id(training.identity, training.inputs),
+        weights_sha256=weights,
         arch=settings.arch,
         num_parameters=trainer.num_parameters,
         seed=settings.seed,

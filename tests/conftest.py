@@ -1,7 +1,56 @@
-"""Settings that every test shares."""
+"""Settings and fixtures that every test shares."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from pipeline.artefacts.dataset import Dataset
+from stages.configs import Config, with_overrides
+from tests.image_folders import folder_config, save_folder
+from tests.workspaces import TINY, linked_copy, tiny_config
 
 # The first torch call takes half a second and would trip Hypothesis' deadline of 200 ms.
 settings.register_profile("heartcut", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("heartcut")
+
+
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory: pytest.TempPathFactory):
+    """74 training and 9 test images of 16 x 16 pixels in three classes; never changed."""
+    return save_folder(tmp_path_factory.mktemp("images"), train=74)
+
+
+@pytest.fixture(scope="session")
+def prepared(image_root, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The data set of `image_root`; never changed."""
+    from stages import prepare  # ffcv loads here, not for the tests of plain maths
+
+    return prepare.execute(folder_config(tmp_path_factory.mktemp("prepared"), image_root))
+
+
+@pytest.fixture(scope="session")
+def tiny_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration file of `digits`."""
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits(tiny_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Digits with a teacher, its cache and a selection in a workspace; never changed."""
+    from stages import cache_teacher, prepare, select, train_teacher
+
+    config = tiny_config(tiny_toml, tmp_path_factory.mktemp("digits") / "work")
+    prepare.execute(config)
+    train_teacher.execute(config)
+    cache_teacher.execute(config)
+    select.execute(config)
+    return config
+
+
+@pytest.fixture
+def digits_copy(digits: Config, tmp_path: Path) -> Config:
+    """`digits` in a workspace that a test may change."""
+    return with_overrides(digits, [f"workspace={linked_copy(digits.workspace, tmp_path / 'work')}"])

@@ -5,7 +5,7 @@
         eval.beton                 the same for the test split
         train.samples.safetensors  keys (N, 16) uint8, labels (N,) int64, pixels (N, 16) uint8
         eval.samples.safetensors   the same for the test split
-        dataset.json               written last: names, counts, sizes and hashes of the files above
+        dataset.json               written last (`dataset_record`): what is in the files above
 
 A sample index is a position in a beton; a sample key is its content (`provenance.sample_key`).
 Samples lie in the order of (key, label), so the same images give the same beton everywhere. The
@@ -25,16 +25,20 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from pipeline.artefacts.store import publish_json, read_json
+from pipeline.artefacts.dataset_record import (
+    FORMAT_VERSION,
+    MADE_BY,
+    DatasetRecord,
+    FileRecord,
+    SplitRecord,
+    read_record,
+)
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import Json, array_sha256, file_sha256, identity
+from pipeline.provenance import array_sha256, file_sha256, identity, short
 
-FORMAT_VERSION = 1
-MADE_BY = "heartcut prepare"
 IMAGE, LABEL, INDEX = "image", "label", "index"
 """Field names inside a beton."""
 
@@ -49,6 +53,15 @@ class Samples:
     """(N,)"""
     pixels: NDArray[np.uint8]
     """Hash of the decoded pixels, (N, 16)."""
+
+    def __post_init__(self) -> None:
+        rows = (len(self.labels), 16)
+        if self.keys.shape != rows or self.pixels.shape != rows:
+            raise ValueError(
+                f"keys {self.keys.shape} and pixels {self.pixels.shape} must be of shape {rows}"
+            )
+        if (self.labels != self.labels.astype(np.int32)).any():  # the fingerprint has 32 bits
+            raise ValueError("labels must fit 32 bits")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,53 +110,6 @@ def stratified_rows(
     return np.sort(np.concatenate(chosen))
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    sha256: str
-
-
-class SplitRecord(BaseModel):
-    """What dataset.json says of one split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_samples: int
-    class_counts: list[int]
-    fingerprint: str
-    pixel_digest: str
-    beton: _File
-
-
-class DatasetRecord(BaseModel):
-    """dataset.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = "heartcut.dataset"
-    version: int = FORMAT_VERSION
-    id: str
-    """Identity: fingerprints, pixel digests, class names, held-out rows."""
-    request: str
-    """Hash of the settings and of the source that it was made from."""
-    source: str
-    class_names: list[str]
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
-    decoder: str
-    mean: tuple[float, float, float]
-    """Of the rows that are trained on, per channel, pixels / 255."""
-    std: tuple[float, float, float]
-    held_out: list[int]
-    """Sample indices of train.beton that no training sees."""
-    held_out_seed: int
-    train: SplitRecord
-    eval: SplitRecord
-    skipped: list[str]
-    """Source files left out by --skip-corrupt."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Beton:
     """One split, open for reading: the file and its samples."""
@@ -154,7 +120,7 @@ class Beton:
 
     @property
     def num_samples(self) -> int:
-        return self.record.num_samples
+        return len(self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +144,21 @@ class Dataset:
             ArtefactMismatch: if a file is damaged.
         """
         record = read_record(folder)
-        return cls(
-            folder=folder,
-            record=record,
-            train=_open_split(folder, "train", record.train),
-            eval=_open_split(folder, "eval", record.eval),
+        train = _open_split(folder, "train", record.train)
+        test = _open_split(folder, "eval", record.eval)
+        held_out = np.array(
+            [row for row in record.held_out if row in range(len(train.samples))], dtype=np.int64
         )
+        found = dataset_id(
+            train.samples, test.samples, class_names=record.class_names, held_out=held_out
+        )
+        if found != record.id:
+            raise ArtefactMismatch(
+                f"{folder / 'dataset.json'} was changed: its classes and held-out rows make data "
+                f"set {short(found)} (expected {short(record.id)}). "
+                f"Remove {folder} and run `{MADE_BY}` again."
+            )
+        return cls(folder=folder, record=record, train=train, eval=test)
 
     @property
     def num_classes(self) -> int:
@@ -210,20 +185,6 @@ def beton_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.beton"
 
 
-def read_record(folder: Path) -> DatasetRecord:
-    """dataset.json, checked against its schema."""
-    path = folder / "dataset.json"
-    try:
-        return DatasetRecord.model_validate(read_json(path, made_by=MADE_BY))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactMismatch(
-            f"{path} does not follow format version {FORMAT_VERSION}: {where}: {first['msg']}. "
-            f"Remove {folder} and run `{MADE_BY}` again."
-        ) from error
-
-
 def write_samples(folder: Path, split: str, samples: Samples) -> None:
     """Write the samples file of a split."""
     arrays = {"keys": samples.keys, "labels": samples.labels, "pixels": samples.pixels}
@@ -231,12 +192,6 @@ def write_samples(folder: Path, split: str, samples: Samples) -> None:
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         _samples_path(folder, split),
     )
-
-
-def write_record(folder: Path, record: DatasetRecord) -> None:
-    """Write dataset.json."""
-    value: dict[str, Json] = record.model_dump(mode="json")
-    publish_json(folder / "dataset.json", value)
 
 
 def split_record(folder: Path, split: str, samples: Samples, *, num_classes: int) -> SplitRecord:
@@ -247,7 +202,7 @@ def split_record(folder: Path, split: str, samples: Samples, *, num_classes: int
         class_counts=np.bincount(samples.labels, minlength=num_classes).tolist(),
         fingerprint=samples.fingerprint,
         pixel_digest=samples.pixel_digest,
-        beton=_File(bytes=path.stat().st_size, sha256=file_sha256(path)),
+        beton=FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path)),
     )
 
 
@@ -278,13 +233,13 @@ def _open_split(folder: Path, split: str, record: SplitRecord) -> Beton:
     if samples.fingerprint != record.fingerprint or samples.pixel_digest != record.pixel_digest:
         raise ArtefactMismatch(
             f"{_samples_path(folder, split)} does not belong to {path}: fingerprint "
-            f"{samples.fingerprint[:12]} (expected {record.fingerprint[:12]}). "
+            f"{short(samples.fingerprint)} (expected {short(record.fingerprint)}). "
             f"Remove {folder} and run `{MADE_BY}` again."
         )
     return Beton(path=path, samples=samples, record=record)
 
 
-def _check_beton(path: Path, expected: _File) -> None:
+def _check_beton(path: Path, expected: FileRecord) -> None:
     remedy = f"It is damaged: remove {path.parent} and run `{MADE_BY}` again."
     try:
         found_bytes = path.stat().st_size
@@ -297,21 +252,24 @@ def _check_beton(path: Path, expected: _File) -> None:
     found = file_sha256(path)
     if found != expected.sha256:
         raise ArtefactMismatch(
-            f"{path} has other contents than were written: sha256 {found[:12]} "
-            f"(expected {expected.sha256[:12]}). {remedy}"
+            f"{path} has other contents than were written: sha256 {short(found)} "
+            f"(expected {short(expected.sha256)}). {remedy}"
         )
 
 
 def _read_samples(path: Path) -> Samples:
     try:
         arrays = load_file(path)
-        return Samples(keys=arrays["keys"], labels=arrays["labels"], pixels=arrays["pixels"])
+        samples = Samples(keys=arrays["keys"], labels=arrays["labels"], pixels=arrays["pixels"])
+        if not np.array_equal(samples.canonical_order(), np.arange(len(samples))):
+            raise ValueError("its rows are not in the order of (key, label)")
     except FileNotFoundError as error:
         raise ArtefactNotFound(f"{path} is missing. Run `{MADE_BY}` again.") from error
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ArtefactMismatch(
             f"{path} is damaged: {error}. Remove {path.parent} and run `{MADE_BY}` again."
         ) from error
+    return samples
 
 
 def _sorted_rows_sha256(purpose: str, rows: NDArray[np.uint8]) -> str:

@@ -13,15 +13,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from pipeline.artefacts.store import read_json
+from pipeline.artefacts.records import Record, read_record
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import Json, identity, short
+from pipeline.provenance import Json, file_sha256, identity, short
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 METRICS, WEIGHTS, SETTINGS, RESULT = (
     "metrics.jsonl",
     "model.safetensors",
@@ -30,11 +28,7 @@ METRICS, WEIGHTS, SETTINGS, RESULT = (
 )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Inputs(_Strict):
+class Inputs(Record):
     """Ids of everything that a run was trained on."""
 
     dataset: str
@@ -43,7 +37,7 @@ class Inputs(_Strict):
     selection: str | None
 
 
-class Cost(_Strict):
+class Cost(Record):
     """What the run took, and what it did not have to."""
 
     seconds: float
@@ -53,12 +47,14 @@ class Cost(_Strict):
     device: str
 
 
-class RunResult(_Strict):
+class RunResult(Record):
     """result.json"""
 
-    format: str = "heartcut.run"
-    version: int = FORMAT_VERSION
+    format: Literal["heartcut.run"] = "heartcut.run"
+    version: Literal[1] = FORMAT_VERSION
     id: str
+    weights_sha256: str
+    """Of model.safetensors."""
     arch: str
     num_parameters: int
     seed: int
@@ -98,26 +94,37 @@ class Run:
 
         Raises:
             ArtefactNotFound: if there is none.
-            ArtefactMismatch: if result.json is damaged or of another version.
+            ArtefactMismatch: if result.json or the weights are damaged, or of another version.
         """
         if not path.is_dir():
             raise ArtefactNotFound(
                 f"{path} does not exist. Train it with `heartcut train-student` or "
                 "`heartcut train-teacher` and the same configuration."
             )
-        value = read_json(path / RESULT, made_by="heartcut train-student")
-        try:
-            return cls(path=path, result=RunResult.model_validate(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ArtefactMismatch(
-                f"{path / RESULT} does not follow format version {FORMAT_VERSION}: "
-                f"{first['loc']}: {first['msg']}. Remove {path} and train again."
-            ) from error
+        remedy = f"Remove {path} and train again."
+        result = read_record(
+            RunResult, path / RESULT, made_by="heartcut train-student", remedy=remedy
+        )
+        run = cls(path=path, result=result)
+        run._check_weights()
+        return run
 
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
+
+    def _check_weights(self) -> None:
+        try:
+            found = file_sha256(self.weights)
+        except FileNotFoundError as error:
+            raise ArtefactNotFound(
+                f"{self.weights} is missing. Remove {self.path} and train again."
+            ) from error
+        if found != self.result.weights_sha256:
+            raise ArtefactMismatch(
+                f"{self.weights} is damaged: sha256 {short(found)} (expected "
+                f"{short(self.result.weights_sha256)}). Remove {self.path} and train again."
+            )
 
 
 def run_id(settings: Mapping[str, Json], inputs: Inputs) -> str:

@@ -16,20 +16,20 @@ rows, keys and ids, not who wrote it.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Literal, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.artefacts.records import Record, parse_record
 from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import Json, identity, short
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 MADE_BY = "heartcut select"
 SIGN_CONVENTION = (
     "predicted change of the mean held-out cross-entropy of the refitted head: "
@@ -64,13 +64,11 @@ COLUMNS: dict[str, pa.DataType] = {
     "selected": pa.bool_(),
     "reason": pa.string(),
 }
+_JOINED = ("sample_index", "sample_key", "label", "teacher_class", "selected")
+"""What training reads."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SelectionIdentity(_Strict):
+class SelectionIdentity(Record):
     """Everything that the table depends on."""
 
     cache: str
@@ -90,7 +88,7 @@ class SelectionIdentity(_Strict):
         return identity("selection", [FORMAT_VERSION, self.model_dump(mode="json")])
 
 
-class SolveRecord(_Strict):
+class SolveRecord(Record):
     """How well one head was fitted and one linear system solved."""
 
     linearised_at: str
@@ -110,11 +108,11 @@ class SolveRecord(_Strict):
     held_out_gradient_norm: float
 
 
-class SelectionRecord(_Strict):
+class SelectionRecord(Record):
     """The table's own description."""
 
-    format: str = "heartcut.selection"
-    version: int = FORMAT_VERSION
+    format: Literal["heartcut.selection"] = "heartcut.selection"
+    version: Literal[1] = FORMAT_VERSION
     id: str
     identity: SelectionIdentity
     sign_convention: str = SIGN_CONVENTION
@@ -148,16 +146,7 @@ class SelectionTable:
             ArtefactNotFound: if there is none.
             ArtefactMismatch: if it is no selection table, or its rows are not one per sample.
         """
-        try:
-            stored = pq.read_table(path)
-        except FileNotFoundError as error:
-            raise ArtefactNotFound(f"{path} does not exist. Make it with `{MADE_BY}`.") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            told = str(error).splitlines()[0]
-            raise ArtefactMismatch(
-                f"{path} is not a readable parquet file: {told} "
-                f"Remove it and run `{MADE_BY}` again."
-            ) from error
+        stored = _read_table(path)
         record = _read_metadata(path, stored)
         _require_columns(path, stored)
         frame = stored.to_pandas()
@@ -227,6 +216,20 @@ def key_text(keys: NDArray[np.uint8]) -> list[str]:
     return [text[i : i + 32] for i in range(0, len(text), 32)]
 
 
+def _read_table(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        _ = table.column_names  # decoded here: damaged names raise no earlier
+        return table
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(f"{path} does not exist. Make it with `{MADE_BY}`.") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise ArtefactMismatch(
+            f"{path} is not a readable parquet file: {told}. Remove it and run `{MADE_BY}` again."
+        ) from error
+
+
 def _read_metadata(path: Path, stored: pa.Table) -> SelectionRecord:
     metadata = (stored.schema.metadata or {}).get(_METADATA_KEY)
     if metadata is None:
@@ -234,14 +237,18 @@ def _read_metadata(path: Path, stored: pa.Table) -> SelectionRecord:
             f"{path} is not a selection table: its metadata has no `heartcut` entry. If it was "
             "edited, write it with pyarrow and the original schema's metadata (docs/selection.md)."
         )
+    remedy = f"Run `{MADE_BY}` again."
     try:
         value: Json = json.loads(metadata)
-        return SelectionRecord.model_validate(value)
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:
+        raise ArtefactMismatch(f"{path} has damaged metadata: {error}. {remedy}") from error
+    record = parse_record(SelectionRecord, value, path=path, remedy=remedy)
+    if record.identity.id != record.id:
         raise ArtefactMismatch(
-            f"{path} does not follow format version {FORMAT_VERSION}: "
-            f"{str(error).splitlines()[0]}. Run `{MADE_BY}` again."
-        ) from error
+            f"{path} has an id that its settings do not give: {short(record.id)} (expected "
+            f"{short(record.identity.id)}). {remedy}"
+        )
+    return record
 
 
 def _require_columns(path: Path, stored: pa.Table) -> None:
@@ -251,9 +258,19 @@ def _require_columns(path: Path, stored: pa.Table) -> None:
             f"{path} lacks the columns {', '.join(missing)}. "
             f"Restore them, or run `{MADE_BY}` again."
         )
-    if stored.column("selected").null_count or stored.column("selected").type != pa.bool_():
-        raise ArtefactMismatch(
-            f"{path} has a `selected` column of {stored.column('selected').type} with "
-            f"{stored.column('selected').null_count} missing values (expected bool, none missing). "
-            "Mend the column."
-        )
+    for name in _JOINED:
+        column, wanted = stored.column(name), COLUMNS[name]
+        if column.null_count or not _serves_as(column.type, wanted):
+            raise ArtefactMismatch(
+                f"{path} has a `{name}` column of {column.type} with {column.null_count} missing "
+                f"values (expected {wanted}, none missing). Mend the column."
+            )
+
+
+def _serves_as(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether other writers of parquet store ``wanted`` as ``found``: wider numbers and strings."""
+    if pa.types.is_integer(wanted):
+        return bool(pa.types.is_integer(found))
+    if pa.types.is_string(wanted):
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
+    return bool(found == wanted)

@@ -12,25 +12,23 @@ float32 and stored in float16.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.artefacts.store import publish_json, publishing_folder, read_json
+from pipeline.artefacts.records import Record, read_record
+from pipeline.artefacts.store import publish_json, publishing_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import file_sha256, identity, short
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 MADE_BY = "heartcut select"
 
 
-class SoftLabelIdentity(BaseModel):
+class SoftLabelIdentity(Record):
     """Everything that the labels depend on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache: str
     """Id of the teacher cache."""
@@ -50,13 +48,11 @@ class SoftLabelIdentity(BaseModel):
         return identity("soft_labels", [FORMAT_VERSION, self.model_dump(mode="json")])
 
 
-class SoftLabelRecord(BaseModel):
+class SoftLabelRecord(Record):
     """soft_labels.json."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = "heartcut.soft_labels"
-    version: int = FORMAT_VERSION
+    format: Literal["heartcut.soft_labels"] = "heartcut.soft_labels"
+    version: Literal[1] = FORMAT_VERSION
     id: str
     identity: SoftLabelIdentity
     shape: tuple[int, int, int]
@@ -81,18 +77,18 @@ class SoftLabels:
             ArtefactMismatch: if they are damaged.
         """
         record_path = path / "soft_labels.json"
-        try:
-            record = SoftLabelRecord.model_validate(read_json(record_path, made_by=MADE_BY))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ArtefactMismatch(
-                f"{record_path} does not follow format version {FORMAT_VERSION}: {first['loc']}: "
-                f"{first['msg']}. Remove {path} and run `{MADE_BY}` again."
-            ) from error
+        remedy = f"Remove {path} and run `{MADE_BY}` again."
+        record = read_record(SoftLabelRecord, record_path, made_by=MADE_BY, remedy=remedy)
         if record.identity.id != record.id:
             raise ArtefactMismatch(
                 f"{path} has an id that its settings do not give: {short(record.id)} (expected "
-                f"{short(record.identity.id)}). Remove it and run `{MADE_BY}` again."
+                f"{short(record.identity.id)}). {remedy}"
+            )
+        num_views = len(record.identity.views)
+        if record.shape[0] != num_views or len(record.sha256) != num_views:
+            raise ArtefactMismatch(
+                f"{record_path} tells of {record.shape[0]} views and {len(record.sha256)} digests "
+                f"(expected {num_views} each). {remedy}"
             )
         for slot, expected in enumerate(record.sha256):
             _check_view(_view_path(path, slot), expected, record.shape)

@@ -67,7 +67,7 @@ def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
     """Read a JSON object; what is missing or torn is told in one line that names ``made_by``."""
     try:
         value = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtefactNotFound(f"{path} does not exist. Make it with `{made_by}`.") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise ArtefactMismatch(
@@ -119,4 +119,7 @@ _DISK_ERRORS = {
     errno.EPERM: "Check the permissions or set another `workspace`.",
     errno.EROFS: "Set a `workspace` on a disk that can be written.",
     errno.EIO: "Check the disk.",
+    errno.EFBIG: "Raise the limit on file sizes or set another `workspace`.",
+    errno.EEXIST: "Set a `workspace` that is a folder.",
+    errno.ENOTDIR: "Set a `workspace` that is a folder.",
 }

@@ -23,8 +23,13 @@ from pipeline.data.ffcv_compat import (
 )
 from pipeline.errors import PipelineError
 
-MAX_SIDE = 65_535  # FFCV keeps height and width in 16 bits
-_MIN_PAGE_BYTES = 1 << 21
+_PAGE_BYTES = 1 << 23  # FFCV keeps an image within one page,
+_MAX_SIDE = 65_535  # and height and width in 16 bits
+
+
+def fits(height: int, width: int) -> bool:
+    """Whether a beton can hold an image of this size."""
+    return max(height, width) <= _MAX_SIDE and 3 * height * width <= _PAGE_BYTES
 
 
 def write_beton(
@@ -49,14 +54,14 @@ class _SerialWriter(DatasetWriter):  # type: ignore[misc]
 
     def __init__(self, path: Path, num_samples: int) -> None:
         fields = {IMAGE: RGBImageField(write_mode="raw"), LABEL: IntField(), INDEX: IntField()}
-        super().__init__(str(path), fields, page_size=4 * _MIN_PAGE_BYTES, num_workers=1)
+        super().__init__(str(path), fields, page_size=_PAGE_BYTES, num_workers=1)
         self.num_samples = num_samples
 
     def write(self, samples: Iterable[tuple[NDArray[np.uint8], int]]) -> None:
         self.prepare()
         self._keep_metadata_in_memory()
         metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
-        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        allocator = _Pages(self.fname, self.data_region_start, self.page_size)
         names = self.metadata_type.names
         written = 0
         with allocator:
@@ -68,24 +73,23 @@ class _SerialWriter(DatasetWriter):  # type: ignore[misc]
             raise PipelineError(
                 f"{self.fname} got {written} samples (expected {self.num_samples})."
             )
-        _require_whole_pages(Path(self.fname), allocator)
         self.finalize([allocator.allocations])
 
     def _keep_metadata_in_memory(self) -> None:
         """Ordinary memory for the sample table: a full /dev/shm would kill the process."""
-        size = self.metadata_sm.size
         self.metadata_sm.close()
         self.metadata_sm.unlink()
-        self.metadata_sm = SimpleNamespace(buf=bytearray(max(size, self._metadata_bytes)))
-
-    @property
-    def _metadata_bytes(self) -> int:
-        return int(self.num_samples * self.metadata_type.itemsize)
+        size = self.num_samples * self.metadata_type.itemsize
+        self.metadata_sm = SimpleNamespace(buf=bytearray(size))
 
 
-def _require_whole_pages(path: Path, allocator: MemoryAllocator) -> None:
-    """FFCV writes pages unbuffered and ignores a short write, which is what a full disk does."""
-    expected = allocator.offset + int(allocator.next_page_allocated.value) * allocator.page_size
-    found = path.stat().st_size
-    if found != expected:
-        raise OSError(28, f"wrote {found:,} of {expected:,} bytes")
+class _Pages(MemoryAllocator):  # type: ignore[misc]
+    """Pages that reach the file whole: FFCV's are unbuffered, and a full disk cuts them short."""
+
+    def __enter__(self) -> None:
+        self.fp = Path(self.fname).open("ab")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self.fp:
+            if kind is None:
+                self.flush_page()

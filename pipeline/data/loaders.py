@@ -8,9 +8,9 @@ A batch is borrowed: it is valid until the next one is asked for.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, Full
 from typing import Any, Literal
 
@@ -21,17 +21,15 @@ from torch import Tensor
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
 from pipeline.data import views
 from pipeline.data.ffcv_compat import (
-    AllocationQuery,
     EpochIterator,
     IntDecoder,
     Loader,
-    Operation,
     OrderOption,
     PipelineSpec,
     SimpleRGBImageDecoder,
-    State,
     ToTensor,
 )
+from pipeline.data.operations import Flags, Gather, ReplayView
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
 from pipeline.runtime import num_cores
@@ -74,10 +72,11 @@ class Supervision:
 
 
 class BatchLoader:
-    """Epochs of batches of one beton.
+    """Epochs of batches of one beton, one at a time.
 
     Raises:
-        ArtefactMismatch: from the first epoch, if a label is not the supervision's.
+        ArtefactMismatch: if the supervision is of other samples or views; from the first epoch, if
+            a label is not the supervision's.
     """
 
     def __init__(
@@ -92,14 +91,17 @@ class BatchLoader:
         workers: int = 0,
         supervision: Supervision | None = None,
     ) -> None:
+        if supervision is not None:
+            _require_fitting(supervision, beton, view_spec)
         self._beton = beton
         self._spec = view_spec
         self._seed = seed
         self._supervision = supervision
         self._rows = np.arange(beton.num_samples) if rows is None else rows
-        self._replay = _ReplayView(view_spec, num_samples=beton.num_samples)
-        self._gather = _gather_of(supervision)
+        self._replay = ReplayView(view_spec, num_samples=beton.num_samples)
+        self._gather = None if supervision is None else Gather(supervision.soft_labels)
         self._labels_checked = supervision is None
+        self._is_open = False
         cores = num_cores()
         self._loader = _new_loader(
             beton,
@@ -109,7 +111,7 @@ class BatchLoader:
             batch_size=batch_size,
             num_workers=min(workers or cores, cores),
             order=OrderOption.RANDOM if order == "random" else OrderOption.SEQUENTIAL,
-            seed=seed,
+            seed=seed << 32,  # FFCV shuffles by seed + epoch: seed 1 must not be seed 0, later
             indices=self._rows,
         )
 
@@ -134,15 +136,21 @@ class BatchLoader:
         return self._batches(np.full(self._beton.num_samples, view, dtype=np.int64), epoch=0)
 
     def _batches(self, numbers: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
-        codes = views.view_codes(self._spec, self._beton.samples.keys, numbers)
-        self._replay.codes[:] = codes
+        assert not self._is_open, "one epoch at a time: close the last one before the next"
+        self._replay.codes[:] = views.view_codes(self._spec, self._beton.samples.keys, numbers)
         if self._gather is not None and self._supervision is not None:
-            self._gather.slots[:] = numbers - 1 if self._supervision.by_view else 0
+            slots = numbers - 1 if self._supervision.by_view else np.zeros_like(numbers)
+            assert slots.min() >= 0, "the clean view has no slot among soft labels by view"
+            self._gather.slots[:] = slots
         self._loader.next_epoch = epoch
-        with closing(_Epoch(self._loader)) as batches:
-            for arrays in batches:
-                yield self._checked(_as_batch(arrays))
-        self._labels_checked = True
+        self._is_open = True
+        try:
+            with closing(_Epoch(self._loader)) as batches:
+                for arrays in batches:
+                    yield self._checked(_as_batch(arrays))
+            self._labels_checked = True
+        finally:
+            self._is_open = False
 
     def _checked(self, batch: Batch) -> Batch:
         """In the first epoch, compare each label with the one the soft label was made for."""
@@ -158,6 +166,24 @@ class BatchLoader:
                 "They were made for other data: run `heartcut select` on this beton's cache."
             )
         return batch
+
+
+def _require_fitting(supervision: Supervision, beton: Beton, spec: ViewSpec) -> None:
+    """Refuse what a gather by position would read wrong numbers from."""
+    found = {len(table) for table in supervision.soft_labels}
+    found |= {len(supervision.selected), len(supervision.labels)}
+    if found != {beton.num_samples}:
+        rows = " and ".join(f"{count:,}" for count in sorted(found))
+        raise ArtefactMismatch(
+            f"the soft labels have {rows} rows (expected {beton.num_samples:,}, one per sample of "
+            f"{beton.path}). Run `heartcut select` on this beton's cache."
+        )
+    num_tables, wanted = len(supervision.soft_labels), spec.num_views if supervision.by_view else 1
+    if num_tables != wanted:
+        raise ArtefactMismatch(
+            f"the soft labels are of {num_tables} views (expected {wanted}, as {spec.name}). "
+            "Run `heartcut select` with the views of the cache."
+        )
 
 
 def _as_batch(arrays: Sequence[Tensor]) -> Batch:
@@ -215,89 +241,11 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
             return
 
 
-class _ReplayView(Operation):  # type: ignore[misc]
-    """Crop and flip by `views.replay`, with a code per sample index."""
-
-    def __init__(self, spec: ViewSpec, *, num_samples: int) -> None:
-        super().__init__()
-        self.codes = np.full(num_samples, spec.clean_code, dtype=np.int32)
-        self._padding = spec.padding
-        self._num_flips = 2 if spec.flip else 1
-
-    def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
-        def replay(images: Any, destination: Any, indices: Any) -> Any:
-            destination = destination[: len(images)]
-            views.replay(images, self.codes[indices], self._padding, self._num_flips, destination)
-            return destination
-
-        replay.with_indices = True  # type: ignore[attr-defined]
-        return replay
-
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        memory = AllocationQuery(previous_state.shape, previous_state.dtype)
-        return replace(previous_state, jit_mode=False), memory
-
-
-class _Gather(Operation):  # type: ignore[misc]
-    """Rows of float16 tables by (slot, sample index); numba cannot read float16, numpy can."""
-
-    def __init__(self, tables: Sequence[NDArray[np.float16]]) -> None:
-        super().__init__()
-        self._tables = tables
-        num_samples, self._num_classes = tables[0].shape
-        self.slots = np.zeros(num_samples, dtype=np.int64)
-
-    def generate_code(self) -> Callable[..., NDArray[np.float16]]:
-        def gather(_: Any, destination: Any, indices: Any) -> Any:
-            destination = destination[: len(indices)]
-            indices = indices.astype(np.int64)
-            slots = self.slots[indices]
-            if (slots == slots[0]).all():  # seeded views: one table serves the whole batch
-                return np.take(
-                    self._tables[slots[0]], indices, axis=0, out=destination, mode="clip"
-                )
-            for slot in np.unique(slots):
-                here = slots == slot
-                destination[here] = self._tables[slot][indices[here]]
-            return destination
-
-        gather.with_indices = True  # type: ignore[attr-defined]
-        return gather
-
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        dtype = np.dtype(np.float16)
-        shape = (self._num_classes,)
-        memory = AllocationQuery(shape, dtype)
-        return replace(previous_state, jit_mode=False, shape=shape, dtype=dtype), memory
-
-
-class _Flags(Operation):  # type: ignore[misc]
-    """One flag per sample index."""
-
-    def __init__(self, flags: NDArray[np.bool_]) -> None:
-        super().__init__()
-        self._flags = flags
-
-    def generate_code(self) -> Callable[..., NDArray[np.bool_]]:
-        def flag(_: Any, __: Any, indices: Any) -> Any:
-            return self._flags[indices]
-
-        flag.with_indices = True  # type: ignore[attr-defined]
-        return flag
-
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
-        return replace(previous_state, jit_mode=False, dtype=np.dtype(np.bool_)), None
-
-
-def _gather_of(supervision: Supervision | None) -> _Gather | None:
-    return None if supervision is None else _Gather(supervision.soft_labels)
-
-
 def _new_loader(
     beton: Beton,
-    replay: _ReplayView,
+    replay: ReplayView,
     supervision: Supervision | None,
-    gather: _Gather | None,
+    gather: Gather | None,
     **settings: Any,
 ) -> Loader:
     """An FFCV loader whose outputs are in the order that `_as_batch` reads."""
@@ -310,6 +258,6 @@ def _new_loader(
     if supervision is not None:
         pipelines[SOFT_LABEL] = PipelineSpec(index, transforms=[gather, ToTensor()])
         pipelines[SELECTED] = PipelineSpec(
-            index, transforms=[_Flags(supervision.selected), ToTensor()]
+            index, transforms=[Flags(supervision.selected), ToTensor()]
         )
     return Loader(str(beton.path), pipelines=pipelines, drop_last=False, os_cache=True, **settings)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
-from pipeline.provenance import pixel_key, sample_key
+from pipeline.provenance import Json, array_sha256, pixel_key, sample_key
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -39,6 +39,8 @@ class Split:
     """What a person calls sample i: its path, or its place in the data set."""
     read: Callable[[int], tuple[bytes, Pixels]]
     """Sample key, 16 bytes, and pixels, (H, W, 3) uint8, of sample i."""
+    listing: Callable[[], Json]
+    """What differs once the split may have changed, told without decoding an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,12 @@ def torchvision_dataset(name: str, *, root: Path, download: bool) -> Source:
     make = getattr(datasets, name)
     try:
         parts = [make(root=root, train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        told = str(error).splitlines()[0]
+    except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
+        told = "could not be downloaded to" if download else "is missing or damaged under"
+        way_out = "try again" if download else "set `prepare.download = true`"
         raise ArtefactNotFound(
-            f"{name} is not complete under {root}: {told} "
-            "Copy its files there, or set `prepare.download = true` on a machine with internet."
+            f"{name} {told} {root} (expected torchvision's files). "
+            f"Copy them there, or {way_out} on a machine with internet."
         ) from error
     train, test = (
         _array_split(np.asarray(part.data), np.asarray(part.targets), f"{name} {split}")
@@ -157,20 +160,33 @@ def _folder_split(split: Path, classes: Sequence[str], resize: int | None) -> Sp
     def read(i: int) -> tuple[bytes, Pixels]:
         try:
             content = paths[i].read_bytes()
-        except FileNotFoundError as error:
+        except OSError as error:
             raise UnreadableImage(
-                f"{paths[i]} is missing: it was listed and is gone. "
-                "Restore it, or pass --skip-corrupt to leave it out."
+                f"{paths[i]} could not be read: {error.strerror} (expected the image that was "
+                "listed). Restore it, or pass --skip-corrupt to leave it out."
             ) from error
         return sample_key(content), _decode(content, paths[i], resize)
 
-    return Split(labels=np.array(labels, dtype=np.int64), name=lambda i: str(paths[i]), read=read)
+    return Split(
+        labels=np.array(labels, dtype=np.int64),
+        name=lambda i: str(paths[i]),
+        read=read,
+        listing=lambda: [_stat(path) for path in paths],
+    )
+
+
+def _stat(path: Path) -> list[str | int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return [str(path)]
+    return [str(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _decode(content: bytes, path: Path, resize: int | None) -> Pixels:
     try:
         with Image.open(BytesIO(content)) as image:
-            rgb = image.convert("RGB")
+            mode, rgb = image.mode, image.convert("RGB")
     except (
         UnidentifiedImageError,
         OSError,
@@ -185,6 +201,11 @@ def _decode(content: bytes, path: Path, resize: int | None) -> Pixels:
             f"{path} is not a readable image: {told} ({len(content):,} bytes). "
             "Repair or remove it, or pass --skip-corrupt to leave it out."
         ) from error
+    if mode.startswith(("I", "F")):  # Pillow clips wide pixels to white or black without a word
+        raise UnreadableImage(
+            f"{path} has pixels of mode {mode} (expected 8 bits per channel). "
+            "Convert it, or pass --skip-corrupt to leave it out."
+        )
     return np.asarray(rgb if resize is None else _resize_and_crop(rgb, resize))
 
 
@@ -206,7 +227,12 @@ def _array_split(images: NDArray[Any], labels: NDArray[Any], name: str) -> Split
             image = np.repeat(image[:, :, None], 3, axis=2)
         return pixel_key(image), image
 
-    return Split(labels=labels.astype(np.int64), name=lambda i: f"{name} sample {i}", read=read)
+    return Split(
+        labels=labels.astype(np.int64),
+        name=lambda i: f"{name} sample {i}",
+        read=read,
+        listing=lambda: array_sha256(images),
+    )
 
 
 def _some(names: Sequence[str]) -> str:

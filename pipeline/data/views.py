@@ -38,7 +38,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """Which views exist. Two specs are the same augmentation exactly when they are equal."""
+    """Which views exist."""
 
     padding: int = 0
     """Zero pixels on each side before the crop."""
@@ -52,6 +52,8 @@ class ViewSpec:
             raise ValueError(f"padding must be >= 0, got {self.padding}")
         if self.count < ALL:
             raise ValueError(f"count must be >= 0, or -1 for all views, got {self.count}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be in 0..2^64 - 1, got {self.seed}")
         if self.count != 0 and self.num_codes == 1:
             raise ValueError(
                 "views without padding and flip are all the clean image; set count = 0"

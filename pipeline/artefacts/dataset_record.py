@@ -1,0 +1,84 @@
+"""dataset.json: what is said of a data set beside its betons.
+
+Written last, so a folder that holds one is complete. `pipeline.artefacts.dataset` owns the rest.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.artefacts.store import publish_json, read_json
+from pipeline.errors import ArtefactMismatch
+from pipeline.provenance import Json
+
+FORMAT_VERSION = 1
+MADE_BY = "heartcut prepare"
+
+
+class FileRecord(BaseModel):
+    """Size and hash of a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class SplitRecord(BaseModel):
+    """What dataset.json says of one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_samples: int
+    class_counts: list[int]
+    fingerprint: str
+    pixel_digest: str
+    beton: FileRecord
+
+
+class DatasetRecord(BaseModel):
+    """dataset.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "heartcut.dataset"
+    version: int = FORMAT_VERSION
+    id: str
+    """Identity: fingerprints, pixel digests, class names, held-out rows."""
+    request: str
+    """Hash of the settings and of the source that it was made from."""
+    source: str
+    class_names: list[str]
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    decoder: str
+    mean: tuple[float, float, float]
+    """Of the rows that are trained on, per channel, pixels / 255."""
+    std: tuple[float, float, float]
+    held_out: list[int]
+    """Sample indices of train.beton that no training sees."""
+    held_out_seed: int
+    train: SplitRecord
+    eval: SplitRecord
+    skipped: list[str]
+    """Source files left out by --skip-corrupt."""
+
+
+def read_record(folder: Path) -> DatasetRecord:
+    """dataset.json, checked against its schema."""
+    path = folder / "dataset.json"
+    try:
+        return DatasetRecord.model_validate(read_json(path, made_by=MADE_BY))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactMismatch(
+            f"{path} does not follow format version {FORMAT_VERSION}: {where}: {first['msg']}. "
+            f"Remove {folder} and run `{MADE_BY}` again."
+        ) from error
+
+
+def write_record(folder: Path, record: DatasetRecord) -> None:
+    """Write dataset.json."""
+    value: dict[str, Json] = record.model_dump(mode="json")
+    publish_json(folder / "dataset.json", value)

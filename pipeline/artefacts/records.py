@@ -1,0 +1,41 @@
+"""Stored records: JSON objects of a known form, refused in one line where they are not."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.artefacts.store import read_json
+from pipeline.errors import ArtefactMismatch
+from pipeline.provenance import Json
+
+
+class Record(BaseModel):
+    """Never changed, and without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def read_record(model: type[AnyRecord], path: Path, *, made_by: str, remedy: str) -> AnyRecord:
+    """The JSON file at ``path`` as ``model``.
+
+    Raises:
+        ArtefactNotFound: if there is none; it names ``made_by``.
+        ArtefactMismatch: if it is damaged or of another form; it ends in ``remedy``.
+    """
+    return parse_record(model, read_json(path, made_by=made_by), path=path, remedy=remedy)
+
+
+def parse_record(model: type[AnyRecord], value: Json, *, path: Path, remedy: str) -> AnyRecord:
+    """``value`` as ``model``; ``path`` is where it was read."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactMismatch(
+            f"{path} does not follow its format: {where}: {first['msg']}. {remedy}"
+        ) from error

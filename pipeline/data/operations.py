@@ -1,0 +1,90 @@
+"""What FFCV does to a batch besides decoding: replay views, join soft labels by sample index.
+
+Every operation is plain Python around one fast call, so that changing the view or the table never
+compiles anything again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import views
+from pipeline.data.ffcv_compat import AllocationQuery, Operation, State
+from pipeline.data.views import ViewSpec
+
+
+class ReplayView(Operation):  # type: ignore[misc]
+    """Crop and flip by `views.replay`, with a code per sample index."""
+
+    def __init__(self, spec: ViewSpec, *, num_samples: int) -> None:
+        super().__init__()
+        self.codes = np.full(num_samples, spec.clean_code, dtype=np.int32)
+        self._padding = spec.padding
+        self._num_flips = 2 if spec.flip else 1
+
+    def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
+        def replay(images: Any, destination: Any, indices: Any) -> Any:
+            destination = destination[: len(images)]
+            views.replay(images, self.codes[indices], self._padding, self._num_flips, destination)
+            return destination
+
+        replay.with_indices = True  # type: ignore[attr-defined]
+        return replay
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        memory = AllocationQuery(previous_state.shape, previous_state.dtype)
+        return replace(previous_state, jit_mode=False), memory
+
+
+class Gather(Operation):  # type: ignore[misc]
+    """Rows of float16 tables by (slot, sample index); numba cannot read float16, numpy can."""
+
+    def __init__(self, tables: Sequence[NDArray[np.float16]]) -> None:
+        super().__init__()
+        self._tables = tables
+        num_samples, self._num_classes = tables[0].shape
+        self.slots = np.zeros(num_samples, dtype=np.int64)
+
+    def generate_code(self) -> Callable[..., NDArray[np.float16]]:
+        def gather(_: Any, destination: Any, indices: Any) -> Any:
+            destination = destination[: len(indices)]
+            indices = indices.astype(np.int64)
+            slots = self.slots[indices]
+            if (slots == slots[0]).all():  # seeded views: one table serves the whole batch
+                return np.take(
+                    self._tables[slots[0]], indices, axis=0, out=destination, mode="clip"
+                )
+            for slot in np.unique(slots):
+                here = slots == slot
+                destination[here] = self._tables[slot][indices[here]]
+            return destination
+
+        gather.with_indices = True  # type: ignore[attr-defined]
+        return gather
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        dtype = np.dtype(np.float16)
+        shape = (self._num_classes,)
+        memory = AllocationQuery(shape, dtype)
+        return replace(previous_state, jit_mode=False, shape=shape, dtype=dtype), memory
+
+
+class Flags(Operation):  # type: ignore[misc]
+    """One flag per sample index."""
+
+    def __init__(self, flags: NDArray[np.bool_]) -> None:
+        super().__init__()
+        self._flags = flags
+
+    def generate_code(self) -> Callable[..., NDArray[np.bool_]]:
+        def flag(_: Any, __: Any, indices: Any) -> Any:
+            return self._flags[indices]
+
+        flag.with_indices = True  # type: ignore[attr-defined]
+        return flag
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return replace(previous_state, jit_mode=False, dtype=np.dtype(np.bool_)), None

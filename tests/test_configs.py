@@ -1,0 +1,204 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import ArtefactNotFound, ConfigError
+from stages.configs import Config, config_from_tree, load_config, with_overrides
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.toml"))
+
+
+def refusal_of(tree):
+    with pytest.raises(ConfigError) as refusal:
+        config_from_tree(tree, origin="a.toml")
+    told = str(refusal.value)
+    assert "\n" not in told
+    assert told.startswith("a.toml: ")
+    return told
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_configuration_of_the_repository_loads(path):
+    config = load_config(path)
+    for overrides in config.compare.variants.values():
+        with_overrides(config, overrides)
+
+
+def test_the_defaults_are_a_valid_configuration():
+    assert Config() == config_from_tree({}, origin="nothing")
+
+
+def test_a_configuration_survives_json():
+    config = load_config(ROOT / "configs" / "digits.toml")
+    assert Config.model_validate(config.model_dump(mode="json", exclude_unset=True)) == config
+
+
+def test_configurations_import_without_torch():
+    code = (
+        "import sys; import stages.configs; "
+        "print(sorted({'torch', 'zarr', 'ffcv', 'pandas', 'numba', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"prepair": {}}, "unknown key prepair (did you mean prepare?)"),
+        ({"select": {"etta": 0.5}}, "unknown key select.etta (did you mean eta?)"),
+        (
+            {"select": {"influence": {"temprature": 1}}},
+            "unknown key select.influence.temprature (did you mean temperature?)",
+        ),
+        ({"train_student": {"lambda-ce": 1}}, "(did you mean lambda_ce?)"),
+        (
+            {"views": {"zzz": 1}},
+            "unknown key views.zzz (expected one of padding, flip, count, seed)",
+        ),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_close_one_or_all(tree, told):
+    assert told in refusal_of(tree)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("select", "eta", 0.0),
+        ("select", "eta", 1.0),
+        ("select", "eta", float("nan")),
+        ("select", "temperature", 0.0),
+        ("select", "temperature", float("inf")),
+        ("select", "fraction", 0.0),
+        ("select", "fraction", 1.1),
+        ("select", "strategy", "best"),
+        ("select", "seed", -1),
+        ("select", "seed", 2**31),
+        ("prepare", "held_out_fraction", 1.0),
+        ("prepare", "source", "imagenet"),
+        ("views", "padding", -1),
+        ("views", "count", -1),
+        ("views", "count", "some"),
+        ("train_student", "lr", 0),
+        ("train_student", "lr", "fast"),
+        ("train_student", "epochs", 0),
+        ("train_student", "momentum", 1.0),
+        ("train_student", "lambda_kd", -0.1),
+        ("cache_teacher", "batch_size", 0),
+        ("compare", "seeds", ["x"]),
+        ("prepare", "resize", 2000),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, key, value):
+    told = refusal_of({section: {key: value}})
+    assert f"{section}.{key}" in told
+    found = value[0] if isinstance(value, list) else value
+    assert repr(found) in told
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"prepare": {"resize": 32}}, "resize has no effect with source = 'digits'; remove it"),
+        ({"prepare": {"skip_corrupt": True}}, "skip_corrupt has no effect"),
+        ({"prepare": {"source": "folder"}}, "path must be set for source = 'folder'"),
+        ({"prepare": {"source": "torchvision", "path": "x"}}, "name must be set"),
+        (
+            {"prepare": {"source": "folder", "path": "x", "test_fraction": 0.1}},
+            "test_fraction has no effect",
+        ),
+        ({"views": {"padding": 0, "flip": False, "count": 2}}, "count must be 0"),
+        ({"train_student": {"optimizer": "adamw", "momentum": 0.5}}, "momentum has no effect"),
+        ({"train_student": {"milestones": [3]}}, "milestones has no effect"),
+        ({"train_student": {"schedule": "multi-step"}}, "milestones must be set"),
+        ({"train_student": {"momentum": 0.0}}, "nesterov must be false"),
+        ({"train_student": {"distil": False, "lambda_kd": 0.5}}, "lambda_kd has no effect"),
+        ({"select": {"revision": "none", "eta": 0.5}}, "eta has no effect"),
+        ({"select": {"strategy": "all", "fraction": 0.5}}, "fraction has no effect"),
+        ({"select": {"strategy": "random"}}, "fraction must be set for strategy = 'random'"),
+        ({"cache_teacher": {"arch": "resnet56a"}}, "arch has no effect with no checkpoint"),
+        ({"cache_teacher": {"checkpoint": "x.th"}}, "arch must be set where checkpoint is"),
+    ],
+)
+def test_a_setting_without_effect_or_without_its_partner_is_refused(tree, told):
+    message = refusal_of(tree)
+    assert told in message
+    assert next(iter(tree)) in message
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("select.eta=0.7", lambda c: c.select.eta == 0.7),
+        ("select.eta = 0.7", lambda c: c.select.eta == 0.7),
+        ("train-student.lambda-kd=0.5", lambda c: c.train_student.lambda_kd == 0.5),
+        ("select.revision=none", lambda c: c.select.revision == "none"),
+        ('select.revision="none"', lambda c: c.select.revision == "none"),
+        ("views.count=all", lambda c: c.views.count == "all"),
+        ("views.count=3", lambda c: c.views.count == 3),
+        ("train_student.distil=false", lambda c: c.train_student.distil is False),
+        ("workspace=a b/c", lambda c: c.workspace == Path("a b/c")),
+        ("compare.seeds=[1, 2]", lambda c: c.compare.seeds == (1, 2)),
+        ("select.influence.l2=0.5", lambda c: c.select.influence.l2 == 0.5),
+        ("cache_teacher.precision=fp32", lambda c: c.cache_teacher.precision == "fp32"),
+    ],
+)
+def test_overrides_are_parsed_as_toml_or_text(override, read):
+    assert read(with_overrides(Config(), [override]))
+
+
+def test_later_overrides_win_and_unset_takes_a_value_back():
+    config = with_overrides(Config(), ["select.eta=0.5", "select.eta=0.6"])
+    assert config.select.eta == 0.6
+    assert with_overrides(config, ["select.eta=unset"]).select == Config().select
+    assert with_overrides(config, []) == config
+
+
+@pytest.mark.parametrize("override", ["select.eta", "=3", "select.=3", "", ".eta=3"])
+def test_what_is_no_override_is_refused_with_an_example(override):
+    with pytest.raises(ConfigError, match=r"is not an override .*--set select\.eta=0\.7"):
+        with_overrides(Config(), [override])
+
+
+def test_an_override_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match="workspace is a value"):
+        with_overrides(Config(workspace=Path("x")), ["workspace.a=1"])
+
+
+def test_an_override_is_checked_like_a_file():
+    with pytest.raises(ConfigError, match=r"unknown key select\.etta \(did you mean eta\?\)"):
+        with_overrides(Config(), ["select.etta=0.7"])
+
+
+def test_a_file_with_overrides_is_the_file_that_says_so(tmp_path):
+    (tmp_path / "a.toml").write_text("[select]\neta = 0.5\n")
+    (tmp_path / "b.toml").write_text("[select]\neta = 0.6\n")
+    changed = load_config(tmp_path / "a.toml", overrides=["select.eta=0.6"])
+    assert changed == load_config(tmp_path / "b.toml")
+
+
+def test_a_missing_file_is_told_with_an_example(tmp_path):
+    with pytest.raises(ArtefactNotFound, match=r"does not exist.*configs/digits\.toml"):
+        load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("content", [b"[select", b"a = = 1", b"\xff\xfe", b"[a]\n[a]\n"])
+def test_a_file_that_is_no_toml_is_told_in_one_line(tmp_path, content):
+    path = tmp_path / "a.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML: ") as refusal:
+        load_config(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_configuration_cannot_be_changed():
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.select.eta = 0.5

@@ -1,0 +1,93 @@
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import progress as module
+from pipeline.progress import progress
+
+ROOT = Path(__file__).parents[1]
+WORK = """
+import time
+from pipeline.progress import progress
+with progress("read train", total=40, unit="images") as bar:
+    for _ in range(4):
+        bar.advance(10, note="loss 0.5")
+        time.sleep(0.15)
+print("done")
+"""
+
+
+def test_lines_tell_count_total_rate_and_time_left(caplog, monkeypatch):
+    monkeypatch.setattr(module, "LINE_EVERY_SECONDS", 0.0)
+    with (
+        caplog.at_level(logging.INFO),
+        progress("read train", total=2000, unit="images") as lines,
+    ):
+        lines.advance(1000, note="loss 0.50")
+        lines.advance(1000)
+    first, second = caplog.messages
+    assert first.startswith("read train: 1,000 of 2,000 images, ")
+    assert first.endswith(" s left, loss 0.50")
+    assert second.startswith("read train: 2,000 of 2,000 images, ")
+    assert second.endswith(", 0 s left")
+
+
+def test_lines_are_few(caplog):
+    with caplog.at_level(logging.INFO), progress("x", total=10_000, unit="images") as lines:
+        for _ in range(10_000):
+            lines.advance(1)
+    assert caplog.messages == []
+
+
+def on_a_terminal(**environment):
+    """What a terminal shows of WORK, and whether it ended well."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK],
+        stderr=child,
+        stdout=child,
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment},
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # Linux says so when the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(parent)
+    return shown.decode(), process.wait(timeout=30)
+
+
+def test_a_terminal_shows_a_bar_with_rate_and_cleans_up():
+    shown, code = on_a_terminal()
+    assert code == 0
+    for part in ("read train", "images/s", "/40 images", "loss 0.5"):
+        assert part in shown
+    assert shown.rstrip().endswith("done")
+
+
+def test_a_second_rank_shows_no_bar():
+    shown, code = on_a_terminal(RANK="1")
+    assert (shown.strip(), code) == ("done", 0)
+
+
+def test_a_pipe_gets_no_bar():
+    result = subprocess.run(
+        [sys.executable, "-c", WORK], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == ("done\n", "")
+
+
+def test_an_error_inside_is_raised():
+    with pytest.raises(KeyError), progress("x", total=1, unit="images"):
+        raise KeyError

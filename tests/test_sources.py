@@ -1,0 +1,276 @@
+import hashlib
+import struct
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.data import sources
+from pipeline.data.sources import UnreadableImage
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
+from tests.image_folders import CLASSES, save_folder, textures
+
+
+def open_folder(root, *, train="train", test="test", resize=None):
+    return sources.image_folder(root, train=train, test=test, resize=resize)
+
+
+def encoded(image, kind):
+    content = BytesIO()
+    image.save(content, kind)
+    return content.getvalue()
+
+
+def read_bytes(tmp_path, content, *, resize=None):
+    """What a folder reads where its first image has these bytes."""
+    root = save_folder(tmp_path / "images", train=3, test=3)
+    path = root / "train" / "ant" / "000.png"
+    path.write_bytes(content)
+    return open_folder(root, resize=resize).train.read(0)
+
+
+def assert_one_line(refusal, *parts):
+    told = str(refusal.value)
+    assert "\n" not in told
+    for part in parts:
+        assert part in told
+
+
+def test_a_folder_gives_every_image_its_class_its_name_and_a_key_of_its_bytes(image_root):
+    source = open_folder(image_root)
+    assert source.class_names == CLASSES
+    assert (len(source.train.labels), len(source.test.labels)) == (74, 9)
+    for i in range(74):
+        key, pixels = source.train.read(i)
+        path = source.train.name(i)
+        content = Path(path).read_bytes()
+        assert key == hashlib.blake2b(content, digest_size=16).digest()
+        assert CLASSES[source.train.labels[i]] in path
+        assert np.array_equal(pixels, np.asarray(Image.open(BytesIO(content))))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK"])
+def test_images_of_other_modes_become_rgb(tmp_path, mode):
+    image = Image.fromarray(textures(1, seed=1)[0]).convert(mode)
+    content = encoded(image, "TIFF")
+    _, pixels = read_bytes(tmp_path, content)
+    assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
+    assert np.array_equal(pixels, np.asarray(Image.open(BytesIO(content)).convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.full((4, 4), 300, np.uint16),
+        np.full((4, 4), 70_000, np.int32),
+        np.full((4, 4), 0.5, "f4"),
+    ],
+)
+def test_pixels_of_more_than_8_bits_are_refused_and_not_clipped(tmp_path, pixels):
+    content = encoded(Image.fromarray(pixels), "TIFF")
+    with pytest.raises(UnreadableImage, match="expected 8 bits per channel") as refusal:
+        read_bytes(tmp_path, content)
+    assert_one_line(refusal, "000.png", "--skip-corrupt")
+
+
+PNG = encoded(Image.fromarray(textures(1, seed=1)[0]), "PNG")
+JPEG = encoded(Image.fromarray(textures(1, seed=1)[0]), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is empty (0 bytes)"),
+        (b"no image at all", "no image format is recognised (15 bytes)"),
+        (PNG[: len(PNG) // 2], "bytes)"),
+        (JPEG[: len(JPEG) // 2], "bytes)"),
+        (PNG[:30] + b"\0\0" + PNG[32:], "bytes)"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named_in_one_line(tmp_path, content, told):
+    with pytest.raises(UnreadableImage, match="is not a readable image") as refusal:
+        read_bytes(tmp_path, content)
+    assert_one_line(refusal, "000.png", told, "--skip-corrupt")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@given(data=st.data(), content=st.sampled_from([PNG, JPEG]))
+def test_no_damage_to_an_image_is_anything_but_pixels_or_one_line(data, content, tmp_path_factory):
+    damaged = bytearray(content[: data.draw(st.integers(1, len(content)))])
+    for position in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=4)):
+        damaged[position] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.png"
+    try:
+        pixels = sources._decode(bytes(damaged), path, None)
+    except UnreadableImage as error:
+        told = str(error)
+    else:
+        told = f"{path} has pixels of {pixels.dtype}"
+    assert told.startswith(str(path))
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(("size", "side"), [((20, 10), 8), ((10, 33), 12), ((7, 7), 16)])
+def test_resizing_keeps_the_centre_square(tmp_path, size, side):
+    image = Image.new("RGB", size, (255, 255, 255))
+    image.paste((0, 0, 0), (size[0] // 2 - 1, size[1] // 2 - 1, size[0] // 2 + 2, size[1] // 2 + 2))
+    _, pixels = read_bytes(tmp_path, encoded(image, "PNG"), resize=side)
+    assert pixels.shape == (side, side, 3)
+    assert pixels[side // 2, side // 2].max() < 128
+    assert pixels[0, 0].min() > 200
+
+
+def test_resizing_to_the_same_size_changes_nothing(tmp_path):
+    _, pixels = read_bytes(tmp_path, PNG, resize=16)
+    assert np.array_equal(pixels, textures(1, seed=1)[0])
+
+
+def test_a_file_removed_after_the_listing_is_told_in_one_line(tmp_path):
+    root = save_folder(tmp_path, train=6, test=3)
+    split = open_folder(root).train
+    (root / "train" / "ant" / "000.png").unlink()
+    with pytest.raises(UnreadableImage, match="could not be read: No such file") as refusal:
+        split.read(0)
+    assert_one_line(refusal, "000.png", "--skip-corrupt")
+
+
+def test_a_folder_named_like_an_image_is_told_in_one_line(tmp_path):
+    root = save_folder(tmp_path, train=6, test=3)
+    (root / "train" / "ant" / "0.png").mkdir()
+    with pytest.raises(UnreadableImage, match="could not be read: Is a directory"):
+        open_folder(root).train.read(0)
+
+
+def test_the_listing_differs_once_a_file_has_changed(tmp_path):
+    root = save_folder(tmp_path, train=6, test=3)
+    before = open_folder(root).train.listing()
+    assert before == open_folder(root).train.listing()
+    (root / "train" / "ant" / "000.png").write_bytes(JPEG)
+    assert before != open_folder(root).train.listing()
+    split = open_folder(root).train
+    (root / "train" / "ant" / "000.png").unlink()
+    assert before != split.listing()
+
+
+def test_a_missing_folder_is_told_with_the_layout(tmp_path):
+    with pytest.raises(ArtefactNotFound, match="train is not a folder") as refusal:
+        open_folder(tmp_path / "nowhere")
+    assert_one_line(refusal, str(tmp_path), "<class>/<image>", "`prepare.path`")
+
+
+def test_a_missing_test_split_is_told(tmp_path):
+    root = save_folder(tmp_path)
+    with pytest.raises(ArtefactNotFound, match="valid is not a folder") as refusal:
+        open_folder(root, test="valid")
+    assert_one_line(refusal, "`prepare.test`")
+
+
+def test_an_empty_class_folder_is_named(tmp_path):
+    root = save_folder(tmp_path)
+    (root / "train" / "bee" / "notes.txt").write_text("no image")
+    for path in (root / "train" / "bee").glob("*.png"):
+        path.unlink()
+    with pytest.raises(ArtefactMismatch, match="bee holds no image") as refusal:
+        open_folder(root)
+    assert_one_line(refusal, ".png", "remove the class folder")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_classes_are_refused(tmp_path, count):
+    (tmp_path / "train").mkdir()
+    for name in CLASSES[:count]:
+        (tmp_path / "train" / name).mkdir()
+    with pytest.raises(ArtefactMismatch, match=f"has {count} class folder") as refusal:
+        open_folder(tmp_path)
+    assert_one_line(refusal, "expected at least 2", "one folder per class")
+
+
+def test_other_classes_in_the_test_split_are_named(tmp_path):
+    root = save_folder(tmp_path)
+    (root / "test" / "cat").rename(root / "test" / "dog")
+    with pytest.raises(ArtefactMismatch, match="has other classes than") as refusal:
+        open_folder(root)
+    assert_one_line(refusal, "cat", "dog", "Rename or add the folders")
+
+
+def test_digits_are_1797_images_of_8_pixels_in_one_split():
+    source = sources.digits()
+    assert source.test is None
+    assert len(source.train.labels) == 1797
+    assert source.class_names == tuple("0123456789")
+    key, pixels = source.train.read(5)
+    assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
+    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert pixels.max() == 255
+    assert key == source.train.read(5)[0] != source.train.read(6)[0]
+    assert source.train.name(5) == "digits sample 5"
+
+
+def write_idx(folder, part, images, labels):
+    """One split in the format of yann.lecun.com, as torchvision keeps FashionMNIST."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(">HBBIII", 0, 8, 3, *images.shape)
+    (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    header = struct.pack(">HBBI", 0, 8, 1, len(labels))
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.astype(np.uint8).tobytes())
+
+
+def save_fashion_mnist(root):
+    """FashionMNIST's files, made of 400 digits of 28 x 28 pixels."""
+    split = sources.digits().train
+    grey = np.stack(
+        [np.kron(split.read(i)[1][1:, 1:, 0], np.ones((4, 4), "u1")) for i in range(400)]
+    )
+    for part, rows in (("train", slice(300)), ("t10k", slice(300, 400))):
+        write_idx(root / "FashionMNIST" / "raw", part, grey[rows], split.labels[:400][rows])
+    return grey, split.labels[:400]
+
+
+def test_torchvisions_files_are_read_as_they_are(tmp_path):
+    grey, labels = save_fashion_mnist(tmp_path)
+    source = sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False)
+    assert len(source.class_names) == 10
+    assert source.class_names[9] == "Ankle boot"
+    assert np.array_equal(source.train.labels, labels[:300])
+    assert np.array_equal(source.test.labels, labels[300:])
+    for split, offset in ((source.train, 0), (source.test, 300)):
+        for i in (0, 7, 99):
+            expected = np.repeat(grey[offset + i][:, :, None], 3, axis=2)
+            assert np.array_equal(split.read(i)[1], expected)
+    assert source.test.name(7) == "FashionMNIST test sample 7"
+
+
+def test_the_listing_of_torchvisions_files_follows_their_pixels(tmp_path):
+    grey, labels = save_fashion_mnist(tmp_path)
+    first = sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False)
+    grey[0, 0, 0] ^= 1
+    write_idx(tmp_path / "FashionMNIST" / "raw", "train", grey[:300], labels[:300])
+    second = sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False)
+    assert first.train.listing() != second.train.listing()
+    assert first.test.listing() == second.test.listing()
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "FashionMNIST"])
+def test_a_missing_torchvision_data_set_is_told_in_one_line(tmp_path, name):
+    with pytest.raises(ArtefactNotFound, match=f"{name} is missing or damaged under") as refusal:
+        sources.torchvision_dataset(name, root=tmp_path, download=False)
+    assert_one_line(refusal, str(tmp_path), "`prepare.download = true`")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 10, 1000])
+def test_damaged_torchvision_files_are_told_in_one_line(tmp_path, keep):
+    save_fashion_mnist(tmp_path)
+    path = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtefactNotFound, match="is missing or damaged under") as refusal:
+        sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False)
+    assert_one_line(refusal, "FashionMNIST", str(tmp_path))
+
+
+def test_an_unknown_torchvision_data_set_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match=r"'MNIST' .*CIFAR10, CIFAR100, FashionMNIST"):
+        sources.torchvision_dataset("MNIST", root=tmp_path, download=False)
