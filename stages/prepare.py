@@ -42,6 +42,8 @@ def execute(config: Config) -> Dataset:
                 f"{short(existing.id)} (expected {short(plan.id)}). "
                 "Remove it or set another `workspace`."
             )
+        else:  # moved or touched: the next run need not read the images to know
+            write_record(folder, existing.model_copy(update={"request": request}))
     dataset = Dataset.open(folder)
     _tell(dataset, existed=existing is not None)
     return dataset

@@ -61,9 +61,7 @@ class _Lesson:
     @property
     def view_spec(self) -> ViewSpec:
         """The views that the soft labels were made of."""
-        stored = dict(self.soft.record.identity.view_spec)
-        flip = bool(stored.pop("flip"))
-        return ViewSpec(flip=flip, **stored)
+        return ViewSpec.from_json(self.soft.record.identity.view_spec)
 
     @property
     def supervision(self) -> Supervision:

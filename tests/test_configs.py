@@ -189,6 +189,11 @@ def test_a_missing_file_is_told_with_an_example(tmp_path):
         load_config(tmp_path / "none.toml")
 
 
+def test_a_folder_is_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"[select", b"a = = 1", b"\xff\xfe", b"[a]\n[a]\n"])
 def test_a_file_that_is_no_toml_is_told_in_one_line(tmp_path, content):
     path = tmp_path / "a.toml"

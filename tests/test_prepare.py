@@ -128,10 +128,23 @@ def test_touched_files_and_other_names_are_accepted(image_root, renamed_root, tm
     before = times(first.folder)
     for path in root.glob("*/*/*"):
         os.utime(path, (1, 1))
-    assert prepare.execute(config).record == first.record
+    assert prepare.execute(config).record.id == first.record.id
     moved = folder_config(tmp_path / "work", renamed_root)
-    assert prepare.execute(moved).record == first.record
-    assert times(first.folder) == before
+    assert prepare.execute(moved).record.id == first.record.id
+    betons = {name: time for name, time in before.items() if name != "dataset.json"}
+    assert times(first.folder).items() >= betons.items()
+
+
+def test_touched_files_are_read_once_and_then_known(image_root, tmp_path):
+    root = shutil.copytree(image_root, tmp_path / "images")
+    config = folder_config(tmp_path / "work", root)
+    prepare.execute(config)
+    for path in root.glob("*/*/*"):
+        os.utime(path, (1, 1))
+    second = prepare.execute(config)
+    known = times(second.folder)
+    assert prepare.execute(config).record == second.record
+    assert times(second.folder) == known
 
 
 def changed_pixel(root):

@@ -261,6 +261,15 @@ def test_a_seed_without_effect_is_not_part_of_what_identifies_a_spec():
     assert CROPS.as_json() != replace(CROPS, seed=8).as_json()
 
 
+def test_without_views_padding_and_flip_identify_nothing():
+    assert ViewSpec(padding=4, flip=True).as_json() == ViewSpec().as_json()
+
+
+@pytest.mark.parametrize("spec", [CROPS, EVERY, ViewSpec(), ViewSpec(flip=True, count=2, seed=3)])
+def test_a_spec_is_read_back_from_what_identifies_it(spec):
+    assert ViewSpec.from_json(spec.as_json()) == spec
+
+
 @pytest.mark.parametrize(
     ("spec", "name"),
     [(CROPS, "crop4-flip x 6"), (EVERY, "crop4-flip x all"), (ViewSpec(), "clean")],

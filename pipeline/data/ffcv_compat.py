@@ -2,8 +2,12 @@
 
 Importing FFCV sets torch to one thread, and every loader sets it to its own number of workers,
 behind the back of whoever trains. Importing it also compiles a numba dictionary of two constants,
-which takes seconds. All three are undone here; nothing else imports `ffcv`.
+which takes seconds; and every loader compiles the same reader anew, which takes another. All of it
+is undone here; nothing else imports `ffcv`.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numba
 import numba.typed
@@ -16,6 +20,7 @@ from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
 from ffcv.loader import Loader, OrderOption  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.memory_allocator import MemoryAllocator  # noqa: E402
+from ffcv.memory_managers.os_cache import OSCacheManager  # noqa: E402
 from ffcv.pipeline import PipelineSpec  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
@@ -52,3 +57,16 @@ def _set_loader_threads(compiler: type[Compiler], count: int) -> None:
 
 
 Compiler.set_num_threads = classmethod(_set_loader_threads)
+
+_compile_reader = OSCacheManager.compile_reader
+_compiled_readers: list[Callable[..., Any]] = []
+
+
+def _compile_reader_once(manager: OSCacheManager) -> Callable[..., Any]:
+    """The reader is told which file to read with every call, so one serves all loaders."""
+    if not _compiled_readers:
+        _compiled_readers.append(_compile_reader(manager))
+    return _compiled_readers[0]
+
+
+OSCacheManager.compile_reader = _compile_reader_once

@@ -17,6 +17,7 @@ count, beton or machine sees the same pixels. Specified to the bit; golden diges
     key_lo, key_hi  = the sample key's bytes 0-7 and 8-15, little endian
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numba
@@ -84,11 +85,23 @@ class ViewSpec:
         return f"crop{self.padding}{'-flip' if self.flip else ''} x {size}"
 
     def as_json(self) -> dict[str, int | bool]:
-        """What identifies the spec; the seed only where it matters."""
+        """What identifies the spec: only what its views depend on."""
+        if self.count == 0:
+            return {"count": 0}
         fields = asdict(self)
-        if self.count in (0, ALL):
+        if self.count == ALL:
             fields.pop("seed")
         return fields
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, int | bool]) -> "ViewSpec":
+        """The spec that `as_json` told."""
+        return cls(
+            padding=int(stored.get("padding", 0)),
+            flip=bool(stored.get("flip", False)),
+            count=int(stored["count"]),
+            seed=int(stored.get("seed", 0)),
+        )
 
 
 def view_codes(spec: ViewSpec, keys: Keys, views: NDArray[np.int64]) -> Codes:

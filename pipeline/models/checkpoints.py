@@ -106,7 +106,8 @@ def save_weights(model: Classifier, path: Path) -> None:
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     described = {"arch": model.arch, "num_classes": model.head.out_features}
     # One entry only: safetensors writes several in a random order.
-    safetensors.torch.save_file(weights, path, metadata={"heartcut": json.dumps(described)})
+    data = safetensors.torch.save(weights, metadata={"heartcut": json.dumps(described)})
+    path.write_bytes(data)  # a full disk is an OSError here; safetensors' own writer hides that
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
