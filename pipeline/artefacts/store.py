@@ -30,8 +30,8 @@ def publishing_folder(final: Path) -> Iterator[Path]:
     partial = final.with_name(final.name + PARTIAL)
     with _one_line_disk_errors(final):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+        try:  # from here on: an interrupt may come as soon as the folder is there
+            partial.mkdir(parents=True)
             yield partial
             _sync_tree(partial)
             partial.rename(final)

@@ -1,0 +1,286 @@
+"""The command line: quick to answer, one line for every mistake, nothing half-written."""
+
+import errno
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import cli
+from pipeline.artefacts import soft_labels as soft_format
+from pipeline.artefacts.dataset import Dataset, beton_path
+from pipeline.artefacts.soft_labels import SoftLabels
+from pipeline.models.checkpoints import load_weights, save_weights
+from pipeline.models.zoo import build
+from stages.configs import Config
+from stages.requests import cache_request, teacher_run_path
+from tests.commands import ROOT, heartcut
+from tests.workspaces import flip_byte, linked_copy, replace_bytes, snapshot, unfinished
+
+COMMANDS = ("prepare", "train-teacher", "cache-teacher", "select", "train-student", "compare")
+STAGES = COMMANDS[:-1]
+
+
+def run(command: str, file: Path, config: Config, *overrides: str):
+    """A command on the configuration in ``file``, in the workspace of ``config``."""
+    options = [f"workspace={config.workspace}", *overrides]
+    return heartcut(command, file, *(part for option in options for part in ("--set", option)))
+
+
+def refused(command: str, file: Path, config: Config, *overrides: str) -> str:
+    """The line that a command is refused with; nothing may have been written."""
+    before = snapshot(config.workspace)
+    line = run(command, file, config, *overrides).error_line
+    assert snapshot(config.workspace) == before
+    assert unfinished(config.workspace) == []
+    return line
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_it_answers_within_a_second(option):
+    """Of processor time, which a busy machine does not stretch; the median of three."""
+    seconds = []
+    for _ in range(3):
+        started = os.times()
+        command = [sys.executable, "-m", "cli", option]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        ended = os.times()
+        seconds.append(
+            ended.children_user
+            + ended.children_system
+            - started.children_user
+            - started.children_system
+        )
+        assert b"heartcut" in done.stdout or b"Distil" in done.stdout
+    assert statistics.median(seconds) < 1.0
+
+
+def test_asking_for_help_imports_neither_torch_nor_ffcv():
+    code = (
+        "import sys, cli\n"
+        "try: cli.app(['select', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(len({'torch', 'ffcv', 'numba', 'zarr', 'pandas'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_what_it_takes(command):
+    done = heartcut(command, "--help")
+    assert done.code == 0
+    assert "CONFIG" in done.out
+    assert "--set" in done.out
+
+
+def test_the_help_lists_every_command_in_the_order_of_work():
+    out = heartcut("--help").out
+    places = [out.index(f"{command} ") for command in COMMANDS]
+    assert places[1:] == sorted(places[1:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_configuration_is_one_line(command, tmp_path):
+    line = heartcut(command, tmp_path / "none.toml").error_line
+    assert "none.toml does not exist. Pass a configuration file" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("select.eta=1.0", "select.eta is 1.0: input should be less than 1"),
+        ("select.eta=0", "select.eta is 0: input should be greater than 0"),
+        ("select.temperature=0", "select.temperature is 0: input should be greater than 0"),
+        ("select.temperature=inf", "select.temperature is inf: input should be a finite number"),
+        ("select.etta=0.5", "unknown key select.etta (did you mean eta?)"),
+        ("selekt.eta=0.5", "unknown key selekt (did you mean select?)"),
+        ("select.eta", "--set select.eta is not an override (expected table.key=value"),
+        ("train_student.epochs=1.5", "train_student.epochs is 1.5"),
+        ("cache_teacher.precision=fp16", "cache_teacher.precision is 'fp16'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(digits, tiny_toml, override, told):
+    assert told in refused("select", tiny_toml, digits, override)
+
+
+def test_a_configuration_that_is_no_toml_is_one_line(tmp_path):
+    (tmp_path / "bad.toml").write_text("[select\neta = 0.5\n")
+    assert "is not valid TOML" in heartcut("select", tmp_path / "bad.toml").error_line
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "remedy"),
+    [
+        ("data", "train-teacher", "heartcut prepare"),
+        ("data", "cache-teacher", "heartcut prepare"),
+        ("data", "select", "heartcut prepare"),
+        ("data", "train-student", "heartcut prepare"),
+        ("runs", "cache-teacher", "heartcut train-teacher"),
+        ("caches", "select", "heartcut cache-teacher"),
+        ("caches", "train-student", "heartcut cache-teacher"),
+        ("selections", "train-student", "heartcut select"),
+    ],
+)
+def test_a_stage_too_early_is_told_which_comes_first(
+    digits_copy, tiny_toml, missing, command, remedy
+):
+    folder = digits_copy.workspace / missing
+    folder.rename(folder.with_name("elsewhere"))
+    assert remedy in refused(command, tiny_toml, digits_copy)
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+@pytest.mark.parametrize("command", STAGES)
+def test_a_damaged_beton_is_refused_by_every_stage(digits_copy, tiny_toml, command, damage, split):
+    path = beton_path(digits_copy.data_folder, split)
+    size = path.stat().st_size
+    if damage == "flipped":
+        flip_byte(path, size // 3)
+    else:
+        replace_bytes(path, path.read_bytes()[:-1])
+    line = refused(command, tiny_toml, digits_copy)
+    assert str(path) in line
+    assert "heartcut prepare" in line
+
+
+def teacher_with(digits: Config, path: Path, *, head_scale: float = 1.0) -> list[str]:
+    """Settings for a checkpoint like the teacher of `digits`, its head multiplied."""
+    dataset = Dataset.open(digits.data_folder)
+    weights = load_weights(teacher_run_path(digits, dataset) / "model.safetensors")
+    model = build("resnet8a", num_classes=10)
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        model.head.weight *= head_scale
+    save_weights(model, path)
+    return [f"cache_teacher.checkpoint={path}", "cache_teacher.arch=resnet8a"]
+
+
+@pytest.mark.parametrize("head_scale", [1e6, 1e37], ids=["too large", "infinite"])
+def test_a_teacher_whose_logits_overflow_is_refused(digits, tiny_toml, tmp_path, head_scale):
+    settings = teacher_with(digits, tmp_path / "big.safetensors", head_scale=head_scale)
+    line = refused("cache-teacher", tiny_toml, digits, *settings)
+    assert "the teacher's logits of sample 0 in view 0 reach" in line
+    assert "Check the checkpoint" in line
+
+
+def test_a_teacher_of_other_classes_is_refused(digits, tiny_toml, tmp_path):
+    path = tmp_path / "seven.safetensors"
+    save_weights(build("resnet8a", num_classes=7), path)
+    settings = [f"cache_teacher.checkpoint={path}", "cache_teacher.arch=resnet8a"]
+    line = refused("cache-teacher", tiny_toml, digits, *settings)
+    assert f"{path} has a head for 7 classes (expected 10)" in line
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(digits, tiny_toml, tmp_path):
+    path = tmp_path / "deep.safetensors"
+    save_weights(build("resnet20a", num_classes=10), path)
+    settings = [f"cache_teacher.checkpoint={path}", "cache_teacher.arch=resnet8a"]
+    assert "does not fit resnet8a" in refused("cache-teacher", tiny_toml, digits, *settings)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(digits, tiny_toml, tmp_path):
+    path = tmp_path / "code.pt"
+    torch.save({"state_dict": build("resnet8a", num_classes=10)}, path)
+    settings = [f"cache_teacher.checkpoint={path}", "cache_teacher.arch=resnet8a"]
+    line = refused("cache-teacher", tiny_toml, digits, *settings)
+    assert "holds pickled code" in line
+
+
+def test_an_unknown_architecture_is_one_line(digits, tiny_toml):
+    line = refused("train-student", tiny_toml, digits, "train_student.arch=resnet9000")
+    assert "architecture is unknown: 'resnet9000' (expected one of" in line
+
+
+def test_a_cache_of_other_images_is_refused(digits, tiny_toml):
+    dataset = Dataset.open(digits.data_folder)
+    from pipeline.artefacts.cache_index import recall
+
+    other = recall(digits.caches_folder, request=cache_request(digits, dataset), split="eval")
+    line = refused("select", tiny_toml, digits, f"select.cache={other}")
+    assert f"{other} was made from other data than" in line
+    assert "images and labels" in line
+
+
+def test_what_is_no_cache_is_one_line(digits, tiny_toml, tmp_path):
+    line = refused("select", tiny_toml, digits, f"select.cache={tmp_path}")
+    assert "heartcut cache-teacher" in line
+
+
+def table_of(config: Config) -> Path:
+    return next(config.selections_folder.glob("*.parquet"))
+
+
+def test_a_selection_of_other_data_is_refused(digits, tiny_toml, tmp_path):
+    path = tmp_path / "short.parquet"
+    pq.write_table(pq.read_table(table_of(digits)).slice(0, 100), path)
+    line = refused("train-student", tiny_toml, digits, f"train_student.selection={path}")
+    assert f"{path} has 100 rows (expected" in line
+
+
+def test_a_selection_with_other_held_out_images_is_refused(digits, tiny_toml, tmp_path):
+    changed = ["prepare.held_out_fraction=0.2", f"workspace={tmp_path / 'work'}"]
+    assert run("prepare", tiny_toml, digits, *changed).code == 0
+    selection = f"train_student.selection={table_of(digits)}"
+    done = run("train-student", tiny_toml, digits, *changed, selection)
+    assert "was made with other held-out images" in done.error_line
+
+
+@pytest.mark.parametrize(
+    ("cache", "num_classes", "told"),
+    [("b" * 64, 10, "was made from another teacher cache than"), (None, 9, "rows of 9 classes")],
+)
+def test_soft_labels_that_do_not_belong_are_refused(
+    digits, tiny_toml, tmp_path, cache, num_classes, told
+):
+    soft = SoftLabels.open(next(digits.selections_folder.glob("*.soft"))).record
+    identity = soft.identity.model_copy(update={} if cache is None else {"cache": cache})
+    shape = (*soft.shape[:2], num_classes)
+    views = np.full(shape, 1 / num_classes, dtype=np.float16)
+    soft_format.write(tmp_path / "x.soft", identity=identity, views=views, shape=shape)
+    settings = f"train_student.soft_labels={tmp_path / 'x.soft'}"
+    assert told in refused("train-student", tiny_toml, digits, settings)
+
+
+def test_fresh_views_with_cached_labels_are_refused(digits, tiny_toml):
+    line = refused("train-student", tiny_toml, digits, "train_student.augmentation=fresh")
+    assert "the soft labels belong to cached views" in line
+
+
+def test_a_training_that_diverges_leaves_nothing(digits, tiny_toml):
+    line = refused("train-student", tiny_toml, digits, "train_student.lr=1e30")
+    assert "the training loss became" in line
+
+
+def test_a_comparison_of_two_teachers_is_refused(digits, tiny_toml):
+    variant = 'compare.variants={"x" = ["views.count=3"]}'
+    assert "compare.variants.x changes views" in refused("compare", tiny_toml, digits, variant)
+
+
+def test_other_images_in_the_same_workspace_are_refused(digits, tiny_toml):
+    line = refused("prepare", tiny_toml, digits, "prepare.test_fraction=0.6")
+    assert "was prepared from other images or settings" in line
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), OSError(errno.EBADF, "bad"), ValueError()])
+def test_a_bug_keeps_its_traceback(bug):
+    """Only a user's mistakes are one line: what nobody foresaw must not look like one."""
+    with pytest.raises(type(bug)), cli.one_line_errors():
+        raise bug
+
+
+def test_a_folder_in_place_of_a_configuration_is_one_line(tmp_path):
+    assert f"{tmp_path} cannot be read" in heartcut("select", tmp_path).error_line
+
+
+def test_copies_are_linked_and_so_cost_nothing(digits, tmp_path):
+    copy = linked_copy(digits.workspace, tmp_path / "copy")
+    assert snapshot(copy).keys() == {
+        copy / path.relative_to(digits.workspace) for path in snapshot(digits.workspace)
+    }

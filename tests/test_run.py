@@ -1,0 +1,90 @@
+"""A run: complete, described, and its weights are the ones that were trained."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline.artefacts.run import Inputs, Run, append_metrics, run_id, run_path
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
+from stages import train_teacher
+from stages.configs import Config
+from tests.workspaces import flip_byte, replace_bytes
+
+INPUTS = Inputs(dataset="a" * 64, cache=None, soft_labels=None, selection=None)
+
+
+@pytest.fixture
+def run(digits_copy: Config) -> Run:
+    return train_teacher.execute(digits_copy)
+
+
+def test_a_run_tells_its_settings_metrics_and_result(run, digits):
+    settings = tomllib.loads((run.path / "config.toml").read_text())
+    assert settings["lr"] == digits.train_teacher.lr
+    assert settings["views"] == {"padding": 1, "flip": False, "count": -1}
+    metrics = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [1, 2]
+    assert run.result.held_out_accuracy_last == metrics[-1]["held_out_accuracy"]
+    assert run.result.held_out_accuracy_best == max(line["held_out_accuracy"] for line in metrics)
+    assert run.result.held_out_accuracy_mean_of_last == pytest.approx(
+        sum(line["held_out_accuracy"] for line in metrics) / 2
+    )
+    assert (run.result.mean_of_last, run.result.num_distilled) == (2, 0)
+
+
+def test_a_run_lies_under_its_name_seed_and_id(run):
+    assert run.path.name == f"teacher-s0-{run.result.id[:8]}"
+
+
+def test_settings_and_every_input_change_the_id():
+    reference = run_id({"lr": 0.1}, INPUTS)
+    assert run_id({"lr": 0.2}, INPUTS) != reference
+    for name in Inputs.model_fields:
+        assert run_id({"lr": 0.1}, INPUTS.model_copy(update={name: "b" * 64})) != reference
+
+
+def test_two_seeds_are_two_folders():
+    paths = {run_path(Path("runs"), name="student", seed=seed, id="a" * 64) for seed in range(3)}
+    assert len(paths) == 3
+
+
+def test_metrics_refuse_numbers_that_json_lacks(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_metrics(tmp_path, {"loss": float("nan")})
+
+
+def test_a_run_that_is_not_there_is_told_how_to_make(tmp_path):
+    with pytest.raises(ArtefactNotFound, match=r"does not exist. Train it with `heartcut"):
+        Run.open(tmp_path / "student-s0-aaaaaaaa")
+
+
+def test_a_run_without_a_result_is_none(run):
+    (run.path / "result.json").unlink()
+    with pytest.raises(ArtefactNotFound, match=r"result.json does not exist"):
+        Run.open(run.path)
+
+
+@pytest.mark.parametrize("offset", [0, 9, 1000, -1])
+def test_a_flipped_byte_in_the_weights_is_refused(run, offset):
+    flip_byte(run.weights, offset)
+    with pytest.raises(ArtefactMismatch, match=r"is damaged: sha256 \w+ \(expected \w+\). Remove"):
+        Run.open(run.path)
+
+
+def test_missing_weights_are_told(run):
+    run.weights.unlink()
+    with pytest.raises(ArtefactNotFound, match=r"model.safetensors is missing. Remove"):
+        Run.open(run.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("version", 2), ("format", "heartcut.selection"), ("seed", "one"), ("surprise", 1)],
+)
+def test_a_result_of_another_form_is_refused_by_key(run, key, value):
+    path = run.path / "result.json"
+    replace_bytes(path, json.dumps({**json.loads(path.read_text()), key: value}).encode())
+    with pytest.raises(PipelineError, match=rf"does not follow its format: {key}: "):
+        Run.open(run.path)

@@ -1,0 +1,297 @@
+"""Training: the loss of a real batch, optimisers, schedules, and the same seed twice."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.transforms import functional as vision
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.views import ALL, ViewSpec
+from pipeline.errors import PipelineError
+from pipeline.models.zoo import build
+from pipeline.runtime import Runtime
+from pipeline.training import (
+    Normaliser,
+    make_optimizer,
+    make_schedule,
+    plain_loss,
+    three_term_loss,
+    train_epoch,
+)
+from stages import train_student
+from stages.configs import with_overrides
+from tests.workspaces import linked_copy
+
+CPU = torch.device("cpu")
+FP32 = Runtime(device=CPU, precision="fp32")
+
+
+def optimizer_of(model, *, kind="sgd", lr=0.1, weight_decay=0.0):
+    return make_optimizer(
+        model, kind=kind, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    )
+
+
+def constant(optimizer):
+    return schedule_of(optimizer, kind="constant")
+
+
+def schedule_of(optimizer, *, kind, epochs=3, steps_per_epoch=7, warmup=0.3, milestones=()):
+    return make_schedule(
+        optimizer,
+        kind=kind,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup=warmup,
+        milestones=milestones,
+        gamma=0.1,
+    )
+
+
+def rates(*, lr=0.4, **settings) -> list[float]:
+    """The learning rate of every step, and the one after the last."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = schedule_of(optimizer, **settings)
+    found = []
+    for _ in range(settings.get("epochs", 3) * settings.get("steps_per_epoch", 7)):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return [*found, optimizer.param_groups[0]["lr"]]
+
+
+def normaliser_of(dataset: Dataset) -> Normaliser:
+    return Normaliser(mean=dataset.record.mean, std=dataset.record.std, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def dataset(digits) -> Dataset:
+    return Dataset.open(digits.data_folder)
+
+
+def first_batch(dataset: Dataset, selected: bool) -> Batch:
+    """A batch out of the loader, with random soft labels and one flag for all."""
+    num_samples = dataset.train.num_samples
+    drawn = np.random.default_rng(0).dirichlet(np.ones(10), num_samples).astype(np.float16)
+    supervision = Supervision(
+        soft_labels=[drawn],
+        selected=np.full(num_samples, selected),
+        labels=dataset.train.samples.labels,
+        by_view=False,
+    )
+    loader = BatchLoader(dataset.train, batch_size=32, order="random", supervision=supervision)
+    batches = loader.epoch(0)
+    batch = next(batches)
+    copied = {name: getattr(batch, name).clone() for name in Batch.__dataclass_fields__}
+    batches.close()
+    assert torch.equal(copied["soft_labels"], torch.from_numpy(drawn)[copied["indices"]])
+    return Batch(**copied)
+
+
+def test_with_nothing_selected_the_loss_is_cross_entropy_to_the_bit(dataset):
+    batch = first_batch(dataset, selected=False)
+    logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
+    assert torch.equal(loss(logits, batch), plain_loss(logits, batch))
+
+
+def test_with_everything_selected_the_loss_is_vanilla_distillation(dataset):
+    batch = first_batch(dataset, selected=True)
+    logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    kl = F.kl_div((logits / 4).log_softmax(dim=1), batch.soft_labels.float(), reduction="batchmean")
+    expected = 0.1 * F.cross_entropy(logits, batch.labels) + 0.9 * 16 * kl
+    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
+    torch.testing.assert_close(loss(logits, batch), expected, rtol=1e-6, atol=0)
+
+
+def test_selected_and_other_rows_add_up(dataset):
+    batch = first_batch(dataset, selected=True)
+    mixed = replace(batch, selected=batch.indices % 3 == 0)
+    logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
+    ce = F.cross_entropy(logits, batch.labels, reduction="none")
+    kd = 16 * F.kl_div(
+        (logits / 4).log_softmax(dim=1), batch.soft_labels.float(), reduction="none"
+    ).sum(dim=1)
+    rows = torch.where(mixed.selected, 0.1 * ce + 0.9 * kd, ce)
+    torch.testing.assert_close(loss(logits, mixed), rows.mean(), rtol=1e-6, atol=0)
+
+
+def test_sixteen_samples_are_overfitted(dataset):
+    torch.manual_seed(0)
+    model = build("resnet8a", num_classes=10)
+    optimizer = optimizer_of(model, lr=0.05)
+    loader = BatchLoader(dataset.train, batch_size=16, rows=dataset.training[:16])
+    for epoch in range(30):
+        metrics = train_epoch(
+            model,
+            loader.epoch(epoch),
+            loss=plain_loss,
+            optimizer=optimizer,
+            schedule=constant(optimizer),
+            normalise=normaliser_of(dataset),
+            runtime=FP32,
+        )
+    assert (metrics.accuracy, metrics.num_samples) == (1.0, 16)
+    assert metrics.loss < 0.02
+
+
+def test_epoch_metrics_are_means_over_samples_not_batches(dataset):
+    model = build("resnet8a", num_classes=10)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    optimizer = optimizer_of(model, lr=0.0)
+    counted = []
+    metrics = train_epoch(
+        model,
+        BatchLoader(dataset.train, batch_size=100, rows=dataset.training[:130]).epoch(0),
+        loss=plain_loss,
+        optimizer=optimizer,
+        schedule=constant(optimizer),
+        normalise=normaliser_of(dataset),
+        runtime=FP32,
+        on_batch=counted.append,
+    )
+    share = (dataset.train.samples.labels[dataset.training[:130]] == 0).mean()
+    assert metrics.loss == pytest.approx(math.log(10), rel=1e-6)
+    assert metrics.accuracy == pytest.approx(share)
+    assert counted == [100, 30]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_seed_fixes_loss_curve_and_weights_to_the_bit(digits, tmp_path, precision):
+    runs = []
+    for name in ("first", "second"):
+        workspace = linked_copy(digits.workspace, tmp_path / name, without=("runs",))
+        changes = [f"workspace={workspace}", f"train_student.precision={precision}"]
+        run = train_student.execute(
+            with_overrides(digits, [*changes, "train_student.epochs=2", "train_student.seed=3"])
+        )
+        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        curve = [json.loads(line)["training_loss"] for line in lines]
+        runs.append((curve, run.weights.read_bytes(), run.result.id))
+    assert runs[0] == runs[1]
+    assert len(set(runs[0][0])) == 2
+
+
+def test_another_seed_is_another_curve(digits, tmp_path):
+    weights = set()
+    for seed in (0, 1):
+        workspace = linked_copy(digits.workspace, tmp_path / str(seed), without=("runs",))
+        changes = [f"workspace={workspace}", f"train_student.seed={seed}"]
+        run = train_student.execute(with_overrides(digits, changes))
+        weights.add(run.result.weights_sha256)
+    assert len(weights) == 2
+
+
+def test_one_cycle_climbs_to_the_rate_and_falls_to_nothing():
+    found = rates(kind="one-cycle", epochs=1, steps_per_epoch=19, warmup=0.3, lr=0.4)
+
+    def between(first, last, share):
+        return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+
+    climb = [between(0.4 / 25, 0.4, step / 5) for step in range(5)]
+    fall = [between(0.4, 0.4 / 25e4, (step - 5) / 14) for step in range(5, 20)]
+    assert found == pytest.approx(climb + fall, rel=1e-9)
+    assert max(found) == found[5] == pytest.approx(0.4, rel=1e-12)
+    assert found[-1] < 1e-5
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+@pytest.mark.parametrize("warmup", [0.01, 0.1, 0.2, 0.25, 0.5, 0.99])
+def test_one_cycle_of_any_length_has_rates(steps, warmup):
+    found = rates(kind="one-cycle", epochs=1, steps_per_epoch=steps, warmup=warmup, lr=0.4)
+    assert len(found) == steps + 1
+    assert all(0 < rate <= 0.4 + 1e-12 for rate in found)
+
+
+def test_cosine_starts_at_the_rate_and_ends_at_zero():
+    found = rates(kind="cosine", epochs=3, steps_per_epoch=7, lr=0.4)
+    expected = [0.2 * (1 + math.cos(math.pi * step / 21)) for step in range(22)]
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found[0] == 0.4
+
+
+def test_multi_step_falls_after_its_epochs():
+    found = rates(kind="multi-step", epochs=4, steps_per_epoch=3, milestones=(1, 3), lr=0.4)
+    assert found == pytest.approx([0.4] * 3 + [0.04] * 6 + [0.004] * 4)
+
+
+def test_constant_stays():
+    assert rates(kind="constant", lr=0.4) == [0.4] * 22
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimisers_take_the_steps_of_their_definition(kind):
+    weight = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    model = torch.nn.Module()
+    model.weight = weight
+    optimizer = optimizer_of(model, kind=kind, lr=0.1, weight_decay=0.01)
+    expected, first, second = 1.0, 0.0, 0.0
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+        gradient = 2 * expected
+        if kind == "sgd":
+            gradient += 0.01 * expected
+            first = 0.9 * first + gradient if step > 1 else gradient
+            expected -= 0.1 * (gradient + 0.9 * first)
+        else:
+            expected -= 0.1 * 0.01 * expected
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            scaled = math.sqrt(second / (1 - 0.999**step)) + 1e-8
+            expected -= 0.1 * first / (1 - 0.9**step) / scaled
+        assert weight.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_in_one_line(dataset):
+    model = build("resnet8a", num_classes=10)
+    optimizer = optimizer_of(model, lr=1e30)
+    loader = BatchLoader(dataset.train, batch_size=64)
+    with pytest.raises(PipelineError, match=r"loss became nan \(expected a finite.*Lower `lr`"):
+        train_epoch(
+            model,
+            loader.epoch(0),
+            loss=plain_loss,
+            optimizer=optimizer,
+            schedule=constant(optimizer),
+            normalise=normaliser_of(dataset),
+            runtime=FP32,
+        )
+
+
+def test_the_normaliser_equals_torchvision():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = vision.normalize(images.float() / 255, mean, std)
+    found = Normaliser(mean=mean, std=std, device=CPU)(images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_images_stay_channels_last_from_the_loader_to_the_first_layer(dataset):
+    model = build("resnet8a", num_classes=10).to(memory_format=torch.channels_last)
+    seen = []
+    model.conv1.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
+    loader = BatchLoader(dataset.train, batch_size=64, view_spec=ViewSpec(padding=1, count=ALL))
+    optimizer = optimizer_of(model)
+    train_epoch(
+        model,
+        loader.epoch(0),
+        loss=plain_loss,
+        optimizer=optimizer,
+        schedule=constant(optimizer),
+        normalise=normaliser_of(dataset),
+        runtime=FP32,
+    )
+    assert len(seen) == 2 * loader.num_batches
+    assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in seen)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
