@@ -7,6 +7,7 @@ a process for every command; only what a command does is left to be waited for.
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -116,6 +117,8 @@ class Server:
 
 def serve() -> None:
     """Fork a child for every line of stdin; tell its pid, then its status. Children return."""
+    # A shell starts what runs in the background with interrupts ignored, and children inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

@@ -72,7 +72,13 @@ def test_an_interrupted_stage_leaves_nothing_half_written(
 def test_an_interrupt_while_torch_is_imported_is_one_line(tiny_toml, tmp_path):
     command = [sys.executable, "-m", "cli", "-q", "prepare", str(tiny_toml)]
     command += ["--set", f"workspace={tmp_path / 'work'}"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a terminal does
+    ) as process:
         maps = Path(f"/proc/{process.pid}/maps")
         while "libtorch_cpu" not in maps.read_text():
             assert process.poll() is None

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as vision
 
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.run import Run
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import PipelineError
@@ -25,7 +27,7 @@ from pipeline.training import (
     train_epoch,
 )
 from stages import train_student
-from stages.configs import with_overrides
+from stages.configs import Config, with_overrides
 from tests.workspaces import linked_copy
 
 CPU = torch.device("cpu")
@@ -165,30 +167,32 @@ def test_epoch_metrics_are_means_over_samples_not_batches(dataset):
     assert counted == [100, 30]
 
 
+def student(digits: Config, workspace: Path, precision: str, *, seed: int) -> Run:
+    """A student of two epochs in a workspace of its own."""
+    linked_copy(digits.workspace, workspace, without=("runs",))
+    changes = [
+        f"workspace={workspace}",
+        f"train_student.precision={precision}",
+        f"train_student.seed={seed}",
+        "train_student.epochs=2",
+    ]
+    return train_student.execute(with_overrides(digits, changes))
+
+
+def curve(run: Run) -> list[float]:
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["training_loss"] for line in lines]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_seed_fixes_loss_curve_and_weights_to_the_bit(digits, tmp_path, precision):
-    runs = []
-    for name in ("first", "second"):
-        workspace = linked_copy(digits.workspace, tmp_path / name, without=("runs",))
-        changes = [f"workspace={workspace}", f"train_student.precision={precision}"]
-        run = train_student.execute(
-            with_overrides(digits, [*changes, "train_student.epochs=2", "train_student.seed=3"])
-        )
-        lines = (run.path / "metrics.jsonl").read_text().splitlines()
-        curve = [json.loads(line)["training_loss"] for line in lines]
-        runs.append((curve, run.weights.read_bytes(), run.result.id))
-    assert runs[0] == runs[1]
-    assert len(set(runs[0][0])) == 2
-
-
-def test_another_seed_is_another_curve(digits, tmp_path):
-    weights = set()
-    for seed in (0, 1):
-        workspace = linked_copy(digits.workspace, tmp_path / str(seed), without=("runs",))
-        changes = [f"workspace={workspace}", f"train_student.seed={seed}"]
-        run = train_student.execute(with_overrides(digits, changes))
-        weights.add(run.result.weights_sha256)
-    assert len(weights) == 2
+    first = student(digits, tmp_path / "first", precision, seed=3)
+    second = student(digits, tmp_path / "second", precision, seed=3)
+    assert curve(first) == curve(second)
+    assert first.weights.read_bytes() == second.weights.read_bytes()
+    assert first.result.id == second.result.id
+    other = student(digits, tmp_path / "other", precision, seed=4) if precision == "fp32" else None
+    assert other is None or set(curve(other)).isdisjoint(curve(first))
 
 
 def test_one_cycle_climbs_to_the_rate_and_falls_to_nothing():
