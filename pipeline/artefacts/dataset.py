@@ -26,7 +26,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from pipeline.artefacts.dataset_record import (
     FORMAT_VERSION,
@@ -188,10 +188,9 @@ def beton_path(folder: Path, split: str) -> Path:
 def write_samples(folder: Path, split: str, samples: Samples) -> None:
     """Write the samples file of a split."""
     arrays = {"keys": samples.keys, "labels": samples.labels, "pixels": samples.pixels}
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-        _samples_path(folder, split),
-    )
+    # Not save_file: a full disk is then a SafetensorError instead of an OSError.
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    _samples_path(folder, split).write_bytes(data)
 
 
 def split_record(folder: Path, split: str, samples: Samples, *, num_classes: int) -> SplitRecord:
