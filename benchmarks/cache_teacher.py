@@ -4,7 +4,7 @@ The bare pass has its batches normalised and in memory, and the same network and
 loader, no views, no float32 head, no statistics, no compression, no disk. The cached pass is what
 the stage does from its first batch to the last stored byte.
 
-    python benchmarks/cache_teacher.py [--arch resnet56a] [--batch 512] [--rounds 5]
+    python benchmarks/cache_teacher.py [--arch resnet56a] [--batch 512] [--rounds 9]
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet56a")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--samples", type=int, default=5_120)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     runtime = resolve_runtime("auto")
     torch.manual_seed(0)
@@ -85,7 +85,12 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         beton = synthetic_beton(Path(folder), num_samples=arguments.samples, num_classes=CLASSES)
-        loader = BatchLoader(beton, batch_size=arguments.batch, view_spec=VIEWS)
+        loader = BatchLoader(
+            beton,
+            batch_size=arguments.batch,
+            view_spec=VIEWS,
+            workers=runtime.loader_workers(0),
+        )
         normalise = Normaliser(mean=MEAN, std=STD, device=runtime.device)
         batches = [normalise(batch.images) for batch in loader.view(0)]
         measured = interleaved(

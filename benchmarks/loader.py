@@ -1,6 +1,6 @@
 """Claim: the loader hands out replayed views with soft labels at 200,000 CIFAR images/s or more.
 
-python benchmarks/loader.py [--classes 10] [--rounds 5]
+python benchmarks/loader.py [--classes 10] [--rounds 9]
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--samples", type=int, default=50_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         beton = synthetic_beton(

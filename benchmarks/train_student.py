@@ -3,7 +3,7 @@
 The bare step has its batches normalised and in memory, and the same network, precision, three-term
 loss and optimiser: no loader, no augmentation, no gather.
 
-    python benchmarks/train_student.py [--arch resnet8a] [--batch 256] [--rounds 5]
+    python benchmarks/train_student.py [--arch resnet8a] [--batch 256] [--rounds 9]
 """
 
 import argparse
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet8a")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--samples", type=int, default=10_240)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     runtime = resolve_runtime("auto")
     views = ViewSpec(padding=4, flip=True, count=4)
@@ -139,6 +139,7 @@ def main() -> None:
             batch_size=arguments.batch,
             view_spec=views,
             order="random",
+            workers=runtime.loader_workers(0),
             supervision=supervision_of(beton, views),
         )
         stage = Contestant(arguments.arch, runtime)
