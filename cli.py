@@ -150,7 +150,7 @@ def compare(config: ConfigFile, override: Overrides = None) -> None:
 
 
 def _load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config":
-    from stages.configs import load_config
+    from stages.config_file import load_config
 
     return load_config(path, overrides=[*(overrides or []), *extra])
 

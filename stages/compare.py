@@ -16,7 +16,8 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.configs import Config, with_overrides
+from stages.config_file import with_overrides
+from stages.configs import Config
 from stages.requests import cache_request
 
 logger = logging.getLogger(__name__)

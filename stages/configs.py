@@ -1,18 +1,13 @@
 """Every knob of every stage: frozen, typed, checked once, defaults here only. Imports no torch.
 
-A configuration is one TOML file with a table per stage. Unknown keys are refused; a setting that
-would have no effect is refused too. `--set table.key=value` overrides one key.
+A configuration is one TOML file with a table per stage (`config_file` reads it). Unknown keys are
+refused; a setting that would have no effect is refused too.
 """
 
-import difflib
-import tomllib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from pipeline.errors import ArtefactNotFound, ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OpenUnit: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -287,115 +282,6 @@ class Config(Section):
     @property
     def runs_folder(self) -> Path:
         return self.workspace / "runs"
-
-
-def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
-    """Read a TOML file, apply ``table.key=value`` overrides, check everything.
-
-    Raises:
-        ArtefactNotFound: if the file does not exist.
-        ConfigError: naming the key, what was found and what was expected.
-    """
-    try:
-        tree = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ArtefactNotFound(
-            f"{path} does not exist. Pass a configuration file, for example configs/digits.toml."
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}. Pass a configuration file."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
-    for override in overrides:
-        _apply_override(tree, override)
-    return config_from_tree(tree, origin=str(path))
-
-
-def config_from_tree(tree: dict[str, Any], *, origin: str) -> Config:
-    """Check a parsed configuration; ``origin`` is named in errors."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {_first_problem(error)}") from error
-
-
-def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """``config`` with ``table.key=value`` overrides."""
-    tree = config.model_dump(mode="python", exclude_unset=True)
-    for override in overrides:
-        _apply_override(tree, override)
-    return config_from_tree(tree, origin="overrides")
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    keys = [part.strip().replace("-", "_") for part in name.split(".")]
-    if not equals or not all(keys):
-        raise ConfigError(
-            f"--set {override} is not an override (expected table.key=value, for example "
-            "--set select.eta=0.7)."
-        )
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override}: {key} is a value (expected a table).")
-    if text.strip() == "unset":
-        tree.pop(keys[-1], None)
-    else:
-        tree[keys[-1]] = _parse_value(text.strip())
-
-
-def _parse_value(text: str) -> Any:
-    """A TOML value; what is not one is a string, so quotes can be left out."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _first_problem(error: ValidationError) -> str:
-    """One line for the first key that is wrong."""
-    problems = error.errors()
-    first = problems[0]
-    place = _place(first["loc"])
-    same_place = [problem for problem in problems if _place(problem["loc"]) == place]
-    others = len(problems) - len(same_place)
-    more = f" ({others} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {place}{_did_you_mean(first['loc'])}.{more}"
-    if first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{place + ': ' if place else ''}{message}.{more}"
-    wanted = " or ".join(dict.fromkeys(problem["msg"].lower() for problem in same_place))
-    return f"{place} is {first['input']!r}: {wanted}.{more}"
-
-
-def _place(location: tuple[str | int, ...]) -> str:
-    """Dotted key of an error, without the tags that mark the arms of a union."""
-    tags = ("int", "float", "str", "constrained", "literal", "path")
-    return ".".join(
-        str(p) for p in location if not str(p).split("[")[0].startswith(tags) or p in _KEYS
-    )
-
-
-def _did_you_mean(location: tuple[str | int, ...]) -> str:
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        model = annotation
-    known = list(model.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    if close:
-        return f" (did you mean {close[0]}?)"
-    return f" (expected one of {', '.join(known)})"
-
-
-_KEYS = frozenset(Config.model_fields) | {"path", "strategy", "name"}
-"""Keys that look like a tag and are none."""
 
 
 def _refuse_unused(section: Section, unused: dict[str, bool], *, because: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import settings
 
 from pipeline.artefacts.dataset import Dataset
-from stages.configs import Config, with_overrides
+from stages.config_file import with_overrides
+from stages.configs import Config
 from tests.image_folders import folder_config, save_folder
 from tests.workspaces import TINY, linked_copy, tiny_config
 

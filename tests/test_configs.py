@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ArtefactNotFound, ConfigError
-from stages.configs import Config, config_from_tree, load_config, with_overrides
+from stages.config_file import config_from_tree, load_config, with_overrides
+from stages.configs import Config
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.toml"))

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
-from stages.configs import Config, with_overrides
+from stages.config_file import with_overrides
+from stages.configs import Config
 from stages.requests import teacher_run_path
 from tests.commands import ROOT, Server, heartcut
 from tests.workspaces import linked_copy, snapshot, unfinished

@@ -30,7 +30,7 @@ from pipeline.training import (
     train_epoch,
 )
 from stages import train_student
-from stages.configs import with_overrides
+from stages.config_file import with_overrides
 from stages.requests import teacher_run_path
 
 FP32 = Runtime(device=torch.device("cpu"), precision="fp32")

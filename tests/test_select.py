@@ -12,7 +12,8 @@ from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from pipeline.methods.label_revision import softened_probs
 from stages import select
-from stages.configs import Config, with_overrides
+from stages.config_file import with_overrides
+from stages.configs import Config
 from stages.requests import find_cache
 
 

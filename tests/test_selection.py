@@ -12,7 +12,8 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.selection import COLUMNS, SelectionIdentity, SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from stages import select, train_student
-from stages.configs import Config, with_overrides
+from stages.config_file import with_overrides
+from stages.configs import Config
 from tests.workspaces import flipped, read_or_refusal
 
 

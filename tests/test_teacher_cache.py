@@ -22,7 +22,7 @@ from pipeline.models.zoo import build
 from pipeline.runtime import resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views
 from stages import cache_teacher
-from stages.configs import with_overrides
+from stages.config_file import with_overrides
 from stages.requests import find_cache, view_spec
 from tests.workspaces import flipped, linked_copy, read_or_refusal, unfinished
 

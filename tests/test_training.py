@@ -27,7 +27,8 @@ from pipeline.training import (
     train_epoch,
 )
 from stages import train_student
-from stages.configs import Config, with_overrides
+from stages.config_file import with_overrides
+from stages.configs import Config
 from tests.workspaces import linked_copy
 
 CPU = torch.device("cpu")

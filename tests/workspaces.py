@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from pipeline.artefacts.store import PARTIAL
 from pipeline.errors import PipelineError
-from stages.configs import Config, load_config
+from stages.config_file import load_config
+from stages.configs import Config
 
 T = TypeVar("T")
 
