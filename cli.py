@@ -15,7 +15,6 @@ import typer
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from stages.compare import Comparison
     from stages.configs import Config
 
 app = typer.Typer(
@@ -145,8 +144,7 @@ def compare(config: ConfigFile, override: Overrides = None) -> None:
         settings = _load(config, override, [])
         from stages import compare as stage
 
-        comparison = stage.execute(settings)
-        typer.echo(_table(comparison))
+        typer.echo(stage.as_markdown(stage.execute(settings)))
 
 
 def _load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config":
@@ -157,13 +155,6 @@ def _load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config"
 
 def _seed(section: str, seed: int | None) -> list[str]:
     return [] if seed is None else [f"{section}.seed={seed}"]
-
-
-def _table(comparison: "Comparison") -> str:
-    """The comparison as a Markdown table, which a terminal shows as well."""
-    from stages.compare import as_markdown
-
-    return as_markdown(comparison)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 The layout is told in `teacher_cache`.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,7 +115,6 @@ class Unsealed:
     writer: CacheWriter
     folder: Path
     is_sealed: bool = False
-    started: float = field(default_factory=time.monotonic)
 
     def seal(self, summary: CacheSummary) -> None:
         """Declare the cache complete."""
