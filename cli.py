@@ -1,21 +1,26 @@
 """Command line: parse, build one config, call one stage, print one line."""
 
-import errno
 import logging
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.errors import PipelineError
-
-if TYPE_CHECKING:
-    from stages.configs import Config
+from cli_cache import cache_app
+from cli_common import (
+    INTERRUPTED,
+    AcceptMismatch,
+    ConfigFile,
+    Overrides,
+    Seed,
+    accepting,
+    load,
+    one_line_errors,
+    parse_range,
+    seed_override,
+    tell_interrupt,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,14 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-INTERRUPTED = 130
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, see configs/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. select.eta=0.7."),
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:
@@ -39,15 +37,8 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:  # before a command began; `one_line_errors` tells the others
-        _tell_interrupt()
+        tell_interrupt()
         sys.exit(INTERRUPTED)
-
-
-def _tell_interrupt() -> None:
-    after_control_c = "\n" if sys.stderr.isatty() else ""
-    typer.echo(
-        f"{after_control_c}interrupted: nothing half-written was left under a final name", err=True
-    )
 
 
 def _print_version(wanted: bool) -> None:
@@ -84,7 +75,7 @@ def prepare(
     """Write the images as train.beton and eval.beton."""
     extra = ["prepare.skip_corrupt=true"] if skip_corrupt else []
     with one_line_errors():
-        settings = _load(config, override, extra)
+        settings = load(config, override, extra)
         from stages import prepare as stage  # numpy and FFCV load here, so --help stays instant
 
         typer.echo(stage.execute(settings).folder)
@@ -94,7 +85,7 @@ def prepare(
 def train_teacher(config: ConfigFile, override: Overrides = None, seed: Seed = None) -> None:
     """Train a teacher of your own; not needed where there is a checkpoint."""
     with one_line_errors():
-        settings = _load(config, override, _seed("train_teacher", seed))
+        settings = load(config, override, seed_override("train_teacher", seed))
         from stages import train_teacher as stage
 
         typer.echo(stage.execute(settings).path)
@@ -107,31 +98,53 @@ def cache_teacher(
     precision: Annotated[
         str | None, typer.Option(help="auto, bf16 or fp32.", metavar="PRECISION")
     ] = None,
+    shard_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP",
+            help="Compute only these shards, beside other workers; the last one to finish seals.",
+        ),
+    ] = None,
 ) -> None:
-    """Run the teacher once over every view and keep its logits and features."""
+    """Run the teacher once over every view and keep its logits and features.
+
+    What is kept already is not computed again: after a kill, run the same command; to be faster,
+    run it several times at once.
+    """
     extra = [] if precision is None else [f"cache_teacher.precision={precision}"]
     with one_line_errors():
-        settings = _load(config, override, extra)
+        settings = load(config, override, extra)
+        shards = None if shard_range is None else parse_range(shard_range)
         from stages import cache_teacher as stage
 
-        typer.echo(stage.execute(settings).path)
+        cache = stage.execute(settings, shards=shards)
+        if cache is not None:
+            typer.echo(cache.path)
 
 
 @app.command()
-def select(config: ConfigFile, override: Overrides = None) -> None:
+def select(
+    config: ConfigFile, override: Overrides = None, accept_mismatch: AcceptMismatch = None
+) -> None:
     """Revise the teacher's labels and choose what is distilled."""
     with one_line_errors():
-        settings = _load(config, override, [])
+        settings = load(config, override, accepting(accept_mismatch))
         from stages import select as stage
 
         typer.echo(stage.execute(settings).path)
 
 
 @app.command()
-def train_student(config: ConfigFile, override: Overrides = None, seed: Seed = None) -> None:
+def train_student(
+    config: ConfigFile,
+    override: Overrides = None,
+    seed: Seed = None,
+    accept_mismatch: AcceptMismatch = None,
+) -> None:
     """Train a student from the cached, revised labels; the teacher is not needed."""
+    extra = seed_override("train_student", seed)
     with one_line_errors():
-        settings = _load(config, override, _seed("train_student", seed))
+        settings = load(config, override, [*extra, *accepting(accept_mismatch)])
         from stages import train_student as stage
 
         typer.echo(stage.execute(settings).path)
@@ -141,43 +154,10 @@ def train_student(config: ConfigFile, override: Overrides = None, seed: Seed = N
 def compare(config: ConfigFile, override: Overrides = None) -> None:
     """Run every stage and the student under every variant of the compare table; print one table."""
     with one_line_errors():
-        settings = _load(config, override, [])
+        settings = load(config, override, [])
         from stages import compare as stage
 
         typer.echo(stage.as_markdown(stage.execute(settings)))
-
-
-def _load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config":
-    from stages.config_file import load_config
-
-    return load_config(path, overrides=[*(overrides or []), *extra])
-
-
-def _seed(section: str, seed: int | None) -> list[str]:
-    return [] if seed is None else [f"{section}.seed={seed}"]
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Show a user's mistake or an interrupt as one line; let bugs keep their traceback."""
-    try:
-        yield
-    except KeyboardInterrupt as error:  # here, because typer would exit without a word
-        _tell_interrupt()
-        raise typer.Exit(code=INTERRUPTED) from error
-    except PipelineError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(code=1) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = error.filename or "the workspace"
-        typer.echo(
-            f"error: {where} could not be written: {os.strerror(error.errno)}. "
-            "Free some space or set another `workspace`.",
-            err=True,
-        )
-        raise typer.Exit(code=1) from error
 
 
 if __name__ == "__main__":

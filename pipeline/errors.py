@@ -16,6 +16,10 @@ class ArtefactNotFound(PipelineError, FileNotFoundError):
     """An input does not exist where it was looked for."""
 
 
+class NotSealed(ArtefactNotFound):
+    """A teacher cache exists and is not complete."""
+
+
 class ArtefactExists(PipelineError, FileExistsError):
     """An output exists and was made from other inputs; nothing is overwritten."""
 

@@ -76,5 +76,7 @@ def calibration_error(probs: Tensor, labels: Tensor) -> float:
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
-    """Share of samples to which both give the same class."""
-    return (first == second).double().mean().item()
+    """Share of samples to which both give the same class; ``second`` is -1 where it gives none,
+    and gives one somewhere."""
+    known = second >= 0
+    return (first == second)[known].double().mean().item()

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.artefacts.hydration import HydratedCache
 from pipeline.artefacts.selection import SolveRecord
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import PipelineError
 from pipeline.methods.head_influence import (
     HeadScores,
@@ -45,8 +45,9 @@ class Influence:
 
 
 def score_influence(
-    cache: TeacherCache,
+    cached: HydratedCache,
     *,
+    labels: Tensor,
     training: Tensor,
     held_out: Tensor,
     soft_labels: Tensor,
@@ -58,7 +59,8 @@ def score_influence(
     """Score every training row against the held-out rows.
 
     Args:
-        cache: a teacher cache with features.
+        cached: a teacher cache with features, in the order of the data set.
+        labels: of all samples, int64.
         training: sample indices to score, (N,) int64.
         held_out: sample indices whose loss is predicted, (M,) int64; none of them is scored.
         soft_labels: the teacher's labels of ``training`` in each view, (K, N, C) float32.
@@ -70,12 +72,11 @@ def score_influence(
         PipelineError: if a head cannot be fitted or solved to tolerance.
     """
     assert not set(training.tolist()) & set(held_out.tolist()), "the target is never scored"
-    weight, bias = cache.head
+    weight, bias = cached.cache.head
     start = torch.cat([torch.from_numpy(weight), torch.from_numpy(bias)[:, None]], dim=1).double()
-    features = torch.stack([torch.from_numpy(cache.features(view))[training] for view in views])
-    labels = torch.from_numpy(cache.labels)
+    features = torch.stack([torch.from_numpy(cached.features(view))[training] for view in views])
     target = _Target(
-        features=torch.from_numpy(cache.features(0))[held_out], labels=labels[held_out]
+        features=torch.from_numpy(cached.features(0))[held_out], labels=labels[held_out]
     )
 
     def score(distilled: float, name: str) -> Scored:

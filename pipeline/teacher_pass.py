@@ -1,9 +1,16 @@
-"""The teacher's one pass: every view of a beton through the frozen network, into a cache."""
+"""The teacher's one pass: every view of a beton through the frozen network, into a cache.
 
-import time
-from collections.abc import Iterator
+The work is cut into units, the rows of one shard in one view. Any worker computes any unit, to the
+same bits on the same hardware, and the last one to finish seals the cache.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from time import monotonic
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,19 +18,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.artefacts import cache_writer
-from pipeline.artefacts.cache_record import CacheIdentity, CacheShape, CacheSummary, Fidelity
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
+from pipeline.artefacts.cache_arrays import (
+    FEATURES,
+    LOGITS,
+    LOGSUMEXP,
+    TARGET_LOGIT,
+    TOP_CLASS,
+    TOP_LOGIT,
+)
+from pipeline.artefacts.cache_receipts import Note
+from pipeline.artefacts.cache_record import (
+    CacheIdentity,
+    CacheLayout,
+    CacheShape,
+    Fidelity,
+)
+from pipeline.artefacts.cache_writer import (
+    CacheContents,
+    CacheWriter,
+    Unit,
+    as_float16,
+    writing_behind,
+)
 from pipeline.artefacts.dataset import Beton
+from pipeline.artefacts.objects import ObjectStore
+from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
+from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.models import Classifier
 from pipeline.progress import Progress, progress
-from pipeline.runtime import Runtime, versions
+from pipeline.runtime import Runtime
 from pipeline.training import Normaliser
 
-FIDELITY_ROWS = 4096
+logger = logging.getLogger(__name__)
+
+Share: TypeAlias = Callable[[list[Unit]], list[Unit]]
+"""Which of all units a worker computes."""
+Arrays: TypeAlias = dict[str, NDArray[np.generic]]
+
+FIDELITY_ROWS = 1024
+"""Rows of each unit on which fidelity is measured."""
 FIDELITY_TEMPERATURES = (1.0, 4.0)
 HEAD_TOLERANCE = 0.02
 """Share of the largest logit by which the head of the stored features may miss a logit."""
@@ -46,7 +82,14 @@ class Teacher:
 
 
 def cache_identity(
-    teacher: Teacher, *, beton: Beton, views: ViewSpec, runtime: Runtime, features: bool
+    teacher: Teacher,
+    *,
+    beton: Beton,
+    views: ViewSpec,
+    runtime: Runtime,
+    features: bool,
+    top_k: int = 0,
+    temperatures: tuple[float, ...] = (),
 ) -> CacheIdentity:
     """Everything that the cached numbers depend on."""
     return CacheIdentity(
@@ -59,119 +102,215 @@ def cache_identity(
         views=views.as_json(),
         precision=runtime.precision,
         features=features,
+        top_k=top_k,
+        temperatures=temperatures if top_k else (),
     )
 
 
-def cache_views(
-    path: Path,
-    *,
-    identity: CacheIdentity,
-    teacher: Teacher,
-    loader: BatchLoader,
-    beton: Beton,
-    num_views: int,
-    runtime: Runtime,
-    held_out: NDArray[np.int64],
-) -> None:
-    """Run the teacher over views 0 to ``num_views - 1`` and publish a sealed cache at ``path``.
-
-    Args:
-        path: where the cache will lie.
-        identity: what `cache_identity` gives for the other arguments.
-        teacher: the frozen network.
-        loader: all of ``beton`` in sequential order.
-        beton: the images.
-        num_views: views to store, the clean one included.
-        runtime: device and precision.
-        held_out: sample indices whose accuracy is told apart, (M,) int64; may be empty.
-    Raises:
-        PipelineError: if an output is not finite or does not fit float16, or the disk is full.
-        ArtefactMismatch: if the head of the features does not give the logits.
-    """
+def cache_shape(teacher: Teacher, *, beton: Beton, views: ViewSpec) -> CacheShape:
+    """Sizes of what `cache_views` stores."""
     head = teacher.model.head
-    shape = CacheShape(
-        num_views=num_views,
+    return CacheShape(
+        num_views=views.num_views + 1,
         num_samples=beton.num_samples,
         num_classes=head.out_features,
         num_features=head.in_features,
     )
-    contents = CacheContents(
+
+
+def cache_contents(teacher: Teacher, beton: Beton) -> CacheContents:
+    """What is stored beside the views."""
+    head = teacher.model.head
+    return CacheContents(
         labels=beton.samples.labels,
         keys=beton.samples.keys,
+        pixels=beton.samples.pixels,
         head_weight=_numpy(head.weight.detach()),
         head_bias=_numpy(head.bias.detach()),
     )
-    with cache_writer.create(path, identity=identity, shape=shape, contents=contents) as unsealed:
-        teacher_pass = _Pass(
-            teacher=teacher, runtime=runtime, loader=loader, writer=unsealed.writer
+
+
+def cache_views(
+    store: ObjectStore,
+    *,
+    identity: CacheIdentity,
+    layout: CacheLayout,
+    teacher: Teacher,
+    loader: BatchLoader,
+    beton: Beton,
+    views: ViewSpec,
+    runtime: Runtime,
+    held_out: NDArray[np.int64],
+    share: Share | None = None,
+) -> int:
+    """Run the teacher over what is missing of a cache; seal it when nothing is.
+
+    Args:
+        store: where the cache lies or will lie.
+        identity: what `cache_identity` gives for the other arguments.
+        layout: how a new cache is cut into objects; one that exists keeps its own.
+        teacher: the frozen network.
+        loader: all of ``beton`` in sequential order.
+        beton: the images.
+        views: the views to store beside the clean one.
+        runtime: device and precision.
+        held_out: sample indices whose accuracy is told apart, (M,) int64; may be empty.
+        share: which units this worker computes; None: whatever is missing.
+    Returns:
+        Number of units that are still missing, of other workers' shares; 0: the cache is sealed.
+    Raises:
+        PipelineError: if an output is not finite or does not fit float16, or the disk is full.
+        ArtefactMismatch: if the head of the features does not give the logits, or another worker
+            stored other numbers.
+    """
+    writer = CacheWriter.begin(
+        store,
+        identity=identity,
+        shape=cache_shape(teacher, beton=beton, views=views),
+        layout=layout,
+        contents=cache_contents(teacher, beton),
+    )
+    worker = _Worker(teacher=teacher, runtime=runtime, loader=loader, writer=writer)
+    with _telling_what_is_left(writer):
+        worker.compute(share, labels=beton.samples.labels)
+        left = len(writer.missing())
+        if left == 0:
+            summary = summarise_cache(
+                writer,
+                labels=beton.samples.labels,
+                held_out=held_out,
+                target_in_sample=teacher.target_in_sample,
+                description=teacher.description,
+            )
+            writer.seal(summary)
+    return left
+
+
+@contextmanager
+def _telling_what_is_left(writer: CacheWriter) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        total, left = len(writer.units), len(writer.missing())
+        logger.warning(
+            "%s keeps %d of %d shards: run the same command again to compute the %d that are left",
+            writer.store.url,
+            total - left,
+            total,
+            left,
         )
-        unsealed.seal(teacher_pass.run(num_views, beton=beton, held_out=held_out))
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pass:
-    """One run of the teacher over all views of a beton."""
+class _Worker:
+    """The teacher over a share of the units."""
 
     teacher: Teacher
     runtime: Runtime
     loader: BatchLoader
     writer: CacheWriter
 
-    def run(self, num_views: int, *, beton: Beton, held_out: NDArray[np.int64]) -> CacheSummary:
-        """Fill the cache; return what it says of the teacher."""
-        started = time.monotonic()
-        total = num_views * beton.num_samples
-        predicted, sample, head_error = [], None, 0.0
-        with progress(f"teacher on {beton.path.name}", total=total, unit="images") as bar:
-            for view in range(num_views):
-                classes, first_logits, error = self._view(view, bar)
-                predicted.append(classes)
-                sample = first_logits if sample is None else sample
-                head_error = max(head_error, error)
-        assert sample is not None
-        labels = beton.samples.labels
-        correct = np.stack(predicted) == labels
-        training = np.setdiff1d(np.arange(len(labels)), held_out)
-        return CacheSummary(
-            accuracy_training=correct[:, training].mean(axis=1).tolist(),
-            accuracy_held_out=correct[:, held_out].mean(axis=1).tolist() if len(held_out) else [],
-            num_wrong=int((~correct[0]).sum()),
-            agreement=[float((classes == predicted[0]).mean()) for classes in predicted],
-            fidelity=[_fidelity(sample, temperature=t) for t in FIDELITY_TEMPERATURES],
-            head_error=head_error,
-            target_in_sample=self.teacher.target_in_sample,
-            teacher=self.teacher.description,
-            seconds=time.monotonic() - started,
-            device=self.runtime.description,
-            versions=versions(),
-        )
+    def compute(self, share: Share | None, *, labels: NDArray[np.int64]) -> None:
+        """Compute and keep every unit of the share that nobody has kept yet."""
+        missing = self.writer.missing()
+        todo = self._apart(missing) if share is None else share(self.writer.units)
+        todo = [unit for unit in todo if unit in set(missing)]
+        if len(missing) < len(self.writer.units):
+            logger.info(
+                "%s: %d of %d shards are kept already",
+                self.writer.store.url,
+                len(self.writer.units) - len(missing),
+                len(self.writer.units),
+            )
+        total = sum(self._num_rows(unit) for unit in todo)
+        with (
+            progress(f"teacher on {self.loader.name}", total=total, unit="images") as bar,
+            writing_behind(self.writer) as write,
+        ):
+            for unit in todo:
+                if self.writer.has(unit):  # another worker was faster
+                    bar.advance(self._num_rows(unit))
+                else:
+                    write(unit, *self._outputs(unit, labels, bar))
+
+    def _apart(self, missing: list[Unit]) -> list[Unit]:
+        """Begin somewhere else than other workers that joined the same cache, if there are any."""
+        start = secrets.randbelow(len(missing)) if self.writer.joined and missing else 0
+        return missing[start:] + missing[:start]
+
+    def _num_rows(self, unit: Unit) -> int:
+        start, stop = self.writer.manifest.rows_of(unit.shard)
+        return stop - start
 
     @torch.inference_mode()
-    def _view(self, view: int, bar: Progress) -> tuple[NDArray[np.int64], Tensor, float]:
-        """Cache one view; return the top classes, some float32 logits and the head's error."""
-        predicted, sample, head_error = [], [], 0.0
-        num_sampled = 0
-        for logits, features in self._outputs(view):
-            self.writer.append(_numpy(logits), _numpy(features) if self._keeps_features else None)
-            predicted.append(_numpy(logits.argmax(dim=1)))
-            if num_sampled < FIDELITY_ROWS:
-                sample.append(logits.cpu())
-                num_sampled += len(logits)
-                head_error = max(head_error, self._head_error(logits, features))
-            bar.advance(len(logits), note=f"view {view}")
-        self.writer.end_view()
-        return np.concatenate(predicted), torch.cat(sample), head_error
-
-    def _outputs(self, view: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _outputs(self, unit: Unit, labels: NDArray[np.int64], bar: Progress) -> tuple[Arrays, Note]:
+        """What is stored of a unit."""
+        started = monotonic()
+        start, stop = self.writer.manifest.rows_of(unit.shard)
         normalise = Normaliser(
             mean=self.teacher.mean, std=self.teacher.std, device=self.runtime.device
         )
-        for batch in self.loader.view(view):
-            yield teacher_outputs(self.teacher.model, normalise, batch, runtime=self.runtime)
+        logits, features = [], []
+        for batch in self.loader.view(unit.view, rows=slice(start, stop)):
+            some_logits, some_features = teacher_outputs(
+                self.teacher.model, normalise, batch, runtime=self.runtime
+            )
+            logits.append(some_logits.cpu())
+            features.append(some_features.cpu())
+            bar.advance(len(batch), note=f"view {unit.view}")
+        all_logits, all_features = torch.cat(logits), torch.cat(features)
+        targets = torch.from_numpy(labels[start:stop])
+        arrays, fidelity = self._stored(unit, all_logits, all_features, targets)
+        return arrays, Note(
+            device=self.runtime.description,
+            seconds=monotonic() - started,
+            fidelity=fidelity,
+            head_error=self._head_error(all_logits[:FIDELITY_ROWS], all_features[:FIDELITY_ROWS]),
+        )
 
-    @property
-    def _keeps_features(self) -> bool:
-        return self.writer.manifest.identity.features
+    def _stored(
+        self, unit: Unit, logits: Tensor, features: Tensor, labels: Tensor
+    ) -> tuple[Arrays, list[Fidelity]]:
+        identity = self.writer.manifest.identity
+        first = self.writer.manifest.rows_of(unit.shard)[0]
+
+        def half(rows: Tensor, name: str) -> NDArray[np.float16]:
+            return as_float16(_numpy(rows), name=name, view=unit.view, first_sample=first)
+
+        stored = half(logits, LOGITS)
+        if identity.top_k == 0:
+            arrays: Arrays = {LOGITS: stored}
+            kept = {tau: torch.from_numpy(stored[:FIDELITY_ROWS]) for tau in FIDELITY_TEMPERATURES}
+        else:
+            # Of the rounded logits, so that what is listed and the sum of all fit each other.
+            sparse = summarise(
+                torch.from_numpy(stored),
+                labels,
+                top_k=identity.top_k,
+                temperatures=identity.temperatures,
+            )
+            arrays = {
+                TOP_CLASS: sparse.classes.numpy().astype(np.uint16),
+                TOP_LOGIT: sparse.logits.numpy(),
+                TARGET_LOGIT: sparse.target.numpy(),
+                LOGSUMEXP: sparse.logsumexp.numpy(),
+            }
+            kept = {
+                tau: reconstruct(
+                    sparse.rows(FIDELITY_ROWS),
+                    labels[:FIDELITY_ROWS],
+                    num_classes=logits.shape[1],
+                    temperature=tau,
+                )
+                for tau in identity.temperatures
+            }
+        if identity.features:
+            arrays[FEATURES] = half(features, FEATURES)
+        exact = logits[:FIDELITY_ROWS]
+        return arrays, [
+            storage_fidelity(exact, rows, temperature=tau) for tau, rows in kept.items()
+        ]
 
     def _head_error(self, logits: Tensor, features: Tensor) -> float:
         """How far the head of the features *as stored* is from the logits.
@@ -180,8 +319,8 @@ class _Pass:
             ArtefactMismatch: if the features are not the classifier's input.
         """
         head = self.teacher.model.head
-        again = F.linear(features.half().float(), head.weight.float(), head.bias.float())
-        error = (again - logits).abs().max().item()
+        weight, bias = head.weight.float().cpu(), head.bias.float().cpu()
+        error = (F.linear(features.half().float(), weight, bias) - logits).abs().max().item()
         if error > HEAD_TOLERANCE * max(1.0, logits.abs().max().item()):
             raise ArtefactMismatch(
                 f"the head of {self.teacher.description} does not give its logits from its "
@@ -201,14 +340,6 @@ def teacher_outputs(
         features = model.features(normalise(batch.images))
     features = features.float()
     return F.linear(features, model.head.weight, model.head.bias), features
-
-
-def _fidelity(logits: Tensor, *, temperature: float) -> Fidelity:
-    """KL(float32 || float16) of softened probabilities."""
-    exact = (logits.double() / temperature).log_softmax(dim=1)
-    stored = (logits.half().double() / temperature).log_softmax(dim=1)
-    kl = (exact.exp() * (exact - stored)).sum(dim=1).clamp_min(0.0)
-    return Fidelity(temperature=temperature, mean_kl=kl.mean().item(), max_kl=kl.max().item())
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

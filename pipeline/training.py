@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import (
 from pipeline.data.loaders import Batch
 from pipeline.errors import PipelineError
 from pipeline.methods.distillation import distillation_loss
+from pipeline.methods.sparse_labels import unpack
 from pipeline.runtime import Runtime
 
 BatchLoss: TypeAlias = Callable[[Tensor, Batch], Tensor]
@@ -66,7 +67,7 @@ def three_term_loss(*, lambda_ce: float, lambda_kd: float, temperature: float) -
         return distillation_loss(
             logits,
             batch.labels.to(logits.device),
-            soft_labels=batch.soft_labels.to(logits.device),
+            soft_labels=_dense(batch.soft_labels.to(logits.device), num_classes=logits.shape[1]),
             selected=batch.selected.to(logits.device),
             lambda_ce=lambda_ce,
             lambda_kd=lambda_kd,
@@ -74,6 +75,13 @@ def three_term_loss(*, lambda_ce: float, lambda_kd: float, temperature: float) -
         )
 
     return loss
+
+
+def _dense(soft_labels: Tensor, *, num_classes: int) -> Tensor:
+    """(B, C) probabilities of rows as stored; packed ones become dense on the device."""
+    if soft_labels.is_floating_point():
+        return soft_labels
+    return unpack(soft_labels, num_classes)
 
 
 def train_epoch(

@@ -1,16 +1,27 @@
 """cache-teacher: betons + teacher checkpoint -> teacher cache.
 
 The teacher runs once over every view of the training beton and once over the test beton, each into
-a cache of its own; nothing later needs its weights.
+a cache of its own; nothing later needs its weights. Any number of workers may share the work.
 """
 
 import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_index import cache_path, remember
+from pipeline.artefacts.cache_arrays import default_shard_rows
+from pipeline.artefacts.cache_index import remember
+from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
+from pipeline.artefacts.cache_record import CacheIdentity, CacheLayout
+from pipeline.artefacts.cache_transfer import copy_cache
 from pipeline.artefacts.dataset import Beton, Dataset
+from pipeline.artefacts.objects import ObjectStore, open_objects
+from pipeline.artefacts.remote_objects import require_conditional_create
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
@@ -21,27 +32,101 @@ from pipeline.models.zoo import build
 from pipeline.provenance import short
 from pipeline.runtime import Runtime, resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views
+from stages.cache_places import cache_place, caches_of, is_sealed
 from stages.configs import Config
 from stages.requests import cache_request, teacher_run_path, view_spec
 
 logger = logging.getLogger(__name__)
 
 
-def execute(config: Config) -> TeacherCache:
-    """Make the caches of both betons, or say that they exist; return the training one."""
+Mine: TypeAlias = Callable[[int], bool]
+"""Whether this worker computes the shard of that number; the test images' come last."""
+
+
+def execute(config: Config, *, shards: range | None = None) -> TeacherCache | None:
+    """Make the caches of both betons, fetch them, or say that they exist.
+
+    Args:
+        config: the configuration.
+        shards: numbers of the shards to compute; None: the rank's own under torchrun, else all
+            that are missing.
+    Returns:
+        The training cache; None while other workers' shards are missing.
+    """
     dataset = Dataset.open(config.data_folder)
     runtime = resolve_runtime(config.cache_teacher.precision)
-    teacher = _load_teacher(config, dataset, runtime)
-    train = _cache(config, dataset, teacher, runtime, dataset.train, view_spec(config.views))
-    test = _cache(config, dataset, teacher, runtime, dataset.eval, ViewSpec())
+    teacher = load_teacher(config, dataset, runtime)
+    job = _Job(config=config, dataset=dataset, teacher=teacher, runtime=runtime)
+    mine = _mine(shards)
+    train = _Wanted.of(job, dataset.train, view_spec(config.views))
+    test = _Wanted.of(job, dataset.eval, ViewSpec())
     remember(
-        config.caches_folder, request=cache_request(config, dataset), train=train.id, test=test.id
+        config.caches_folder,
+        request=cache_request(config, dataset),
+        train=train.identity.id,
+        test=test.identity.id,
     )
-    logger.info("teacher accuracy on the test images: %.2f %%", 100 * _accuracy(test))
-    return train
+    first_of_test = train.num_units(config)
+    cached = _cache(job, train, mine=mine)
+    tested = _cache(job, test, mine=None if mine is None else lambda n: mine(first_of_test + n))
+    if tested is not None:
+        logger.info("teacher accuracy on the test images: %.2f %%", 100 * _accuracy(tested))
+    return cached
 
 
-def _load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    config: Config
+    dataset: Dataset
+    teacher: Teacher
+    runtime: Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """A cache that should exist."""
+
+    beton: Beton
+    views: ViewSpec
+    identity: CacheIdentity
+    layout: CacheLayout
+
+    @classmethod
+    def of(cls, job: _Job, beton: Beton, views: ViewSpec) -> Self:
+        settings, head = job.config.cache_teacher, job.teacher.model.head
+        identity = cache_identity(
+            job.teacher,
+            beton=beton,
+            views=views,
+            runtime=job.runtime,
+            features=settings.features,
+            top_k=settings.top_k,
+            temperatures=settings.temperatures,
+        )
+        widths = [head.in_features] if settings.features else []
+        widths.append(settings.top_k or head.out_features)
+        rows = settings.shard_rows or default_shard_rows(2 * max(widths))
+        layout = CacheLayout(shard_rows=rows, codec=settings.compression)
+        return cls(beton=beton, views=views, identity=identity, layout=layout)
+
+    def num_units(self, config: Config) -> int:
+        """Shards of all views; a cache that was begun keeps its own shard size."""
+        layout = self.layout
+        place = cache_place(caches_of(config), self.identity.id)
+        if place.size(MANIFEST) is not None:
+            layout = read_manifest(place).layout
+        return (self.views.num_views + 1) * -(-self.beton.num_samples // layout.shard_rows)
+
+
+def _mine(shards: range | None) -> Mine | None:
+    """The share of this process."""
+    if shards is not None:
+        return lambda number: number in shards
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return None if world == 1 else lambda number: number % world == rank
+
+
+def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
     """The frozen teacher: a checkpoint, or our own run."""
     settings = config.cache_teacher
     if settings.checkpoint is None:
@@ -69,50 +154,75 @@ def _load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher
     )
 
 
-def _cache(
-    config: Config,
-    dataset: Dataset,
-    teacher: Teacher,
-    runtime: Runtime,
-    beton: Beton,
-    views: ViewSpec,
-) -> TeacherCache:
-    """The cache of one beton, made now or found."""
-    features = config.cache_teacher.features
-    identity = cache_identity(teacher, beton=beton, views=views, runtime=runtime, features=features)
-    path = cache_path(config.caches_folder, identity.id)
-    if path.exists():
-        cache = TeacherCache.open(path)
-        _require_same_rows(cache, beton)
-        logger.info("%s exists: %s, nothing to do", path, _describe(cache))
+def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | None:
+    """The cache of one beton: found, fetched, or made now as far as it is this worker's."""
+    place = cache_place(caches_of(job.config), wanted.identity.id)
+    if is_sealed(place):
+        cache = TeacherCache.open(place)
+        _require_id(cache, wanted.identity)
+        logger.info("%s exists: %s, nothing to do", cache.path, describe(cache))
         return cache
-    loader = BatchLoader(
-        beton,
-        batch_size=config.cache_teacher.batch_size,
-        view_spec=views,
-        workers=runtime.loader_workers(config.cache_teacher.workers),
+    fetched = _fetched(job.config, wanted.identity, place)
+    if fetched is not None:
+        return fetched
+    if job.config.caches:
+        require_conditional_create(place)
+    left = cache_views(
+        place,
+        identity=wanted.identity,
+        layout=wanted.layout,
+        teacher=job.teacher,
+        loader=_loader(job, wanted),
+        beton=wanted.beton,
+        views=wanted.views,
+        runtime=job.runtime,
+        held_out=_held_out(job.dataset, wanted.beton),
+        share=None
+        if mine is None
+        else lambda units: [unit for number, unit in enumerate(units) if mine(number)],
     )
-    cache_views(
-        path,
-        identity=identity,
-        teacher=teacher,
-        loader=loader,
-        beton=beton,
-        num_views=views.num_views + 1,
-        runtime=runtime,
-        held_out=dataset.held_out if beton is dataset.train else np.zeros(0, dtype=np.int64),
-    )
-    cache = TeacherCache.open(path)
-    logger.info("%s: %s", path, _describe(cache))
+    if left:
+        logger.info("%s is not complete: %d shards of other workers are left", place.url, left)
+        return None
+    cache = TeacherCache.open(place)
+    logger.info("%s: %s", cache.path, describe(cache))
     return cache
 
 
-def _require_same_rows(cache: TeacherCache, beton: Beton) -> None:
-    """The same images in another order are the same data set, but other rows."""
-    if not np.array_equal(cache.keys, beton.samples.keys):
+def _loader(job: _Job, wanted: _Wanted) -> BatchLoader:
+    settings = job.config.cache_teacher
+    return BatchLoader(
+        wanted.beton,
+        batch_size=settings.batch_size,
+        view_spec=wanted.views,
+        workers=job.runtime.loader_workers(settings.workers),
+    )
+
+
+def _held_out(dataset: Dataset, beton: Beton) -> NDArray[np.int64]:
+    return dataset.held_out if beton is dataset.train else np.zeros(0, dtype=np.int64)
+
+
+def _fetched(config: Config, identity: CacheIdentity, place: ObjectStore) -> TeacherCache | None:
+    """The same cache from the team's place, if it lies there."""
+    if not config.share:
+        return None
+    shared = cache_place(open_objects(config.share), identity.id)
+    if not is_sealed(shared):
+        return None
+    cache = TeacherCache.open(shared)
+    _require_id(cache, identity)
+    copy = copy_cache(cache, place)
+    logger.info("%s fetched from %s: %s", copy.path, shared.url, describe(copy))
+    return copy
+
+
+def _require_id(cache: TeacherCache, identity: CacheIdentity) -> None:
+    """A path carries the start of an id only."""
+    if cache.id != identity.id:
         raise ArtefactMismatch(
-            f"{cache.path} has the samples of {beton.path} in another order. Prepare the images "
-            "again, so that they lie in canonical order."
+            f"{cache.path} holds another teacher cache: id {cache.id} (expected {identity.id}). "
+            "Choose another place."
         )
 
 
@@ -120,7 +230,8 @@ def _accuracy(cache: TeacherCache) -> float:
     return 1.0 - cache.summary.num_wrong / cache.shape.num_samples
 
 
-def _describe(cache: TeacherCache) -> str:
+def describe(cache: TeacherCache) -> str:
+    """One line about a cache."""
     summary, shape = cache.summary, cache.shape
     held_out = "".join(f", held out {100 * a:.2f} %" for a in summary.accuracy_held_out[:1])
     per_view = "/".join(f"{100 * a:.1f}" for a in summary.accuracy_training)

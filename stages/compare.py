@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from pipeline.artefacts.cache_index import recall
 from pipeline.artefacts.cache_record import CacheSummary
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from stages import cache_teacher, prepare, select, train_student, train_teacher
+from stages.cache_places import made_cache
 from stages.config_file import with_overrides
 from stages.configs import Config
-from stages.requests import cache_request
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +61,9 @@ def execute(config: Config) -> Comparison:
 
 
 def _test_cache(config: Config, dataset: Dataset) -> TeacherCache:
-    request = cache_request(config, dataset)
-    path = recall(config.caches_folder, request=request, split="eval")
-    assert path is not None, "cache-teacher has just remembered it"
-    return TeacherCache.open(path)
+    cache = made_cache(config, dataset, split="eval")
+    assert cache is not None, "cache-teacher has just made it"
+    return cache
 
 
 def _student(config: Config, seed: int) -> Run:

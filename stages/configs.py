@@ -48,6 +48,8 @@ class PrepareConfig(Section):
     held_out_fraction: OpenUnit = 0.1
     """Share of every class that no training sees."""
     held_out_seed: Seed = 0
+    order: Literal["canonical", "source"] = "canonical"
+    """Of the samples: by content, the same for every team, or as the source lists them."""
     skip_corrupt: bool = False
     """Leave unreadable images out, and list them, instead of stopping."""
 
@@ -157,6 +159,14 @@ class CacheTeacherConfig(Section):
     batch_size: Count = 512
     features: bool = True
     """Keep the penultimate features; `select` needs them for influence."""
+    top_k: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Logits kept of each row, beside the label's and the log-sum-exp of all; 0: all of them."""
+    temperatures: tuple[Positive, ...] = (1.0, 4.0)
+    """Temperatures at which a top-k cache can be used: the log-sum-exp is kept at these."""
+    shard_rows: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """Rows of an object, what one kill may cost; unset: 16,384, or fewer that make 64 MiB."""
+    compression: Literal["zstd", "none"] = "zstd"
+    """Lossless; "none" is faster and a tenth larger."""
     workers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -168,6 +178,9 @@ class CacheTeacherConfig(Section):
         if self.checkpoint is None:
             unused = dict.fromkeys(("arch", "mean", "std", "trained_on_held_out"), True)
             _refuse_unused(self, unused, because="no checkpoint")
+        _refuse_unused(self, {"temperatures": self.top_k == 0}, because="top_k = 0")
+        if not self.temperatures or len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError("temperatures must be one or more different numbers")
         return self
 
 
@@ -188,8 +201,11 @@ class InfluenceConfig(Section):
 class SelectConfig(Section):
     """teacher cache -> selection table + soft labels."""
 
-    cache: Path | None = None
-    """A teacher cache; unset: the one that `cache-teacher` made or confirmed last here."""
+    cache: str | None = None
+    """A teacher cache: a folder, s3://..., gs://..., az://... or https://...; unset: the one that
+    `cache-teacher` made or confirmed last here."""
+    accept_mismatch: tuple[Literal["labels", "pixels"], ...] = ()
+    """Differences between the cache and the data set that are not refused."""
     revision: Revision = "wrong"
     eta: OpenUnit = 0.8
     temperature: Positive = 4.0
@@ -259,6 +275,11 @@ class Config(Section):
 
     workspace: Path = Path("work")
     """Folder under which everything is written."""
+    caches: str = ""
+    """Where teacher caches are made: a folder, s3://..., gs://... or az://...; empty: `caches`
+    under the workspace."""
+    share: str = ""
+    """The team's caches: what lies there is fetched instead of running the teacher."""
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     views: ViewsConfig = Field(default_factory=ViewsConfig)
     train_teacher: TrainTeacherConfig = Field(default_factory=TrainTeacherConfig)

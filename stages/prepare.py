@@ -98,6 +98,8 @@ def _request(source: Source, config: PrepareConfig) -> str:
 def _plan(source: Source, config: PrepareConfig, request: str) -> _Plan:
     """Read the source once and settle what goes where."""
     train, test = _read_splits(source, config)
+    if config.order == "source":
+        train, test = train.as_listed(), test.as_listed()
     if train.image_size != test.image_size:
         raise ArtefactMismatch(
             f"the test images are {by_pixels(test.image_size)} pixels (expected "

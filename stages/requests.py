@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from pipeline.artefacts.cache_index import recall
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Inputs, run_id, run_path
 from pipeline.artefacts.selection import SelectionIdentity
 from pipeline.artefacts.soft_labels import SoftLabelIdentity
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.views import ALL, ViewSpec
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
-from pipeline.provenance import Json, identity, short
+from pipeline.errors import ConfigError
+from pipeline.provenance import Json, array_sha256, identity
 from pipeline.runtime import resolve_runtime
 from stages.configs import Config, OptimiserConfig, SelectConfig, ViewsConfig
 
@@ -27,7 +26,9 @@ def cache_request(config: Config, dataset: Dataset) -> str:
     """Hash of everything that decides which cache a configuration means, but the weights."""
     settings = config.cache_teacher
     parts: dict[str, Json] = {
-        "teacher": settings.model_dump(mode="json", exclude={"workers", "batch_size"}),
+        "teacher": settings.model_dump(
+            mode="json", exclude={"workers", "batch_size", "shard_rows", "compression"}
+        ),
         "precision": resolve_runtime(settings.precision).precision,
         "views": view_spec(config.views).as_json(),
         "dataset": dataset.record.id,
@@ -37,28 +38,9 @@ def cache_request(config: Config, dataset: Dataset) -> str:
     return identity("cache_request", parts)
 
 
-def find_cache(config: Config, dataset: Dataset) -> TeacherCache:
-    """The training cache that a configuration means.
-
-    Raises:
-        ArtefactNotFound: if `cache-teacher` has not made it.
-        ArtefactMismatch: if it is of other images.
-    """
-    path = config.select.cache
-    if path is None:
-        request = cache_request(config, dataset)
-        path = recall(config.caches_folder, request=request, split="train")
-    if path is None:
-        raise ArtefactNotFound(
-            f"{config.caches_folder} has no teacher cache for these settings. "
-            "Run `heartcut cache-teacher` with the same configuration."
-        )
-    cache = TeacherCache.open(path)
-    require_same_images(cache, dataset)
-    return cache
-
-
-def soft_label_identity(config: SelectConfig, cache: TeacherCache) -> SoftLabelIdentity:
+def soft_label_identity(
+    config: SelectConfig, cache: TeacherCache, dataset: Dataset
+) -> SoftLabelIdentity:
     """What the soft labels of a configuration depend on."""
     num_augmented = cache.shape.num_views - 1
     if config.soft_views == "augmented" and num_augmented == 0:
@@ -69,6 +51,10 @@ def soft_label_identity(config: SelectConfig, cache: TeacherCache) -> SoftLabelI
     revises = config.revision in ("wrong", "all")
     return SoftLabelIdentity(
         cache=cache.id,
+        root=cache.root,
+        rows=array_sha256(dataset.train.samples.keys),
+        top_k=cache.manifest.identity.top_k,
+        accepted=tuple(sorted(config.accept_mismatch)),
         view_spec=cache.manifest.identity.views,
         revision=config.revision,
         eta=config.eta if revises else None,
@@ -86,34 +72,13 @@ def selection_identity(config: Config, cache: TeacherCache, dataset: Dataset) ->
     return SelectionIdentity(
         cache=cache.id,
         held_out=dataset.held_out_digest,
-        soft_labels=soft_label_identity(settings, cache).id,
+        soft_labels=soft_label_identity(settings, cache, dataset).id,
         strategy=settings.strategy,
         fraction=settings.fraction,
         class_quota=settings.class_quota if by_rank else None,
         seed=settings.seed,
         influence=settings.influence.model_dump(mode="json") if scored else None,
     )
-
-
-def require_same_images(cache: TeacherCache, dataset: Dataset) -> None:
-    """Refuse a cache of other images, labels, pixels or order than the training beton's."""
-    found, record = cache.manifest.identity, dataset.train.record
-    differing = [
-        f"{what} {short(theirs)} (expected {short(ours)})"
-        for what, theirs, ours in (
-            ("images and labels", found.fingerprint, record.fingerprint),
-            ("decoded pixels", found.pixel_digest, record.pixel_digest),
-        )
-        if theirs != ours
-    ]
-    if not differing and (cache.keys != dataset.train.samples.keys).any():
-        differing = ["the same images in another order"]
-    if differing:
-        raise ArtefactMismatch(
-            f"{cache.path} was made from other data than {dataset.train.path}: "
-            f"{', '.join(differing)}. Run `heartcut cache-teacher` on this data, or pass the cache "
-            "that was."
-        )
 
 
 def training_settings(config: OptimiserConfig) -> dict[str, Json]:

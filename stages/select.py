@@ -12,22 +12,26 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts import soft_labels as soft_format
+from pipeline.artefacts.cache_join import join_samples
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.hydration import HydratedCache
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
-from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.errors import ConfigError
+from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.data_selection import Selection, select_samples
 from pipeline.methods.label_revision import soft_labels
-from pipeline.progress import progress
+from pipeline.methods.sparse_labels import pack
+from pipeline.progress import Progress, progress
 from pipeline.provenance import short
 from pipeline.runtime import num_cores, versions
 from pipeline.scoring import Influence, score_influence
+from stages.cache_places import find_cache
 from stages.configs import Config, SelectConfig
-from stages.requests import find_cache, selection_identity, soft_label_identity
+from stages.requests import selection_identity, soft_label_identity
 from stages.selection_columns import Clean, spread, table_columns
 
 logger = logging.getLogger(__name__)
@@ -40,23 +44,57 @@ def execute(config: Config) -> SelectionTable:
     """Write the soft labels and the selection table, unless they exist; return the table."""
     torch.set_num_threads(num_cores())
     dataset = Dataset.open(config.data_folder)
-    cache = find_cache(config, dataset)
-    _write_soft_labels(config, cache)
-    identity = selection_identity(config, cache, dataset)
+    cached = _join(config, dataset)
+    _write_soft_labels(config, cached, dataset)
+    identity = selection_identity(config, cached.cache, dataset)
     path = selection_format.selection_path(config.selections_folder, identity.id)
     if path.exists():
         table = SelectionTable.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(table.record))
         return table
-    inputs = Clean.read(cache, dataset)
-    influence = _influence(config.select, inputs, cache) if identity.influence else None
+    inputs = Clean.read(cached, dataset, config.select)
+    influence = _influence(config.select, inputs, cached) if identity.influence else None
     selection = _select(config.select, inputs, influence)
-    record = _record(identity, inputs, influence, selection, cache)
-    columns = table_columns(inputs, influence, selection, config.select)
+    record = _record(identity, inputs, influence, selection, cached)
+    columns = table_columns(inputs, influence, selection)
     selection_format.write(path, record=record, columns=columns)
     logger.info("%s: %s", path, describe(record))
     _warn(record)
     return SelectionTable.open(path)
+
+
+def _join(config: Config, dataset: Dataset) -> HydratedCache:
+    """The cache in the order of the data set's images.
+
+    Raises:
+        ArtefactNotFound: if there is no cache.
+        ArtefactMismatch: if it does not fit the data set.
+    """
+    cache = find_cache(config, dataset)
+    if cache.shape.num_classes != dataset.num_classes:
+        raise ArtefactMismatch(
+            f"{cache.path} has {cache.shape.num_classes} classes (expected {dataset.num_classes}, "
+            f"as {dataset.folder}). Run `heartcut cache-teacher` with a teacher of these classes."
+        )
+    accept = config.select.accept_mismatch
+    if cache.is_sparse and "labels" in accept:
+        raise ConfigError(
+            f"select.accept_mismatch has 'labels' and {cache.path} keeps the top logits and the "
+            "label's only (expected all logits). Correct the labels, or cache with `top_k = 0`."
+        )
+    place = str(dataset.train.path)
+    joined = join_samples(cache, dataset.train.samples, place=place, accept=accept)
+    if joined.num_extra:
+        logger.warning(
+            "%s lacks %s of the %s images of %s: they are supervised by their hard labels",
+            cache.path,
+            f"{joined.num_extra:,}",
+            f"{len(joined.rows):,}",
+            place,
+        )
+    for field in joined.accepted:
+        logger.warning("%s has other %s than %s, as accepted", place, field, cache.path)
+    return HydratedCache(cache=cache, joined=joined, folder=config.caches_folder)
 
 
 def describe(record: SelectionRecord) -> str:
@@ -71,41 +109,61 @@ def describe(record: SelectionRecord) -> str:
     )
 
 
-def _write_soft_labels(config: Config, cache: TeacherCache) -> None:
-    identity = soft_label_identity(config.select, cache)
+def _write_soft_labels(config: Config, cached: HydratedCache, dataset: Dataset) -> None:
+    identity = soft_label_identity(config.select, cached.cache, dataset)
     path = soft_format.soft_label_path(config.selections_folder, identity.id)
     if path.exists():
         SoftLabels.open(path)
         logger.info("%s exists, nothing to do", path)
         return
-    shape = (len(identity.views), cache.shape.num_samples, cache.shape.num_classes)
-    soft_format.write(
-        path, identity=identity, views=_revised(identity, cache, eta=config.select.eta), shape=shape
-    )
-    logger.info("%s: %d views of %s soft labels", path, shape[0], f"{shape[1]:,}")
+    labels = torch.from_numpy(dataset.train.samples.labels)
+    with progress(
+        "revise labels", total=len(identity.views) * cached.num_samples, unit="rows"
+    ) as bar:
+        soft_format.write(
+            path,
+            identity=identity,
+            views=(
+                _revised(identity, cached, view, labels, eta=config.select.eta, bar=bar)
+                for view in identity.views
+            ),
+            num_samples=cached.num_samples,
+            num_classes=dataset.num_classes,
+        )
+    logger.info("%s: %d views of %s labels", path, len(identity.views), f"{cached.num_samples:,}")
 
 
 def _revised(
-    identity: SoftLabelIdentity, cache: TeacherCache, *, eta: float
-) -> Iterator[NDArray[np.float16]]:
-    """The soft labels of each view, revised in float32."""
-    labels = torch.from_numpy(cache.labels)
-    with progress("revise labels", total=len(identity.views), unit="views") as bar:
-        for view in identity.views:
-            revised = soft_labels(
-                torch.from_numpy(cache.logits(view)),
-                labels,
-                revision=identity.revision,
-                eta=eta,
-                temperature=identity.revise_at,
-            )
+    identity: SoftLabelIdentity,
+    cached: HydratedCache,
+    view: int,
+    labels: Tensor,
+    *,
+    eta: float,
+    bar: Progress,
+) -> Iterator[NDArray[np.float16] | NDArray[np.uint16]]:
+    """The soft labels of one view, revised in float32; hard ones where the cache has none."""
+    known = torch.from_numpy(cached.joined.known)
+    for block in cached.logit_blocks(view, temperature=identity.revise_at):
+        own, seen = labels[block.samples], known[block.samples]
+        revised = F.one_hot(own, block.logits.shape[1]).float()
+        revised[seen] = soft_labels(
+            block.logits[seen],
+            own[seen],
+            revision=identity.revision,
+            eta=eta,
+            temperature=identity.revise_at,
+        )
+        if block.classes is None:
             yield revised.half().numpy()
-            bar.advance(1)
+        else:
+            yield pack(revised, block.classes, own).numpy()
+        bar.advance(len(own))
 
 
-def _influence(config: SelectConfig, inputs: Clean, cache: TeacherCache) -> Influence:
+def _influence(config: SelectConfig, inputs: Clean, cached: HydratedCache) -> Influence:
     """Scores of the training rows against the held-out ones."""
-    settings = config.influence
+    settings, cache = config.influence, cached.cache
     augmented = settings.views == "augmented"
     if augmented and cache.shape.num_views == 1:
         raise ConfigError(
@@ -117,7 +175,7 @@ def _influence(config: SelectConfig, inputs: Clean, cache: TeacherCache) -> Infl
 
     def targets(view: int) -> Tensor:
         return soft_labels(
-            torch.from_numpy(cache.logits(view))[inputs.training],
+            cached.logits(view, temperature=settings.temperature)[inputs.training],
             inputs.labels[inputs.training],
             revision=revision,
             eta=config.eta,
@@ -125,7 +183,8 @@ def _influence(config: SelectConfig, inputs: Clean, cache: TeacherCache) -> Infl
         )
 
     return score_influence(
-        cache,
+        cached,
+        labels=inputs.labels,
         training=inputs.training,
         held_out=inputs.held_out,
         soft_labels=torch.stack([targets(view) for view in views]),
@@ -164,7 +223,7 @@ def _record(
     inputs: Clean,
     influence: Influence | None,
     selection: Selection,
-    cache: TeacherCache,
+    cached: HydratedCache,
 ) -> SelectionRecord:
     wrong = ~inputs.scores.teacher_correct[inputs.training].numpy()
     chosen = selection.selected[inputs.training]
@@ -183,7 +242,9 @@ def _record(
         num_wrong_selected=int((wrong & chosen).sum()),
         wrong_row_auc=auc,
         predicted_gain=gain,
-        target_in_sample=cache.summary.target_in_sample,
+        target_in_sample=cached.cache.summary.target_in_sample,
+        num_not_cached=cached.joined.num_extra,
+        accepted=list(cached.joined.accepted),
         solves=solves,
         versions=versions(),
     )

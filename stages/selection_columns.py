@@ -1,6 +1,6 @@
 """The columns of a selection table: what the teacher is like on every sample, and who is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.hydration import HydratedCache
 from pipeline.artefacts.selection import key_text
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.methods.data_selection import Selection
 from pipeline.methods.head_influence import RowScores
 from pipeline.methods.label_revision import revision_beta, softened_probs
@@ -17,42 +17,85 @@ from pipeline.methods.sample_scores import SampleScores, score_samples
 from pipeline.scoring import Influence
 from stages.configs import SelectConfig
 
+NOT_CACHED = "not in the cache"
+"""Reason of a sample that the teacher never saw."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clean:
-    """What the cache says of the clean view, and who is held out."""
+    """What the cache says of the clean view of every sample, and who is held out."""
 
     labels: Tensor
+    """The data set's own, (N,) int64."""
     keys: NDArray[np.uint8]
-    logits: Tensor
-    """(N, C) float32"""
-    features: Tensor | None
-    """(N, D) float16"""
+    known: Tensor
+    """(N,) bool: the cache has the sample; scores of the others are NaN."""
+    beta: NDArray[np.float32]
+    """Share of the teacher in each revised label; 1 where a row is not revised."""
     scores: SampleScores
+    """Classes are -1 where they are not known."""
     training: Tensor
-    """Sample indices that may be selected (T), int64."""
+    """Sample indices that may be selected (known rows of T), int64."""
     held_out: Tensor
-    """Sample indices that are only looked at (V), int64."""
+    """Sample indices that are only looked at (known rows of V), int64."""
+    all_held_out: Tensor
+    """V, int64."""
 
     @classmethod
-    def read(cls, cache: TeacherCache, dataset: Dataset) -> "Clean":
-        labels = torch.from_numpy(cache.labels)
-        logits = torch.from_numpy(cache.logits(0)).float()
-        has_features = cache.manifest.identity.features
-        features = torch.from_numpy(cache.features(0)) if has_features else None
+    def read(cls, cached: HydratedCache, dataset: Dataset, config: SelectConfig) -> "Clean":
+        known = torch.from_numpy(cached.joined.known)
+        samples = dataset.train.samples
+        labels = torch.from_numpy(samples.labels)
+        has_features = cached.cache.manifest.identity.features
+        features = torch.from_numpy(cached.features(0))[known] if has_features else None
+        logits = cached.logits(0, temperature=1.0)[known]
+        scores = score_samples(logits, labels[known], features)
+        training, held_out = (
+            torch.from_numpy(rows) for rows in (dataset.training, dataset.held_out)
+        )
         return cls(
             labels=labels,
-            keys=cache.keys,
-            logits=logits,
-            features=features,
-            scores=score_samples(logits, labels, features),
-            training=torch.from_numpy(dataset.training),
-            held_out=torch.from_numpy(dataset.held_out),
+            keys=samples.keys,
+            known=known,
+            beta=_beta(cached, labels, known, scores.teacher_correct, config),
+            scores=_at_samples(scores, known),
+            training=training[known[training]],
+            held_out=held_out[known[held_out]],
+            all_held_out=held_out,
         )
 
     @property
     def num_samples(self) -> int:
         return len(self.labels)
+
+
+def _at_samples(scores: SampleScores, known: Tensor) -> SampleScores:
+    """Scores of the known samples at their sample indices."""
+
+    def spread_out(values: Tensor) -> Tensor:
+        missing = {torch.bool: False, torch.int64: -1}.get(values.dtype, torch.nan)
+        out = torch.full((len(known),), missing, dtype=values.dtype)
+        out[known] = values
+        return out
+
+    values = {field.name: getattr(scores, field.name) for field in fields(scores)}
+    changes = {name: spread_out(value) for name, value in values.items() if value is not None}
+    return replace(scores, **changes)
+
+
+def _beta(
+    cached: HydratedCache, labels: Tensor, known: Tensor, correct: Tensor, config: SelectConfig
+) -> NDArray[np.float32]:
+    """Share of the teacher in each revised clean-view label; 1 where a row is not revised."""
+    beta = torch.ones(len(labels))
+    if config.revision in ("wrong", "all"):
+        temperature = config.revise_at or config.temperature
+        probs = softened_probs(
+            cached.logits(0, temperature=temperature)[known], temperature=temperature
+        )
+        found = revision_beta(probs, labels[known], eta=config.eta)
+        beta[known] = torch.where(correct, 1.0, found) if config.revision == "wrong" else found
+    return beta.numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +115,13 @@ def spread(scores: RowScores | None, inputs: Clean) -> Column:
 
 
 def table_columns(
-    inputs: Clean, influence: Influence | None, selection: Selection, config: SelectConfig
+    inputs: Clean, influence: Influence | None, selection: Selection
 ) -> dict[str, NDArray[np.generic]]:
     """Every column of the table but its metadata, by name."""
     scores = inputs.scores
     held_out = np.zeros(inputs.num_samples, dtype=bool)
-    held_out[inputs.held_out] = True
+    held_out[inputs.all_held_out] = True
+    unknown = ~inputs.known.numpy()
     distilled = None if influence is None else influence.distilled.scores
     hard = None if influence is None else influence.hard.scores
     undistill = spread(None if distilled is None else distilled.dloss_undistill, inputs)
@@ -94,7 +138,7 @@ def table_columns(
         "teacher_correct": scores.teacher_correct.numpy(),
         "p_target": scores.p_target.numpy(),
         "p_max": scores.p_max.numpy(),
-        "beta": _beta(inputs, config),
+        "beta": inputs.beta,
         "cross_entropy": scores.cross_entropy.numpy(),
         "el2n": scores.el2n.numpy(),
         "grand_head": grand_head,
@@ -104,19 +148,7 @@ def table_columns(
         "dloss_swap": swap.mean,
         "dloss_remove": remove.mean,
         "view_std": undistill.std,
-        "rank": np.where(held_out, -1, selection.rank),
+        "rank": np.where(held_out | unknown, -1, selection.rank),
         "selected": selection.selected,
-        "reason": selection.reason,
+        "reason": np.where(unknown & ~held_out, NOT_CACHED, selection.reason),
     }
-
-
-def _beta(inputs: Clean, config: SelectConfig) -> NDArray[np.float32]:
-    """Share of the teacher in each revised clean-view label; 1 where a row is not revised."""
-    beta = np.ones(inputs.num_samples, dtype=np.float32)
-    if config.revision not in ("wrong", "all"):
-        return beta
-    probs = softened_probs(inputs.logits, temperature=config.revise_at or config.temperature)
-    found = revision_beta(probs, inputs.labels, eta=config.eta).numpy()
-    if config.revision == "all":
-        return found
-    return np.where(inputs.scores.teacher_correct.numpy(), beta, found)

@@ -2,14 +2,13 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_index import recall
-from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
+from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
 from pipeline.artefacts.selection import SelectionTable, selection_path
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
@@ -19,10 +18,9 @@ from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import Json, array_sha256, short
 from pipeline.training import plain_loss, three_term_loss
+from stages.cache_places import find_cache, made_cache
 from stages.configs import Config
 from stages.requests import (
-    cache_request,
-    find_cache,
     fresh_views,
     selection_identity,
     training_settings,
@@ -70,6 +68,8 @@ class _Lesson:
             selected=self.table.selected,
             labels=self.table.labels,
             by_view=self.soft.by_view,
+            num_classes=self.soft.num_classes,
+            top_k=self.soft.top_k,
         )
 
 
@@ -148,10 +148,17 @@ def _require_belonging(table: SelectionTable, soft: SoftLabels, dataset: Dataset
             "together."
         )
     shape = (dataset.train.num_samples, dataset.num_classes)
-    if soft.record.shape[1:] != shape:
+    if (soft.record.shape[1], soft.num_classes) != shape:
         raise ArtefactMismatch(
-            f"{soft.path} has {soft.record.shape[1]:,} rows of {soft.record.shape[2]} classes "
+            f"{soft.path} has {soft.record.shape[1]:,} rows of {soft.num_classes} classes "
             f"(expected {shape[0]:,} of {shape[1]}). Run `heartcut select` on this data."
+        )
+    rows = array_sha256(dataset.train.samples.keys)
+    if soft.record.identity.rows != rows:
+        raise ArtefactMismatch(
+            f"{soft.path} has its rows in another order than {dataset.train.path}: "
+            f"{short(soft.record.identity.rows)} (expected {short(rows)}). Run `heartcut select` "
+            "on this data."
         )
 
 
@@ -183,26 +190,27 @@ def _inputs(dataset: Dataset, lesson: _Lesson | None) -> Inputs:
         cache=lesson.table.record.identity.cache,
         soft_labels=lesson.soft.id,
         selection=lesson.table.id,
+        accepted_mismatches=tuple(lesson.table.record.accepted),
     )
 
 
 def _teacher_classes(config: Config, dataset: Dataset, lesson: _Lesson | None) -> TeacherClasses:
-    """What the teacher says of the clean images, as far as it lies in this workspace."""
-    request = cache_request(config, dataset)
-    train = recall(config.caches_folder, request=request, split="train")
-    test = recall(config.caches_folder, request=request, split="eval")
-    classes: Tensor | None
+    """What the teacher says of the clean images, as far as it is known here."""
+    classes: NDArray[np.int64] | None
     if lesson is not None:
-        classes = torch.from_numpy(lesson.table.frame["teacher_class"].to_numpy(dtype=np.int64))
+        classes = lesson.table.frame["teacher_class"].to_numpy(dtype=np.int64)
     else:
-        classes = _top_classes(train)
+        classes = _top_classes(made_cache(config, dataset, split="train"), dataset.train)
+    test = _top_classes(made_cache(config, dataset, split="eval"), dataset.eval)
     return TeacherClasses(
-        held_out=None if classes is None else classes[torch.from_numpy(dataset.held_out)],
-        test=_top_classes(test),
+        held_out=None if classes is None else torch.from_numpy(classes[dataset.held_out]),
+        test=None if test is None else torch.from_numpy(test),
     )
 
 
-def _top_classes(path: Path | None) -> Tensor | None:
-    if path is None:
+def _top_classes(cache: TeacherCache | None, beton: Beton) -> NDArray[np.int64] | None:
+    """The teacher's class of every sample, -1 where it never saw it."""
+    if cache is None:
         return None
-    return torch.from_numpy(TeacherCache.open(path).logits(0)).float().argmax(dim=1)
+    joined = join_samples(cache, beton.samples, place=str(beton.path), accept=ANY_LABELS)
+    return np.where(joined.known, cache.top_classes(0)[joined.rows], -1)

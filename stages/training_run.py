@@ -257,7 +257,9 @@ def _result(
 
 
 def _agreement(evaluation: Evaluation, teacher: Tensor | None) -> float | None:
-    return None if teacher is None else agreement(evaluation.predicted, teacher)
+    if teacher is None or bool((teacher < 0).all()):
+        return None
+    return agreement(evaluation.predicted, teacher)
 
 
 def _as_toml(settings: Mapping[str, Json]) -> str:

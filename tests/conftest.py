@@ -9,6 +9,7 @@ from pipeline.artefacts.dataset import Dataset
 from stages.config_file import with_overrides
 from stages.configs import Config
 from tests.image_folders import folder_config, save_folder
+from tests.servers import nanio_server, seaweed  # noqa: F401 - fixtures
 from tests.workspaces import TINY, linked_copy, tiny_config
 
 # The first torch call takes half a second and would trip Hypothesis' deadline of 200 ms.

@@ -12,6 +12,9 @@ LAYERS = {
     "pipeline/artefacts": {
         "pipeline.artefacts",
         "pipeline.errors",
+        "pipeline.methods",
+        "pipeline.parallel",
+        "pipeline.progress",
         "pipeline.provenance",
         "pipeline.runtime",
     },

@@ -16,6 +16,7 @@ from pipeline.data import views
 from pipeline.data.loaders import BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch
+from pipeline.methods.sparse_labels import packed_width
 from tests.test_views import specified_code, specified_pixels
 
 SEEDED = ViewSpec(padding=2, flip=True, count=3, seed=5)
@@ -43,13 +44,14 @@ def sources(beton, image_root):
     return images
 
 
-def supervision_of(beton, *, num_tables, by_view=True):
-    """Rows of random float16 bits that begin with (table, sample index)."""
+def supervision_of(beton, *, num_tables, by_view=True, top_k=0):
+    """Rows of random 16 bits that begin with (table, sample index)."""
     rng = np.random.default_rng(11)
     tables = []
     for slot in range(num_tables):
-        bits = rng.integers(0, 2**16, (beton.num_samples, NUM_CLASSES), dtype=np.uint16)
-        table = bits.view(np.float16)
+        width = packed_width(top_k) if top_k else NUM_CLASSES
+        bits = rng.integers(0, 2**16, (beton.num_samples, width), dtype=np.uint16)
+        table = bits if top_k else bits.view(np.float16)
         table[:, 0], table[:, 1] = slot, np.arange(beton.num_samples)
         tables.append(table)
     return Supervision(
@@ -57,6 +59,8 @@ def supervision_of(beton, *, num_tables, by_view=True):
         selected=rng.random(beton.num_samples) < 0.5,
         labels=beton.samples.labels,
         by_view=by_view,
+        num_classes=NUM_CLASSES,
+        top_k=top_k,
     )
 
 
@@ -199,6 +203,20 @@ def test_one_table_serves_every_view_where_labels_are_not_by_view(beton):
     for batch in loader.epoch(2):
         expected = given.soft_labels[0][batch.indices.numpy()]
         assert np.array_equal(batch.soft_labels.numpy().view("i2"), expected.view("i2"))
+
+
+@pytest.mark.parametrize("spec", [SEEDED, EVERY], ids=["seeded", "every"])
+def test_packed_rows_are_those_of_the_image_bit_for_bit(beton, spec):
+    given = supervision_of(beton, num_tables=spec.num_views, top_k=2)
+    loader = new_random(beton, view_spec=spec, supervision=given)
+    for epoch in (0, 3):
+        numbers = epoch_views(spec, beton, epoch=epoch)
+        for batch in loader.epoch(epoch):
+            assert batch.soft_labels.dtype == torch.uint16
+            index = batch.indices.numpy()
+            expected = np.stack([given.soft_labels[numbers[i] - 1][i] for i in index])
+            assert np.array_equal(batch.soft_labels.numpy(), expected)
+            assert batch.soft_labels.numpy()[:, 1].tolist() == index.tolist()
 
 
 def test_a_fresh_loader_continues_where_another_stopped(random_loader, beton):
@@ -353,6 +371,27 @@ def test_supervision_of_another_number_of_views_is_refused(beton, num_tables, by
     given = supervision_of(beton, num_tables=num_tables, by_view=by_view)
     with pytest.raises(ArtefactMismatch, match=rf"of {num_tables} views \(expected [13], as crop2"):
         new_random(beton, supervision=given)
+
+
+@pytest.mark.parametrize(
+    ("made", "told", "found", "wanted"),
+    [
+        ({"top_k": 2}, {"top_k": 0}, "7 uint16", "5 float16: 5 classes, dense"),
+        ({"top_k": 0}, {"top_k": 2}, "5 float16", "7 uint16: 5 classes, packed, top 2"),
+        ({"top_k": 2}, {"top_k": 3}, "7 uint16", "9 uint16: 5 classes, packed, top 3"),
+        ({"top_k": 0}, {"num_classes": 6}, "5 float16", "6 float16: 6 classes, dense"),
+    ],
+)
+def test_rows_of_another_layout_are_refused(beton, made, told, found, wanted):
+    given = replace(supervision_of(beton, num_tables=3, **made), **told)
+    with pytest.raises(ArtefactMismatch, match=rf"has {found} numbers \(expected {wanted}\)"):
+        new_random(beton, supervision=given)
+
+
+def test_soft_labels_of_fewer_classes_than_the_labels_are_refused(beton):
+    given = supervision_of(beton, num_tables=3, top_k=2)
+    with pytest.raises(ArtefactMismatch, match=r"have 2 classes \(expected more than 2, the larg"):
+        new_random(beton, supervision=replace(given, num_classes=2))
 
 
 def test_the_clean_view_has_no_soft_label_by_view(random_loader):

@@ -3,8 +3,9 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.data import reading, sources
+from pipeline.data import sources
 from pipeline.data.reading import read_split, second_reading, statistics
+from pipeline.parallel import read_ahead
 
 
 def test_reading_ahead_keeps_the_order():
@@ -12,26 +13,26 @@ def test_reading_ahead_keeps_the_order():
         time.sleep(0.001 * (i % 3))
         return i * i
 
-    assert list(reading.read_ahead(work, range(600))) == [i * i for i in range(600)]
-    assert list(reading.read_ahead(work, [])) == []
+    assert list(read_ahead(work, range(600), threads=4, ahead=256)) == [i * i for i in range(600)]
+    assert list(read_ahead(work, [], threads=4, ahead=256)) == []
 
 
 def test_reading_ahead_raises_where_the_work_raised():
     def work(i):
         return 1 // (i - 300)
 
-    results = reading.read_ahead(work, range(10_000))
+    results = read_ahead(work, range(10_000), threads=4, ahead=256)
     with pytest.raises(ZeroDivisionError):
         list(results)
 
 
 def test_reading_ahead_stays_a_little_ahead():
     started = []
-    results = reading.read_ahead(started.append, range(5000))
+    results = read_ahead(started.append, range(5000), threads=4, ahead=256)
     for _ in range(10):
         next(results)
     time.sleep(0.05)
-    assert len(started) <= reading.READ_AHEAD + 10
+    assert len(started) <= 256 + 10
     results.close()
 
 

@@ -1,6 +1,8 @@
-"""Soft labels: round trip, two ways to read them, damage refused."""
+"""Soft labels, dense and packed: round trip, two ways to read them, damage refused."""
 
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,46 +11,106 @@ import zarr
 
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels, write
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.methods.sparse_labels import packed_width
 from tests.workspaces import flipped, read_or_refusal
 
-SHAPE = (3, 7, 5)
+NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES = 3, 7, 5
+TOP_K = {"dense": 0, "packed": 2}
 
 
 def identity_of(**changes) -> SoftLabelIdentity:
     fields = {
         "cache": "a" * 64,
+        "root": "c" * 64,
+        "rows": "d" * 64,
         "view_spec": {"padding": 1, "flip": False, "count": 3, "seed": 0},
         "revision": "wrong",
         "eta": 0.8,
         "temperature": 4.0,
         "revise_at": 4.0,
         "views": (1, 2, 3),
+        "top_k": 0,
     }
     return SoftLabelIdentity.model_validate(fields | changes)
 
 
-def rows() -> np.ndarray:
-    drawn = np.random.default_rng(0).dirichlet(np.ones(SHAPE[2]), SHAPE[:2])
+def rows(layout: str = "dense") -> np.ndarray:
+    """Any 16 bits are a packed row here: the format does not look into it."""
+    rng = np.random.default_rng(0)
+    if layout == "packed":
+        shape = (NUM_VIEWS, NUM_SAMPLES, packed_width(TOP_K[layout]))
+        return rng.integers(0, 2**16, shape, dtype=np.uint16)
+    drawn = rng.dirichlet(np.ones(NUM_CLASSES), (NUM_VIEWS, NUM_SAMPLES))
     return drawn.astype(np.float16)
 
 
+def blocks(view: np.ndarray, *sizes: int) -> Iterator[np.ndarray]:
+    """A view cut into blocks."""
+    yield from np.split(view, np.cumsum(sizes))
+
+
+def write_rows(path: Path, layout: str = "dense", **changes) -> Path:
+    settings = {
+        "identity": identity_of(top_k=TOP_K[layout]),
+        "views": (blocks(view, 3, 1) for view in rows(layout)),
+        "num_samples": NUM_SAMPLES,
+        "num_classes": NUM_CLASSES,
+    }
+    write(path, **settings | changes)
+    return path
+
+
+@pytest.fixture(params=["dense", "packed"])
+def layout(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    write(tmp_path / "a.soft", identity=identity_of(), views=iter(rows()), shape=SHAPE)
-    return tmp_path / "a.soft"
+def path(tmp_path: Path, layout: str) -> Path:
+    return write_rows(tmp_path / "a.soft", layout)
 
 
-def test_what_is_read_is_what_was_written(path):
+def test_what_is_read_is_what_was_written(path, layout):
     soft = SoftLabels.open(path)
-    assert (soft.record.identity, soft.id) == (identity_of(), identity_of().id)
-    assert [view.dtype for view in soft.views()] == [np.float16] * 3
-    assert np.array_equal(np.stack(soft.views()), rows())
+    identity = identity_of(top_k=TOP_K[layout])
+    assert (soft.record.identity, soft.id) == (identity, identity.id)
+    assert (soft.num_classes, soft.top_k) == (NUM_CLASSES, TOP_K[layout])
+    assert {view.dtype for view in soft.views()} == {rows(layout).dtype}
+    assert np.array_equal(np.stack(soft.views()), rows(layout))
 
 
-def test_memory_maps_equal_what_any_zarr_reader_sees(path):
+def test_memory_maps_equal_what_any_zarr_reader_sees(path, layout):
     array = zarr.open_array(path, mode="r")
+    assert array.dtype == {"dense": np.float16, "packed": np.uint16}[layout]
     assert np.array_equal(np.stack(SoftLabels.open(path).views()), array[:])
-    assert array.metadata.dimension_names == ("view", "sample", "class")
+    last = {"dense": "class", "packed": "packed"}[layout]
+    assert array.metadata.dimension_names == ("view", "sample", last)
+
+
+def test_the_files_are_the_numbers_and_nothing_else(path, layout):
+    files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert files == {"soft_labels.json", "zarr.json", "c/0/0/0", "c/1/0/0", "c/2/0/0"}
+    for slot, view in enumerate(rows(layout)):
+        stored = (path / f"c/{slot}/0/0").read_bytes()
+        assert stored == view.astype(view.dtype.newbyteorder("<")).tobytes()
+        digest = SoftLabels.open(path).record.sha256[slot]
+        assert digest == hashlib.sha256(stored).hexdigest()
+
+
+@pytest.mark.parametrize("sizes", [(), (1,), (1, 1, 1, 1, 1, 1), (0, 6, 0)])
+def test_how_views_are_cut_into_blocks_changes_nothing(tmp_path, layout, sizes):
+    whole = write_rows(tmp_path / "whole", layout, views=([view] for view in rows(layout)))
+    cut = (blocks(view, *sizes) for view in rows(layout))
+    other = write_rows(tmp_path / "cut", layout, views=cut)
+    for file in whole.rglob("*"):
+        twin = other / file.relative_to(whole)
+        assert twin.is_dir() if file.is_dir() else twin.read_bytes() == file.read_bytes()
+
+
+def test_blocks_need_not_lie_in_one_piece(tmp_path):
+    turned = (np.asfortranarray(view) for view in rows())
+    path = write_rows(tmp_path / "a", views=([view[::1]] for view in turned))
+    assert np.array_equal(np.stack(SoftLabels.open(path).views()), rows())
 
 
 def test_views_are_mapped_and_not_loaded(path):
@@ -56,9 +118,9 @@ def test_views_are_mapped_and_not_loaded(path):
 
 
 def test_only_labels_of_the_clean_view_serve_every_view(tmp_path):
-    shape = (1, *SHAPE[1:])
-    write(tmp_path / "c", identity=identity_of(views=(0,)), views=rows()[:1], shape=shape)
-    assert not SoftLabels.open(tmp_path / "c").by_view
+    clean = identity_of(views=(0,))
+    path = write_rows(tmp_path / "c", identity=clean, views=[[rows()[0]]])
+    assert not SoftLabels.open(path).by_view
 
 
 def test_labels_of_cached_views_belong_to_them(path):
@@ -69,18 +131,22 @@ def test_labels_of_cached_views_belong_to_them(path):
     "change",
     [
         {"cache": "b" * 64},
+        {"root": "b" * 64},
+        {"rows": "b" * 64},
+        {"accepted": ("pixels",)},
         {"view_spec": {"padding": 1, "flip": True, "count": 3, "seed": 0}},
         {"revision": "all"},
         {"eta": 0.7},
         {"temperature": 2.0},
         {"revise_at": 1.0},
         {"views": (0,)},
+        {"top_k": 2},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_every_field_of_the_identity_changes_the_id(change):
     assert identity_of(**change).id != identity_of().id
-    assert len(SoftLabelIdentity.model_fields) == 7
+    assert len(SoftLabelIdentity.model_fields) == 11
 
 
 def test_a_flipped_byte_in_any_view_is_refused(path):
@@ -99,10 +165,13 @@ def test_a_changed_bit_in_the_record_is_refused_or_harmless(path):
         assert isinstance(read, str) or read.record == reference
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 69, b"\0" * 71])
-def test_a_view_of_another_size_is_refused(path, data):
-    (path / "c/1/0/0").write_bytes(data)
-    with pytest.raises(ArtefactMismatch, match=rf"has {len(data)} bytes \(expected 70\)"):
+@pytest.mark.parametrize("change", [-1, 1, None])
+def test_a_view_of_another_size_is_refused(path, change):
+    file = path / "c/1/0/0"
+    expected = file.stat().st_size
+    data = b"" if change is None else bytes(expected + change)
+    file.write_bytes(data)
+    with pytest.raises(ArtefactMismatch, match=rf"has {len(data)} bytes \(expected {expected}\)"):
         SoftLabels.open(path)
 
 
@@ -122,13 +191,51 @@ def test_a_view_less_in_the_record_is_refused(path):
         SoftLabels.open(path)
 
 
-def test_labels_that_were_not_finished_are_none(tmp_path):
-    def stopped():
-        yield rows()[0]
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("change", [{"num_classes": 6}, {"shape": [3, 5, 7]}])
+def test_a_record_that_tells_of_another_layout_is_refused(path, change):
+    record = path / "soft_labels.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    with pytest.raises(ArtefactMismatch, match=r"soft_labels.json is damaged: content"):
+        SoftLabels.open(path)
 
+
+@pytest.mark.parametrize("stop", range(NUM_VIEWS * 3 + 1))
+def test_an_interrupted_write_leaves_nothing(tmp_path, layout, stop):
+    num_given = 0
+
+    def stopped(view):
+        nonlocal num_given
+        for block in blocks(view, 3, 1):
+            if num_given == stop:
+                raise KeyboardInterrupt
+            num_given += 1
+            yield block
+        if num_given == stop == NUM_VIEWS * 3:
+            raise KeyboardInterrupt
+
+    views = (stopped(view) for view in rows(layout))
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a.soft", identity=identity_of(), views=stopped(), shape=SHAPE)
+        write_rows(tmp_path / "a.soft", layout, views=views)
+    assert num_given == stop
     assert not list(tmp_path.iterdir())
     with pytest.raises(ArtefactNotFound, match="heartcut select"):
         SoftLabels.open(tmp_path / "a.soft")
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        (rows()[:2, None], "2 views were given, not 3"),
+        ([*rows()[:, None], rows()[:1]], "4 views were given, not 3"),
+        (rows()[:, None, :6], "6 rows were given, not 7"),
+        ([[view, view[:1]] for view in rows()], "8 rows were given, not 7"),
+        (rows()[:, None, :, :4], "a block of other rows"),
+        (rows("packed")[:, None], "a block of other rows"),
+        (rows()[:, None].astype(np.float32), "a block of other rows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_rows_that_are_not_those_announced_are_not_published(tmp_path, views, message):
+    with pytest.raises(AssertionError, match=message):
+        write_rows(tmp_path / "a.soft", views=views)
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from pipeline.artefacts.run import Run
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import PipelineError
+from pipeline.methods.sparse_labels import pack
 from pipeline.models.zoo import build
 from pipeline.runtime import Runtime
 from pipeline.training import (
@@ -78,22 +79,38 @@ def dataset(digits) -> Dataset:
     return Dataset.open(digits.data_folder)
 
 
-def first_batch(dataset: Dataset, selected: bool) -> Batch:
+def random_rows(dataset: Dataset) -> np.ndarray:
+    """A float16 distribution over ten classes for each sample."""
+    drawn = np.random.default_rng(0).dirichlet(np.ones(10), dataset.train.num_samples)
+    return drawn.astype(np.float16)
+
+
+def packed_rows(dense: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same rows with every class listed."""
+    probs = torch.from_numpy(dense).float()
+    classes = probs.argsort(dim=1, descending=True)
+    return pack(probs, classes, torch.from_numpy(labels)).numpy()
+
+
+def first_batch(dataset: Dataset, selected: bool, *, packed: bool = False) -> Batch:
     """A batch out of the loader, with random soft labels and one flag for all."""
-    num_samples = dataset.train.num_samples
-    drawn = np.random.default_rng(0).dirichlet(np.ones(10), num_samples).astype(np.float16)
+    num_samples, drawn = dataset.train.num_samples, random_rows(dataset)
+    if packed:
+        drawn = packed_rows(drawn, dataset.train.samples.labels)
     supervision = Supervision(
         soft_labels=[drawn],
         selected=np.full(num_samples, selected),
         labels=dataset.train.samples.labels,
         by_view=False,
+        num_classes=10,
+        top_k=10 if packed else 0,
     )
     loader = BatchLoader(dataset.train, batch_size=32, order="random", supervision=supervision)
     batches = loader.epoch(0)
     batch = next(batches)
     copied = {name: getattr(batch, name).clone() for name in Batch.__dataclass_fields__}
     batches.close()
-    assert torch.equal(copied["soft_labels"], torch.from_numpy(drawn)[copied["indices"]])
+    assert np.array_equal(copied["soft_labels"].numpy(), drawn[copied["indices"].numpy()])
     return Batch(**copied)
 
 
@@ -124,6 +141,30 @@ def test_selected_and_other_rows_add_up(dataset):
     ).sum(dim=1)
     rows = torch.where(mixed.selected, 0.1 * ce + 0.9 * kd, ce)
     torch.testing.assert_close(loss(logits, mixed), rows.mean(), rtol=1e-6, atol=0)
+
+
+def test_packed_rows_with_every_class_give_loss_and_gradient_of_the_dense_rows(dataset):
+    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
+    values, gradients = [], []
+    for packed in (True, False):
+        batch = first_batch(dataset, selected=True, packed=packed)
+        dense = batch.soft_labels
+        if not packed:  # unpacking divides the float16 rounding out
+            dense = dense.float() / dense.float().sum(dim=1, keepdim=True)
+        logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        mixed = replace(batch, soft_labels=dense, selected=batch.indices % 3 == 0)
+        value = loss(logits, mixed)
+        gradients.extend(torch.autograd.grad(value, logits))
+        values.append(value.detach())
+    torch.testing.assert_close(values[0], values[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-8)
+
+
+def test_with_nothing_selected_packed_rows_are_not_used(dataset):
+    batch = first_batch(dataset, selected=False, packed=True)
+    logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
+    assert torch.equal(loss(logits, batch), plain_loss(logits, batch))
 
 
 def test_sixteen_samples_are_overfitted(dataset):

@@ -1,28 +1,42 @@
 """Receipts and the seal of a teacher cache: what is stored, and that it is all there.
 
-Zarr reads a missing object as the fill value without complaint, so the receipts say what exists.
+A receipt is created after its object is durable; an object without one never happened. Its facts
+are a function of the numbers alone, so that any worker writes the same ones; what differs from run
+to run (device, seconds) is its note and part of no hash. The seal is created last. Every one of
+these files has exactly one text and carries its own digest, so a changed byte is never read over.
 The layout is told in `teacher_cache`.
 """
 
+import json
 from hashlib import sha256
-from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from pipeline.artefacts.cache_record import MADE_BY, CacheManifest, CacheSummary
-from pipeline.artefacts.records import AnyRecord, Record, read_record
-from pipeline.artefacts.store import publish_json, read_json
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import Json, canonical_json, file_sha256, identity, short
+from pipeline.artefacts.cache_record import (
+    MADE_BY,
+    CacheManifest,
+    CacheSummary,
+    Fidelity,
+    stored_json,
+)
+from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.records import AnyRecord, Record, parse_record
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed
+from pipeline.provenance import Json, identity, short
+
+MANIFEST, SEAL = "manifest.json", "sealed.json"
+_MAX_MANIFEST_BYTES = 1 << 20
+_MAX_RECEIPT_BYTES = 1 << 16
+_MAX_SEAL_BYTES = 1 << 29
 
 
-class Receipt(Record):
-    """One stored object, told after it was written."""
+class Facts(Record):
+    """One stored object, the same whoever wrote it."""
 
-    key: str
-    """Its path inside the cache."""
-    bytes: int
+    bytes: int = Field(ge=1)
     sha256: str
     rows: tuple[int, int]
     """First row, and the one after the last."""
@@ -30,106 +44,213 @@ class Receipt(Record):
     max: float
 
 
+class Note(Record):
+    """How an object came about; differs from run to run."""
+
+    device: str = ""
+    seconds: float = 0.0
+    fidelity: list[Fidelity] = Field(default_factory=list)
+    head_error: float = 0.0
+
+
+class Receipt(Record):
+    """receipts/<array>/<view>.<shard>.json"""
+
+    facts: Facts
+    note: Note
+    digest: str
+    """Hash of the fields above."""
+
+    @classmethod
+    def of(cls, facts: Facts, note: Note) -> Self:
+        return cls(facts=facts, note=note, digest=_digest("receipt", facts, note))
+
+    @property
+    def is_whole(self) -> bool:
+        return self.digest == _digest("receipt", self.facts, self.note)
+
+
 class Seal(Record):
     """sealed.json"""
 
     root: str
-    """Hash of the manifest, the array specifications and the receipts."""
-    receipts: dict[str, str]
-    """Digest of each."""
+    """Hash of the manifest, the array specifications and the facts of all receipts."""
+    metadata: dict[str, str]
+    """SHA-256 of manifest.json and of every zarr.json, by key."""
+    receipts: dict[str, Facts]
+    """By receipt key."""
     summary: CacheSummary
     digest: str
     """Hash of the fields above."""
 
+    @classmethod
+    def of(
+        cls, metadata: dict[str, str], receipts: dict[str, Facts], summary: CacheSummary
+    ) -> Self:
+        root = root_hash(metadata, receipts)
+        parts = _digest("seal", root, summary)
+        return cls(root=root, metadata=metadata, receipts=receipts, summary=summary, digest=parts)
 
-def write_receipt(
-    folder: Path,
-    name: str,
-    *,
-    index: str,
-    key: str,
-    rows: tuple[int, int],
-    values: NDArray[np.generic],
-) -> None:
-    """Vouch for the object of array ``name`` that was just written to ``key``."""
-    stored = folder / key
-    receipt = Receipt(
-        key=key,
-        bytes=stored.stat().st_size,
-        sha256=file_sha256(stored),
+    @property
+    def is_whole(self) -> bool:
+        root = root_hash(self.metadata, self.receipts)
+        return (root, _digest("seal", root, self.summary)) == (self.root, self.digest)
+
+
+def facts_of(data: bytes, values: NDArray[np.generic], *, rows: tuple[int, int]) -> Facts:
+    """What is said of an object that holds ``values`` as ``data``."""
+    return Facts(
+        bytes=len(data),
+        sha256=sha256(data).hexdigest(),
         rows=rows,
         min=float(values.min()),
         max=float(values.max()),
     )
-    publish_json(folder / "receipts" / name / f"{index}.json", receipt.model_dump(mode="json"))
 
 
-def write_seal(folder: Path, summary: CacheSummary) -> None:
-    """Declare the cache complete."""
-    root, receipts = check_objects(folder)
-    digest = _seal_digest(root, receipts, summary)
-    seal = Seal(root=root, receipts=receipts, summary=summary, digest=digest)
-    publish_json(folder / "sealed.json", seal.model_dump(mode="json"))
+def receipt_key(name: str, view: int, shard: int) -> str:
+    """Where the receipt of an object lies."""
+    return f"receipts/{name}/{view}.{shard}.json"
 
 
-def read_seal(folder: Path) -> Seal:
-    """sealed.json, checked against itself and against everything that it seals.
+def root_hash(metadata: dict[str, str], receipts: dict[str, Facts]) -> str:
+    """The hash that covers every byte of a cache but its notes and summary."""
+    facts = {key: value.model_dump(mode="json") for key, value in receipts.items()}
+    return identity("teacher_cache.root", [metadata, facts])
+
+
+def create_record(store: ObjectStore, key: str, record: Record) -> None:
+    """Store a record under ``key``; it must not exist with other contents."""
+    store.create(key, record_bytes(record))
+
+
+def create_receipt(store: ObjectStore, key: str, receipt: Receipt) -> None:
+    """Vouch for an object; another worker may have done so, but not for other numbers.
 
     Raises:
-        ArtefactNotFound: if there is no sealed cache, or an object is missing.
-        ArtefactMismatch: if an object is of another size or anything is not what was sealed.
+        ArtefactMismatch: if the receipt exists and vouches for other numbers.
     """
-    seal = read_cache_record(Seal, folder, "sealed.json")
-    root, _ = check_objects(folder)
-    if root != seal.root or seal.digest != _seal_digest(root, seal.receipts, seal.summary):
-        raise ArtefactMismatch(
-            f"{folder} is not what was sealed: root hash {short(root)} "
-            f"(expected {short(seal.root)}). Remove it and run `{MADE_BY}` again."
-        )
+    try:
+        store.create(key, record_bytes(receipt))
+    except ArtefactMismatch:
+        existing = read_receipt(store, key)
+        if existing.facts != receipt.facts:
+            raise _not_deterministic(store, key, existing.facts, receipt.facts) from None
+
+
+def read_receipt(store: ObjectStore, key: str) -> Receipt:
+    """A receipt, checked against itself."""
+    receipt = _read(store, key, Receipt, max_bytes=_MAX_RECEIPT_BYTES)
+    if not receipt.is_whole:
+        raise _damaged(store, key)
+    return receipt
+
+
+def create_seal(store: ObjectStore, seal: Seal) -> Seal:
+    """Declare a cache complete; return its seal, which another worker may have created first.
+
+    Raises:
+        ArtefactMismatch: if the cache was sealed with other contents.
+    """
+    try:
+        store.create(SEAL, record_bytes(seal))
+    except ArtefactMismatch:
+        existing = read_seal(store)
+        if existing.root != seal.root:
+            raise
+        return existing
     return seal
 
 
-def check_objects(folder: Path) -> tuple[str, dict[str, str]]:
-    """Compare every stored object's size with its receipt.
+def read_seal(store: ObjectStore) -> Seal:
+    """sealed.json, checked against itself.
 
-    Returns:
-        The root hash, and the digest of every receipt by its name.
+    Raises:
+        ArtefactNotFound: if the cache is not sealed, or is none.
+        ArtefactMismatch: if the seal is damaged.
     """
-    digests = {}
-    for path in sorted(folder.glob("receipts/*/*.json")):
-        name = str(path.relative_to(folder))
-        receipt = read_cache_record(Receipt, folder, name)
-        _check_size(folder, receipt)
-        text = canonical_json(receipt.model_dump(mode="json"))
-        digests[name] = sha256(text).hexdigest()
-    manifest = read_cache_record(CacheManifest, folder, "manifest.json").model_dump(mode="json")
-    metadata: list[Json] = [
-        [str(path.relative_to(folder)), read_json(path, made_by=MADE_BY)]
-        for path in sorted((folder / "data.zarr").rglob("zarr.json"))
-    ]
-    return identity("teacher_cache.root", [manifest, metadata, digests]), digests
-
-
-def read_cache_record(model: type[AnyRecord], folder: Path, name: str) -> AnyRecord:
-    """The JSON file ``name`` of a cache."""
-    remedy = f"Remove {folder} and run `{MADE_BY}` again."
-    return read_record(model, folder / name, made_by=MADE_BY, remedy=remedy)
-
-
-def _check_size(folder: Path, receipt: Receipt) -> None:
-    stored = folder / receipt.key
-    remedy = f"Remove {folder} and run `{MADE_BY}` again."
     try:
-        found = stored.stat().st_size
-    except (OSError, ValueError) as error:  # ValueError: a damaged receipt may hold any name
-        raise ArtefactNotFound(
-            f"{stored} is missing (expected {receipt.bytes:,} bytes). {remedy}"
-        ) from error
-    if found != receipt.bytes:
+        seal = _read(store, SEAL, Seal, max_bytes=_MAX_SEAL_BYTES)
+    except ArtefactNotFound:
+        if store.size(MANIFEST) is None:
+            raise ArtefactNotFound(
+                f"{store.url} is not a teacher cache: it has no {MANIFEST}. "
+                f"Make one with `{MADE_BY}`, or check the place."
+            ) from None
+        raise NotSealed(
+            f"{store.url} is not sealed: {SEAL} does not exist. "
+            f"Run `{MADE_BY}` again to complete it."
+        ) from None
+    if not seal.is_whole:
+        raise _damaged(store, SEAL)
+    return seal
+
+
+def read_manifest(store: ObjectStore, *, expected: str | None = None) -> CacheManifest:
+    """manifest.json, of which ``expected`` is the SHA-256 where there is a seal.
+
+    Raises:
+        ArtefactNotFound: if there is none.
+        ArtefactMismatch: if it is damaged, or its id is not that of what it tells.
+    """
+    data = store.read(MANIFEST, max_bytes=_MAX_MANIFEST_BYTES)
+    if expected is not None and sha256(data).hexdigest() != expected:
         raise ArtefactMismatch(
-            f"{stored} has {found:,} bytes (expected {receipt.bytes:,}). {remedy}"
+            f"{store.url}/{MANIFEST} is not what was sealed: sha256 "
+            f"{short(sha256(data).hexdigest())} (expected {short(expected)}). {_remedy(store)}"
         )
+    manifest = _parse(store, MANIFEST, data, CacheManifest)
+    if manifest.identity.id != manifest.id:
+        raise ArtefactMismatch(
+            f"{store.url} has an id that its manifest does not give: {short(manifest.id)} "
+            f"(expected {short(manifest.identity.id)}). {_remedy(store)}"
+        )
+    return manifest
 
 
-def _seal_digest(root: str, receipts: dict[str, str], summary: CacheSummary) -> str:
-    return identity("teacher_cache.seal", [root, receipts, summary.model_dump(mode="json")])
+def record_bytes(record: Record) -> bytes:
+    """The one text of a record."""
+    return stored_json(record.model_dump(mode="json"))
+
+
+def _read(store: ObjectStore, key: str, model: type[AnyRecord], *, max_bytes: int) -> AnyRecord:
+    return _parse(store, key, store.read(key, max_bytes=max_bytes), model)
+
+
+def _parse(store: ObjectStore, key: str, data: bytes, model: type[AnyRecord]) -> AnyRecord:
+    where = f"{store.url}/{key}"
+    try:
+        value: Json = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactMismatch(f"{where} is not a JSON file: {error}. {_remedy(store)}") from error
+    record = parse_record(model, value, path=where, remedy=_remedy(store))
+    if record_bytes(record) != data:
+        raise _damaged(store, key)
+    return record
+
+
+def _digest(kind: str, *parts: Record | str) -> str:
+    dumped: list[Json] = [
+        part if isinstance(part, str) else part.model_dump(mode="json") for part in parts
+    ]
+    return identity(f"teacher_cache.{kind}", dumped)
+
+
+def _damaged(store: ObjectStore, key: str) -> ArtefactMismatch:
+    return ArtefactMismatch(
+        f"{store.url}/{key} is damaged: it is not the text that was written. {_remedy(store)}"
+    )
+
+
+def _not_deterministic(
+    store: ObjectStore, key: str, existing: Facts, found: Facts
+) -> ArtefactMismatch:
+    return ArtefactMismatch(
+        f"{store.url}/{key} vouches for other numbers than were computed now: sha256 "
+        f"{short(existing.sha256)} (now {short(found.sha256)}). Two workers do not compute the "
+        "same: use the same hardware, versions and settings for all. Nothing was overwritten."
+    )
+
+
+def _remedy(store: ObjectStore) -> str:
+    return f"Remove {store.url} and run `{MADE_BY}` or `heartcut cache pull` again."

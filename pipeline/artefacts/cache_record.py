@@ -1,12 +1,21 @@
-"""What a teacher cache says of itself: identity, shape and summary (see `teacher_cache`)."""
+"""What a teacher cache says of itself: identity, shape, layout, summary (see `teacher_cache`)."""
 
-from typing import Final, Literal
+import json
+from typing import Annotated, Final, Literal, TypeAlias
+
+from pydantic import Field
 
 from pipeline.artefacts.records import Record
-from pipeline.provenance import identity
+from pipeline.provenance import Json, identity
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MADE_BY = "heartcut cache-teacher"
+
+MAX_SHARD_BYTES = 1 << 30
+"""No stored object of a cache is larger, decoded: a manifest that asks for more is refused."""
+
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
+Codec: TypeAlias = Literal["zstd", "none"]
 
 
 class CacheIdentity(Record):
@@ -24,6 +33,10 @@ class CacheIdentity(Record):
     views: dict[str, int | bool]
     precision: Literal["bf16", "fp32"]
     features: bool
+    top_k: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Logits kept of each row; 0: all of them."""
+    temperatures: tuple[float, ...] = ()
+    """Temperatures at which the log-sum-exp is kept beside the top k."""
 
     @property
     def id(self) -> str:
@@ -34,25 +47,45 @@ class CacheIdentity(Record):
 class CacheShape(Record):
     """Sizes of the arrays."""
 
-    num_views: int
+    num_views: Annotated[int, Field(ge=1, le=1 << 17)]
     """Views stored, the clean one included: V + 1."""
-    num_samples: int
-    num_classes: int
-    num_features: int
+    num_samples: Count
+    num_classes: Annotated[int, Field(ge=1, le=1 << 20)]
+    num_features: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class CacheLayout(Record):
+    """How the numbers are cut into objects: no part of the id, but of every byte."""
+
+    shard_rows: Annotated[int, Field(ge=1, le=1 << 20)]
+    """Rows of a shard, the commit unit: what one kill may cost in teacher forward passes."""
+    codec: Codec = "zstd"
+    """Lossless compression; "none" is faster to write and read, and a tenth larger."""
 
 
 class CacheManifest(Record):
     """manifest.json: never changes."""
 
     format: Literal["heartcut.teacher_cache"] = "heartcut.teacher_cache"
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[2] = FORMAT_VERSION
     id: str
     identity: CacheIdentity
     shape: CacheShape
+    layout: CacheLayout
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of each view."""
+        return -(-self.shape.num_samples // self.layout.shard_rows)
+
+    def rows_of(self, shard: int) -> tuple[int, int]:
+        """First row of a shard, and the one after its last."""
+        start = shard * self.layout.shard_rows
+        return start, min(start + self.layout.shard_rows, self.shape.num_samples)
 
 
 class Fidelity(Record):
-    """What float16 storage costs: KL divergence from the float32 logits, on a sample of rows."""
+    """What storage costs: KL divergence of what is stored from the float32 logits, on a sample."""
 
     temperature: float
     mean_kl: float
@@ -60,7 +93,7 @@ class Fidelity(Record):
 
 
 class CacheSummary(Record):
-    """What the teacher is like; told by the stage, not part of the id."""
+    """What the teacher is like; told when the cache is sealed, not part of the id."""
 
     accuracy_training: list[float]
     """Per view, on the rows that are trained on (T); on all rows where nothing is held out."""
@@ -72,11 +105,17 @@ class CacheSummary(Record):
     """Share of rows in which view v has the clean view's class."""
     fidelity: list[Fidelity]
     head_error: float
-    """max |logit - (head of the stored features)|."""
+    """max |logit - (head of the stored features)|, on a sample."""
     target_in_sample: bool
     """The teacher's own training saw the held-out images."""
     teacher: str
     """What a person calls the teacher."""
     seconds: float
-    device: str
+    """Of the teacher's work, summed over all that shared it."""
+    devices: list[str]
     versions: dict[str, str]
+
+
+def stored_json(value: Json) -> bytes:
+    """The one text of a JSON file in a cache, so that a changed byte is never read over."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -1,28 +1,62 @@
-"""Writing a teacher cache: rows are appended view by view and stored in whole shards.
+"""Writing a teacher cache: shard by shard, in any order, by any number of workers.
 
-The layout is told in `teacher_cache`.
+An object is created, then its receipt; what has a receipt is done for good. So a killed worker has
+lost at most the shards in flight, going on is the complement of the receipts, and workers need not
+know of each other. The layout is told in `teacher_cache`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from hashlib import sha256
+from typing import Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from pipeline.artefacts.cache_receipts import write_receipt, write_seal
-from pipeline.artefacts.cache_record import CacheIdentity, CacheManifest, CacheShape, CacheSummary
-from pipeline.artefacts.store import publish_json, publishing_folder
-from pipeline.errors import PipelineError
+from pipeline.artefacts.cache_arrays import (
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    KEYS,
+    LABELS,
+    PIXELS,
+    ArrayReader,
+    array_specs,
+    metadata_objects,
+    object_key,
+    object_names,
+    view_arrays,
+)
+from pipeline.artefacts.cache_receipts import (
+    MANIFEST,
+    SEAL,
+    Facts,
+    Note,
+    Receipt,
+    Seal,
+    create_receipt,
+    create_record,
+    create_seal,
+    facts_of,
+    read_manifest,
+    read_receipt,
+    receipt_key,
+    record_bytes,
+)
+from pipeline.artefacts.cache_record import (
+    CacheIdentity,
+    CacheLayout,
+    CacheManifest,
+    CacheShape,
+    CacheSummary,
+)
+from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.zarr_arrays import ArraySpec, encode
+from pipeline.errors import ArtefactMismatch, PipelineError
 
-SHARD_ROWS = 16_384
-"""The commit unit: what one kill may cost in teacher forward passes."""
-_CHUNK_BYTES = 512 * 1024
-_MAX_CHUNK_ROWS = 4096
 _FLOAT16_MAX = 65_504.0
+_QUEUED = 2
 
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]
@@ -34,157 +68,214 @@ class CacheContents:
 
     labels: NDArray[np.int64]
     keys: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
     head_weight: Float32
     head_bias: Float32
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, order=True)
+class Unit:
+    """The rows of one shard in one view: what is computed at once, and kept for good."""
+
+    view: int
+    shard: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheWriter:
-    """A cache that is being filled; shards are written whole, each with its receipt."""
+    """A cache that is being filled."""
 
-    folder: Path
+    store: ObjectStore
     manifest: CacheManifest
-    _group: zarr.Group = field(repr=False)
-    _waiting: dict[str, list[Float16]] = field(default_factory=dict, repr=False)
-    _next_row: int = 0
-    _view: int = 0
+    joined: bool
+    """The cache was begun before."""
+    _specs: Mapping[str, ArraySpec] = field(repr=False)
 
-    def append(self, logits: Float32, features: Float32 | None) -> None:
-        """Add the next rows of the current view, in sample order.
+    @classmethod
+    def begin(
+        cls,
+        store: ObjectStore,
+        *,
+        identity: CacheIdentity,
+        shape: CacheShape,
+        layout: CacheLayout,
+        contents: CacheContents,
+    ) -> Self:
+        """Start a cache, or join one of the same identity that is not finished.
+
+        The layout of a cache that exists is kept, whatever is asked for.
 
         Raises:
-            PipelineError: if a value is not finite or does not fit float16; it names the sample.
+            ArtefactMismatch: if another cache lies there.
         """
-        start = self._next_row
-        self._keep("logits", logits, start)
-        if features is not None:
-            self._keep("features", features, start)
-        self._next_row += len(logits)
-        if self._num_waiting >= SHARD_ROWS:
-            self._flush(SHARD_ROWS)
-
-    def end_view(self) -> None:
-        """Write what waits of this view and go on to the next one."""
-        assert self._next_row == self.manifest.shape.num_samples, "a view has every sample once"
-        while self._num_waiting:
-            self._flush(min(SHARD_ROWS, self._num_waiting))
-        self._view += 1
-        self._next_row = 0
+        joined = store.size(MANIFEST) is not None
+        manifest = _manifest(store, identity=identity, shape=shape, layout=layout)
+        writer = cls(store=store, manifest=manifest, joined=joined, _specs=array_specs(manifest))
+        for key, data in metadata_objects(manifest).items():
+            store.create(key, data)
+        arrays: dict[str, NDArray[np.generic]] = {
+            LABELS: contents.labels.astype(np.int32),
+            KEYS: contents.keys,
+            PIXELS: contents.pixels,
+            HEAD_WEIGHT: contents.head_weight,
+            HEAD_BIAS: contents.head_bias,
+        }
+        for name, values in arrays.items():
+            if store.size(receipt_key(name, 0, 0)) is None:
+                writer._store(name, 0, 0, values, rows=(0, len(values)), note=Note())
+        return writer
 
     @property
-    def _num_waiting(self) -> int:
-        return sum(len(rows) for rows in self._waiting.get("logits", []))
+    def units(self) -> list[Unit]:
+        """All there is to compute, view by view."""
+        views, shards = range(self.manifest.shape.num_views), range(self.manifest.num_shards)
+        return [Unit(view, shard) for view in views for shard in shards]
 
-    def _keep(self, name: str, rows: Float32, start: int) -> None:
-        peak = np.abs(rows).max(axis=1)
-        if not (peak <= _FLOAT16_MAX).all():  # false for NaN too
-            bad = int(np.flatnonzero(~(peak <= _FLOAT16_MAX))[0])
-            raise PipelineError(
-                f"the teacher's {name} of sample {start + bad} in view {self._view} reach "
-                f"{peak[bad]} (expected finite values up to {_FLOAT16_MAX:.0f}). Check the "
-                "checkpoint and `mean`/`std`, or try `--precision fp32`."
-            )
-        self._waiting.setdefault(name, []).append(rows.astype(np.float16))
+    @property
+    def is_sealed(self) -> bool:
+        return self.store.size(SEAL) is not None
 
-    def _flush(self, num_rows: int) -> None:
-        start = self._next_row - self._num_waiting
-        for name, parts in self._waiting.items():
-            rows = np.concatenate(parts)
-            self._write(name, rows[:num_rows], start)
-            self._waiting[name] = [rows[num_rows:]] if len(rows) > num_rows else []
+    def missing(self) -> list[Unit]:
+        """Units that are not kept yet."""
+        kept = self.store.sizes("receipts")
+        return [unit for unit in self.units if not self._receipts_of(unit) <= kept.keys()]
 
-    def _write(self, name: str, rows: Float16, start: int) -> None:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        array[self._view, start : start + len(rows)] = rows
-        shard = start // SHARD_ROWS
-        write_receipt(
-            self.folder,
-            name,
-            index=f"{self._view}.{shard}",
-            key=f"data.zarr/{name}/c/{self._view}/{shard}/0",
-            rows=(start, start + len(rows)),
-            values=rows,
+    def has(self, unit: Unit) -> bool:
+        """Whether a unit is kept by now, by whichever worker."""
+        return all(self.store.size(key) is not None for key in self._receipts_of(unit))
+
+    def write(self, unit: Unit, arrays: Mapping[str, NDArray[np.generic]], note: Note) -> None:
+        """Keep a unit: every array's object, then its receipt.
+
+        Raises:
+            ArtefactMismatch: if another worker kept other numbers.
+            PipelineError: if the store cannot be written.
+        """
+        rows = self.manifest.rows_of(unit.shard)
+        assert set(arrays) == {spec.name for spec in view_arrays(self.manifest)}
+        for name, values in arrays.items():
+            assert len(values) == rows[1] - rows[0]
+            self._store(name, unit.view, unit.shard, values, rows=rows, note=note)
+
+    def reader(self) -> ArrayReader:
+        """Reads what is kept already."""
+        return ArrayReader(
+            store=self.store,
+            manifest=self.manifest,
+            specs=self._specs,
+            facts=lambda *name: self._receipt(*name).facts,
         )
 
+    def notes(self) -> list[Note]:
+        """How every unit came about; needs all of them."""
+        first = view_arrays(self.manifest)[0].name  # the others carry the same note
+        return [self._receipt(first, unit.view, unit.shard).note for unit in self.units]
 
-@dataclass(kw_only=True)
-class Unsealed:
-    """A cache between its first and its last byte."""
+    def seal(self, summary: CacheSummary) -> Seal:
+        """Declare the cache complete.
 
-    writer: CacheWriter
-    folder: Path
-    is_sealed: bool = False
+        Raises:
+            ArtefactNotFound: if a receipt is missing.
+            ArtefactMismatch: if an object is missing or of another size.
+        """
+        receipts = {
+            receipt_key(*name): self._receipt(*name).facts for name in object_names(self.manifest)
+        }
+        self._require_sizes(receipts)
+        metadata = {
+            key: sha256(data).hexdigest() for key, data in metadata_objects(self.manifest).items()
+        }
+        metadata[MANIFEST] = sha256(record_bytes(self.manifest)).hexdigest()
+        return create_seal(self.store, Seal.of(metadata, receipts, summary))
 
-    def seal(self, summary: CacheSummary) -> None:
-        """Declare the cache complete."""
-        expected = self.writer.manifest.shape.num_views
-        assert self.writer._view == expected, "a cache is sealed when every view is written"
-        write_seal(self.folder, summary)
-        self.is_sealed = True
+    def _require_sizes(self, receipts: Mapping[str, Facts]) -> None:
+        sizes = self.store.sizes()
+        for name, view, shard in object_names(self.manifest):
+            key = object_key(self._specs[name], view, shard)
+            expected = receipts[receipt_key(name, view, shard)].bytes
+            if sizes.get(key) != expected:
+                raise ArtefactMismatch(
+                    f"{self.store.url}/{key} has {sizes.get(key, 0):,} bytes (expected "
+                    f"{expected:,}). Remove it and its receipt, and run the same command again."
+                )
+
+    def _receipts_of(self, unit: Unit) -> set[str]:
+        return {
+            receipt_key(spec.name, unit.view, unit.shard) for spec in view_arrays(self.manifest)
+        }
+
+    def _receipt(self, name: str, view: int, shard: int) -> Receipt:
+        return read_receipt(self.store, receipt_key(name, view, shard))
+
+    def _store(
+        self,
+        name: str,
+        view: int,
+        shard: int,
+        values: NDArray[np.generic],
+        *,
+        rows: tuple[int, int],
+        note: Note,
+    ) -> None:
+        spec = self._specs[name]
+        data = encode(spec, values)
+        facts = facts_of(data, values, rows=rows)
+        self.store.create(object_key(spec, view, shard), data)
+        create_receipt(self.store, receipt_key(name, view, shard), Receipt.of(facts, note))
 
 
 @contextmanager
-def create(
-    path: Path, *, identity: CacheIdentity, shape: CacheShape, contents: CacheContents
-) -> Iterator[Unsealed]:
-    """Yield a cache to fill; it is published under ``path`` only when it was sealed."""
-    manifest = CacheManifest(id=identity.id, identity=identity, shape=shape)
-    with publishing_folder(path) as folder:
-        publish_json(folder / "manifest.json", manifest.model_dump(mode="json"))
-        group = _create_arrays(folder, manifest)
-        _write_contents(folder, group, contents)
-        unsealed = Unsealed(
-            writer=CacheWriter(folder=folder, manifest=manifest, _group=group), folder=folder
+def writing_behind(writer: CacheWriter) -> Iterator[Callable[..., None]]:
+    """Yield a `CacheWriter.write` that returns at once; at most two units wait to be written.
+
+    So the teacher goes on while its last outputs are compressed and stored. An error of the writer
+    is raised by the next call, or at the end.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache-writer") as pool:
+        waiting: list[Future[None]] = []
+
+        def write(unit: Unit, arrays: Mapping[str, NDArray[np.generic]], note: Note) -> None:
+            while len(waiting) >= _QUEUED or (waiting and waiting[0].done()):
+                waiting.pop(0).result()
+            waiting.append(pool.submit(writer.write, unit, arrays, note))
+
+        yield write
+        for future in waiting:
+            future.result()
+
+
+def as_float16(rows: Float32, *, name: str, view: int, first_sample: int) -> Float16:
+    """``rows`` as they are stored.
+
+    Raises:
+        PipelineError: if a value is not finite or does not fit float16; it names the sample.
+    """
+    peak = np.abs(rows).max(axis=1)
+    if not (peak <= _FLOAT16_MAX).all():  # false for NaN too
+        bad = int(np.flatnonzero(~(peak <= _FLOAT16_MAX))[0])
+        raise PipelineError(
+            f"the teacher's {name} of sample {first_sample + bad} in view {view} reach "
+            f"{peak[bad]} (expected finite values up to {_FLOAT16_MAX:.0f}). Check the "
+            "checkpoint and `mean`/`std`, or try `--precision fp32`."
         )
-        yield unsealed
-        assert unsealed.is_sealed, "a cache is published sealed"
+    return rows.astype(np.float16)
 
 
-def chunk_rows(row_bytes: int) -> int:
-    """Rows of a chunk: a power of two, about half a mebibyte."""
-    rows = max(1, _CHUNK_BYTES // row_bytes)
-    return min(_MAX_CHUNK_ROWS, 1 << (rows.bit_length() - 1))
-
-
-def _create_arrays(folder: Path, manifest: CacheManifest) -> zarr.Group:
-    shape = manifest.shape
-    attributes = {"heartcut": manifest.model_dump(mode="json")}
-    group = zarr.create_group(folder / "data.zarr", zarr_format=3, attributes=attributes)
-    widths = {"logits": shape.num_classes}
-    if manifest.identity.features:
-        widths["features"] = shape.num_features
-    for name, width in widths.items():
-        group.create_array(
-            name,
-            shape=(shape.num_views, shape.num_samples, width),
-            chunks=(1, chunk_rows(2 * width), width),
-            shards=(1, SHARD_ROWS, width),
-            dtype="float16",
-            fill_value=float("nan"),
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            config={"write_empty_chunks": True},
-            dimension_names=("view", "sample", "class" if name == "logits" else "feature"),
+def _manifest(
+    store: ObjectStore, *, identity: CacheIdentity, shape: CacheShape, layout: CacheLayout
+) -> CacheManifest:
+    """The manifest that lies there, or a new one."""
+    wanted = CacheManifest(id=identity.id, identity=identity, shape=shape, layout=layout)
+    array_specs(wanted)  # refuses absurd sizes before anything is written
+    try:
+        create_record(store, MANIFEST, wanted)
+    except ArtefactMismatch:  # it was begun before, with another layout
+        found = read_manifest(store)
+    else:
+        return wanted
+    if (found.identity, found.shape) != (wanted.identity, wanted.shape):
+        raise ArtefactMismatch(
+            f"{store.url} holds another teacher cache: id {found.id[:12]} (expected "
+            f"{wanted.id[:12]}). Choose another place."
         )
-    return group
-
-
-def _write_contents(folder: Path, group: zarr.Group, contents: CacheContents) -> None:
-    arrays: dict[str, NDArray[np.generic]] = {
-        "labels": contents.labels.astype(np.int32),
-        "keys": contents.keys,
-        "head_weight": contents.head_weight.astype(np.float32),
-        "head_bias": contents.head_bias.astype(np.float32),
-    }
-    for name, values in arrays.items():
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype=values.dtype,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            config={"write_empty_chunks": True},
-        )
-        array[:] = values
-        key = f"data.zarr/{name}/c/" + "/".join("0" for _ in values.shape)
-        write_receipt(folder, name, index="0.0", key=key, rows=(0, len(values)), values=values)
+    return found

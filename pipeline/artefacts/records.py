@@ -29,7 +29,9 @@ def read_record(model: type[AnyRecord], path: Path, *, made_by: str, remedy: str
     return parse_record(model, read_json(path, made_by=made_by), path=path, remedy=remedy)
 
 
-def parse_record(model: type[AnyRecord], value: Json, *, path: Path, remedy: str) -> AnyRecord:
+def parse_record(
+    model: type[AnyRecord], value: Json, *, path: Path | str, remedy: str
+) -> AnyRecord:
     """``value`` as ``model``; ``path`` is where it was read."""
     try:
         return model.model_validate(value)

@@ -35,6 +35,8 @@ class Inputs(Record):
     cache: str | None
     soft_labels: str | None
     selection: str | None
+    accepted_mismatches: tuple[str, ...] = ()
+    """Differences between the teacher cache and the data set that the user accepted by name."""
 
 
 class Cost(Record):

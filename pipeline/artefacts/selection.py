@@ -29,7 +29,7 @@ from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import Json, identity, short
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MADE_BY = "heartcut select"
 SIGN_CONVENTION = (
     "predicted change of the mean held-out cross-entropy of the refitted head: "
@@ -112,7 +112,7 @@ class SelectionRecord(Record):
     """The table's own description."""
 
     format: Literal["heartcut.selection"] = "heartcut.selection"
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[2] = FORMAT_VERSION
     id: str
     identity: SelectionIdentity
     sign_convention: str = SIGN_CONVENTION
@@ -126,6 +126,10 @@ class SelectionRecord(Record):
     predicted_gain: float | None
     """First-order: summed dloss_undistill of what is not selected, negated."""
     target_in_sample: bool
+    num_not_cached: int
+    """Samples that the teacher never saw; they keep their hard labels."""
+    accepted: list[str]
+    """Differences between cache and data set that the user accepted by name."""
     solves: list[SolveRecord]
     versions: dict[str, str]
 

@@ -1,30 +1,41 @@
 """Soft labels: the teacher's distributions after revision, ready to be memory-mapped.
 
     <id>.soft/
-        soft_labels.json   written last: id, cache id, revision, temperature, views, digests
-        zarr.json          with c/…: an uncompressed Zarr v3 array (V, N, C) float16 whose chunk is
-        c/<v>/0/0          one view, so each view is also one flat file for `numpy.memmap`
+        soft_labels.json   written last: identity, shape, digests
+        zarr.json          with c/...: an uncompressed Zarr v3 array (V, N, W) whose chunk is one
+        c/<v>/0/0          view, so each view is also one flat file for `numpy.memmap`
 
-Slot v holds the labels of view ``views[v]``. Rows are probabilities at `temperature`, revised in
-float32 and stored in float16.
+Slot v holds the labels of view ``views[v]``, in the order of the beton. Rows are probabilities at
+`temperature`, revised in float32 and stored in 16 bits, little-endian:
+
+    top_k = 0    dense     W = C        float16
+    top_k = K    packed    W = 2 K + 3  uint16: K + 1 class ids; the bits of K + 1 float16
+                                        probabilities; those of the mass of all other classes
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, TypeAlias
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from pipeline.artefacts.records import Record, read_record
 from pipeline.artefacts.store import publish_json, publishing_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.methods.sparse_labels import packed_width
 from pipeline.provenance import file_sha256, identity, short
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MADE_BY = "heartcut select"
+
+LabelRows: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
+"""Dense or packed rows, (..., W)."""
 
 
 class SoftLabelIdentity(Record):
@@ -32,6 +43,12 @@ class SoftLabelIdentity(Record):
 
     cache: str
     """Id of the teacher cache."""
+    root: str
+    """Root hash of the cache: which bytes were revised."""
+    rows: str
+    """Digest of the sample keys in the order of the beton, which is that of the rows."""
+    accepted: tuple[str, ...] = ()
+    """Mismatches between cache and data set that the user accepted by name."""
     view_spec: dict[str, int | bool]
     """The views of the cache, so that a student can replay them without it."""
     revision: Literal["none", "wrong", "all", "swap", "drop-wrong"]
@@ -42,6 +59,8 @@ class SoftLabelIdentity(Record):
     revise_at: float
     """The temperature of the teacher's probabilities."""
     views: tuple[int, ...]
+    top_k: int
+    """Classes listed in a packed row beside the label; 0: rows are dense."""
 
     @property
     def id(self) -> str:
@@ -52,13 +71,21 @@ class SoftLabelRecord(Record):
     """soft_labels.json."""
 
     format: Literal["heartcut.soft_labels"] = "heartcut.soft_labels"
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[2] = FORMAT_VERSION
     id: str
     identity: SoftLabelIdentity
     shape: tuple[int, int, int]
-    """V, N, C"""
+    """V, N, W"""
+    num_classes: int
     sha256: list[str]
     """Of each view's file."""
+    content: str
+    """Digest of what the id does not cover: packed rows do not tell how many classes."""
+
+    @property
+    def expected_content(self) -> str:
+        """`content`, computed again."""
+        return _content(self.shape, self.num_classes, self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +117,11 @@ class SoftLabels:
                 f"{record_path} tells of {record.shape[0]} views and {len(record.sha256)} digests "
                 f"(expected {num_views} each). {remedy}"
             )
+        if record.content != record.expected_content:
+            raise ArtefactMismatch(
+                f"{record_path} is damaged: content {short(record.content)} (expected "
+                f"{short(record.expected_content)}). {remedy}"
+            )
         for slot, expected in enumerate(record.sha256):
             _check_view(_view_path(path, slot), expected, record.shape)
         return cls(path=path, record=record)
@@ -99,49 +131,65 @@ class SoftLabels:
         return self.record.id
 
     @property
+    def num_classes(self) -> int:
+        return self.record.num_classes
+
+    @property
+    def top_k(self) -> int:
+        """Classes listed in a packed row beside the label; 0: rows are dense."""
+        return self.record.identity.top_k
+
+    @property
     def by_view(self) -> bool:
         """Slot v belongs to view v + 1; False: one clean-view label serves every view."""
         return self.record.identity.views != (0,)
 
-    def views(self) -> list[NDArray[np.float16]]:
-        """The label rows of each view, memory-mapped, (N, C) float16 each."""
-        rows = self.record.shape[1:]
-        return [
-            np.memmap(_view_path(self.path, slot), np.float16, "r", shape=rows)
-            for slot in range(self.record.shape[0])
-        ]
+    def views(self) -> list[LabelRows]:
+        """The rows of each view, memory-mapped: (N, C) float16, or packed (N, W) uint16."""
+        return [self._view(slot) for slot in range(self.record.shape[0])]
+
+    def _view(self, slot: int) -> LabelRows:
+        path, rows = _view_path(self.path, slot), self.record.shape[1:]
+        if self.top_k:
+            return np.memmap(path, np.uint16, "r", shape=rows)
+        return np.memmap(path, np.float16, "r", shape=rows)
 
 
 def write(
     path: Path,
     *,
     identity: SoftLabelIdentity,
-    views: Iterable[NDArray[np.float16]],
-    shape: tuple[int, int, int],
+    views: Iterable[Iterable[LabelRows]],
+    num_samples: int,
+    num_classes: int,
 ) -> None:
-    """Write the views in order and publish them under ``path`` when all are there."""
+    """Write the views in order and publish them under ``path`` when all are there.
+
+    Files are written here and not by zarr, whose threads go on creating them after an interrupt.
+
+    Args:
+        path: the folder to make.
+        identity: says which views there are, and by ``top_k`` what a row is.
+        views: for each view its rows in order, as blocks (b, W); one block is held at a time.
+        num_samples: N, rows of every view.
+        num_classes: C.
+    """
+    shape = (len(identity.views), num_samples, _row_width(num_classes, identity.top_k))
+    dtype = _dtype(identity.top_k)
     with publishing_folder(path) as folder:
-        array = zarr.create_array(
-            folder,
-            shape=shape,
-            chunks=(1, *shape[1:]),
-            dtype="float16",
-            fill_value=float("nan"),
-            compressors=None,
-            zarr_format=3,
-            config={"write_empty_chunks": True},
-            dimension_names=("view", "sample", "class"),
-        )
-        num_written = 0
-        for slot, rows in enumerate(views):
-            array[slot] = rows
-            num_written += 1
-        assert num_written == shape[0]
+        digests = [
+            _write_view(_view_path(folder, slot), blocks, rows=shape[1:], dtype=dtype)
+            for slot, blocks in enumerate(views)
+        ]
+        assert len(digests) == shape[0], f"{len(digests)} views were given, not {shape[0]}"
+        (folder / "zarr.json").write_bytes(_zarr_metadata(shape, dtype))
         record = SoftLabelRecord(
             id=identity.id,
             identity=identity,
             shape=shape,
-            sha256=[file_sha256(_view_path(folder, slot)) for slot in range(shape[0])],
+            num_classes=num_classes,
+            sha256=digests,
+            content=_content(shape, num_classes, digests),
         )
         publish_json(folder / "soft_labels.json", record.model_dump(mode="json"))
 
@@ -149,6 +197,57 @@ def write(
 def soft_label_path(selections: Path, soft_label_id: str) -> Path:
     """Where soft labels lie by default."""
     return selections / f"{short(soft_label_id)}.soft"
+
+
+def _row_width(num_classes: int, top_k: int) -> int:
+    return packed_width(top_k) if top_k else num_classes
+
+
+def _dtype(top_k: int) -> np.dtype[np.float16] | np.dtype[np.uint16]:
+    return np.dtype("<u2") if top_k else np.dtype("<f2")
+
+
+def _content(shape: tuple[int, int, int], num_classes: int, digests: list[str]) -> str:
+    return identity("soft_labels.content", [list(shape), num_classes, digests])
+
+
+def _write_view(
+    path: Path,
+    blocks: Iterable[LabelRows],
+    *,
+    rows: tuple[int, int],
+    dtype: np.dtype[np.float16] | np.dtype[np.uint16],
+) -> str:
+    """Write one view and return the SHA-256 of its file."""
+    digest, num_written = hashlib.sha256(), 0
+    path.parent.mkdir(parents=True)
+    with path.open("xb") as file:
+        for block in blocks:
+            assert (block.dtype, block.shape[1:]) == (dtype, rows[1:]), "a block of other rows"
+            content = np.ascontiguousarray(block).data
+            file.write(content)
+            digest.update(content)
+            num_written += len(block)
+    assert num_written == rows[0], f"{num_written} rows were given, not {rows[0]}"
+    return digest.hexdigest()
+
+
+def _zarr_metadata(
+    shape: tuple[int, int, int], dtype: np.dtype[np.float16] | np.dtype[np.uint16]
+) -> bytes:
+    """zarr.json of an array whose chunks are the files of the views."""
+    files: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(files),
+        shape=shape,
+        chunks=(1, *shape[1:]),
+        dtype=dtype,
+        fill_value=float("nan") if dtype.kind == "f" else 0,
+        compressors=None,
+        zarr_format=3,
+        dimension_names=("view", "sample", "class" if dtype.kind == "f" else "packed"),
+    )
+    return files["zarr.json"].to_bytes()
 
 
 def _view_path(folder: Path, slot: int) -> Path:

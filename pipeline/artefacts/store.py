@@ -6,8 +6,12 @@ artefact modules know what.
 """
 
 import errno
+import glob
+import hashlib
+import itertools
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,22 +23,26 @@ from pipeline.provenance import Json
 PARTIAL = ".partial"
 """Suffix of what is not finished. A reader never opens such a name."""
 
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_COUNTER = itertools.count()
+
 
 @contextmanager
 def publishing_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``final``; it becomes ``final`` only on success.
 
     What an earlier, killed attempt left behind is swept first. A failure removes the folder, so a
-    full disk does not stay full.
+    full disk does not stay full. Where another process published ``final`` meanwhile, its folder
+    stays and this one is dropped.
     """
-    partial = final.with_name(final.name + PARTIAL)
-    with _one_line_disk_errors(final):
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = _aside(final)
+    with one_line_disk_errors(final):
+        _sweep(final)
         try:  # from here on: an interrupt may come as soon as the folder is there
             partial.mkdir(parents=True)
             yield partial
             _sync_tree(partial)
-            partial.rename(final)
+            _rename_unless_published(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -44,9 +52,10 @@ def publishing_folder(final: Path) -> Iterator[Path]:
 @contextmanager
 def publishing_file(final: Path) -> Iterator[Path]:
     """Yield a path beside ``final``; what is written there replaces ``final`` only on success."""
-    partial = final.with_name(final.name + PARTIAL)
-    with _one_line_disk_errors(final):
+    partial = _aside(final)
+    with one_line_disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
         try:
             yield partial
             _sync_file(partial)
@@ -81,6 +90,33 @@ def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
     return value
 
 
+def _aside(final: Path) -> Path:
+    """A name beside ``final`` that no other process uses; it tells whose it is."""
+    owner = f"{_HOST}-{os.getpid()}-{next(_COUNTER)}"
+    return final.with_name(f"{final.name}.{owner}{PARTIAL}")
+
+
+def _sweep(final: Path) -> None:
+    """Remove what processes of this machine that are no more left unfinished beside ``final``."""
+    for path in final.parent.glob(f"{glob.escape(final.name)}.{_HOST}-*{PARTIAL}"):
+        pid = path.name.removesuffix(PARTIAL).split("-")[-2]
+        if Path("/proc/self").exists() and Path(f"/proc/{pid}").exists():
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _rename_unless_published(partial: Path, final: Path) -> None:
+    try:
+        partial.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not final.is_dir():
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -99,7 +135,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def _one_line_disk_errors(final: Path) -> Iterator[None]:
+def one_line_disk_errors(final: Path) -> Iterator[None]:
     """Tell a full or unwritable disk in one line; it is the user's to mend, not a bug."""
     try:
         yield

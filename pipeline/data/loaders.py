@@ -29,9 +29,10 @@ from pipeline.data.ffcv_compat import (
     SimpleRGBImageDecoder,
     ToTensor,
 )
-from pipeline.data.operations import Flags, Gather, ReplayView
+from pipeline.data.operations import Flags, Gather, LabelTable, ReplayView
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
+from pipeline.methods.sparse_labels import packed_width
 from pipeline.runtime import num_cores
 
 SOFT_LABEL, SELECTED = "soft_label", "selected"
@@ -49,7 +50,8 @@ class Batch:
     indices: Tensor
     """Sample indices, (B,) int64."""
     soft_labels: Tensor | None
-    """(B, C) float16 probabilities, where the loader was given any."""
+    """Rows of the loader's tables as stored, where it was given any: (B, C) float16 probabilities,
+    or packed rows, (B, W) uint16, for `sparse_labels.unpack`."""
     selected: Tensor | None
     """(B,) bool: distil this sample."""
 
@@ -61,14 +63,19 @@ class Batch:
 class Supervision:
     """Soft labels and flags to be joined to images by sample index."""
 
-    soft_labels: Sequence[NDArray[np.float16]]
-    """Probabilities of V views, (N, C) each, memory-mapped or not; row i is sample index i."""
+    soft_labels: Sequence[LabelTable]
+    """Probabilities of V views, memory-mapped or not; row i is sample index i. (N, C) float16 each,
+    or packed rows, (N, W) uint16."""
     selected: NDArray[np.bool_]
     """(N,)"""
     labels: NDArray[np.int64]
     """The labels that these were made for, (N,); the first epoch checks every one."""
     by_view: bool
     """Slot v belongs to view v + 1; otherwise slot 0 serves every view."""
+    num_classes: int
+    """C"""
+    top_k: int = 0
+    """Classes listed in a packed row beside the label; 0: rows are dense."""
 
 
 class BatchLoader:
@@ -121,6 +128,11 @@ class BatchLoader:
         return len(self._rows)
 
     @property
+    def name(self) -> str:
+        """Of the beton, for people."""
+        return self._beton.path.name
+
+    @property
     def num_batches(self) -> int:
         """Batches in an epoch; the last one may be smaller."""
         return len(self._loader)
@@ -131,11 +143,14 @@ class BatchLoader:
         numbers = views.views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
         return self._batches(numbers, epoch)
 
-    def view(self, view: int) -> Iterator[Batch]:
-        """Batches of all rows in one view."""
-        return self._batches(np.full(self._beton.num_samples, view, dtype=np.int64), epoch=0)
+    def view(self, view: int, *, rows: slice = slice(None)) -> Iterator[Batch]:
+        """Batches of all rows in one view, or of a part of them where the order is sequential."""
+        numbers = np.full(self._beton.num_samples, view, dtype=np.int64)
+        return self._batches(numbers, epoch=0, part=rows)
 
-    def _batches(self, numbers: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
+    def _batches(
+        self, numbers: NDArray[np.int64], epoch: int, part: slice = slice(None)
+    ) -> Iterator[Batch]:
         assert not self._is_open, "one epoch at a time: close the last one before the next"
         self._replay.codes[:] = views.view_codes(self._spec, self._beton.samples.keys, numbers)
         if self._gather is not None and self._supervision is not None:
@@ -145,7 +160,7 @@ class BatchLoader:
         self._loader.next_epoch = epoch
         self._is_open = True
         try:
-            with closing(_Epoch(self._loader)) as batches:
+            with closing(_Epoch(self._loader, part)) as batches:
                 for arrays in batches:
                     yield self._checked(_as_batch(arrays))
             self._labels_checked = True
@@ -178,11 +193,31 @@ def _require_fitting(supervision: Supervision, beton: Beton, spec: ViewSpec) -> 
             f"the soft labels have {rows} rows (expected {beton.num_samples:,}, one per sample of "
             f"{beton.path}). Run `heartcut select` on this beton's cache."
         )
+    _require_layout(supervision)
     num_tables, wanted = len(supervision.soft_labels), spec.num_views if supervision.by_view else 1
     if num_tables != wanted:
         raise ArtefactMismatch(
             f"the soft labels are of {num_tables} views (expected {wanted}, as {spec.name}). "
             "Run `heartcut select` with the views of the cache."
+        )
+
+
+def _require_layout(supervision: Supervision) -> None:
+    """Refuse rows that would be read as something else: all have 16-bit numbers."""
+    top_k, num_classes = supervision.top_k, supervision.num_classes
+    wanted = f"{packed_width(top_k)} uint16" if top_k else f"{num_classes} float16"
+    found = {f"{table.shape[1]} {table.dtype}" for table in supervision.soft_labels}
+    if found != {wanted}:
+        layout = f"packed, top {top_k}" if top_k else "dense"
+        raise ArtefactMismatch(
+            f"a row of the soft labels has {' or '.join(sorted(found))} numbers (expected "
+            f"{wanted}: {num_classes} classes, {layout}). Run `heartcut select` again."
+        )
+    if supervision.labels.max() >= num_classes:
+        raise ArtefactMismatch(
+            f"the soft labels have {num_classes} classes (expected more than "
+            f"{supervision.labels.max()}, the largest label). Run `heartcut select` on this "
+            "beton's cache."
         )
 
 
@@ -201,10 +236,9 @@ def _as_batch(arrays: Sequence[Tensor]) -> Batch:
 class _Epoch(EpochIterator):  # type: ignore[misc]
     """FFCV's thread over one epoch, which reports its errors and can be left."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, part: slice) -> None:
         self.failure: BaseException | None = None
-        length = len(loader) * loader.batch_size
-        super().__init__(loader, loader.next_traversal_order()[:length])
+        super().__init__(loader, loader.next_traversal_order()[part])
 
     def run(self) -> None:
         try:

@@ -6,7 +6,7 @@ compiles anything again.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +39,20 @@ class ReplayView(Operation):  # type: ignore[misc]
         return replace(previous_state, jit_mode=False), memory
 
 
-class Gather(Operation):  # type: ignore[misc]
-    """Rows of float16 tables by (slot, sample index); numba cannot read float16, numpy can."""
+LabelTable: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
+"""Soft labels of one view: (N, C) float16, or packed rows, (N, W) uint16."""
 
-    def __init__(self, tables: Sequence[NDArray[np.float16]]) -> None:
+
+class Gather(Operation):  # type: ignore[misc]
+    """Rows of 16-bit tables by (slot, sample index); numba cannot read float16, numpy can."""
+
+    def __init__(self, tables: Sequence[LabelTable]) -> None:
         super().__init__()
         self._tables = tables
-        num_samples, self._num_classes = tables[0].shape
+        num_samples, self._width = tables[0].shape
         self.slots = np.zeros(num_samples, dtype=np.int64)
 
-    def generate_code(self) -> Callable[..., NDArray[np.float16]]:
+    def generate_code(self) -> Callable[..., LabelTable]:
         def gather(_: Any, destination: Any, indices: Any) -> Any:
             destination = destination[: len(indices)]
             indices = indices.astype(np.int64)
@@ -66,8 +70,8 @@ class Gather(Operation):  # type: ignore[misc]
         return gather
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        dtype = np.dtype(np.float16)
-        shape = (self._num_classes,)
+        dtype = self._tables[0].dtype
+        shape = (self._width,)
         memory = AllocationQuery(shape, dtype)
         return replace(previous_state, jit_mode=False, shape=shape, dtype=dtype), memory
 

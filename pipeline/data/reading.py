@@ -1,13 +1,10 @@
-"""Reading a split twice: once to know what is in it, once to hand it over in canonical order.
+"""Reading a split twice: once to know what is in it, once to hand it over in its order.
 
 Threads read a little ahead; whoever reads sees the samples one by one, in order.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +14,7 @@ from pipeline.artefacts.dataset import Samples
 from pipeline.data.betons import fits
 from pipeline.data.sources import Split, UnreadableImage
 from pipeline.errors import ArtefactMismatch
+from pipeline.parallel import read_ahead
 from pipeline.progress import progress
 from pipeline.provenance import pixel_key
 from pipeline.runtime import num_cores
@@ -38,6 +36,10 @@ class ReadSplit:
     """Per sample: sum and sum of squares of each channel of pixels / 255, (N, 6)."""
     image_size: tuple[int, int]
     skipped: list[str]
+
+    def as_listed(self) -> "ReadSplit":
+        """The samples in the order of their source."""
+        return self.rows(np.argsort(self.sources))
 
     def rows(self, order: NDArray[np.int64]) -> "ReadSplit":
         """The part at ``order``; what was skipped is told once, with the training rows."""
@@ -72,7 +74,7 @@ def read_split(split: Split, name: str, *, skip_corrupt: bool) -> ReadSplit:
         return key, pixel_key(image), _channel_sums(image), (image.shape[0], image.shape[1])
 
     with progress(f"read {name}", total=num_samples, unit="images") as bar:
-        for i, found in enumerate(read_ahead(look, range(num_samples))):
+        for i, found in enumerate(_in_threads(look, range(num_samples))):
             bar.advance(1)
             if isinstance(found, UnreadableImage):
                 if not skip_corrupt:
@@ -100,10 +102,10 @@ def read_split(split: Split, name: str, *, skip_corrupt: bool) -> ReadSplit:
 
 
 def second_reading(read: ReadSplit, name: str) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """The samples in canonical order, checked to be what the first reading saw."""
+    """The samples in their order, checked to be what the first reading saw."""
     total = len(read.samples)
     with progress(f"write {name}", total=total, unit="images") as bar:
-        images = read_ahead(lambda i: read.split.read(int(i))[1], read.sources)
+        images = _in_threads(lambda i: read.split.read(int(i))[1], read.sources)
         for row, image in enumerate(images):
             if pixel_key(image) != read.samples.pixels[row].tobytes():
                 raise ArtefactMismatch(
@@ -123,18 +125,8 @@ def statistics(
     return _triple(first), _triple(std)
 
 
-def read_ahead(work: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
-    """``map`` by threads that read a little ahead, in the order of ``items``."""
-    remaining = iter(items)
-    with ThreadPoolExecutor(max_workers=num_cores()) as pool:
-        waiting = deque(pool.submit(work, i) for i in islice(remaining, READ_AHEAD))
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(work, i) for i in islice(remaining, 1))
-        finally:
-            for future in waiting:
-                future.cancel()
+def _in_threads(work: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
+    return read_ahead(work, items, threads=num_cores(), ahead=READ_AHEAD)
 
 
 def by_pixels(size: tuple[int, int]) -> str:

@@ -1,0 +1,96 @@
+"""What all commands share: their parameters, and telling a mistake in one line."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import ArtefactMismatch, ConfigError, NotSealed, PipelineError
+
+if TYPE_CHECKING:
+    from stages.configs import Config
+
+FAILED, DAMAGED, DIFFERENT, INCOMPLETE, INTERRUPTED = 1, 3, 4, 5, 130
+"""Exit codes; 2 is a wrong command line."""
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, see configs/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. select.eta=0.7."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
+AcceptMismatch = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD",
+        help="Use a cache although its labels or pixels differ; written into the run.",
+    ),
+]
+
+
+def tell_interrupt() -> None:
+    after_control_c = "\n" if sys.stderr.isatty() else ""
+    typer.echo(
+        f"{after_control_c}interrupted: nothing half-written was left under a final name", err=True
+    )
+
+
+def load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config":
+    from stages.config_file import load_config
+
+    return load_config(path, overrides=[*(overrides or []), *extra])
+
+
+def seed_override(section: str, seed: int | None) -> list[str]:
+    return [] if seed is None else [f"{section}.seed={seed}"]
+
+
+def accepting(fields: list[str] | None) -> list[str]:
+    """The override that `--accept-mismatch` stands for."""
+    if not fields:
+        return []
+    return [f"select.accept_mismatch={sorted(set(fields))}"]
+
+
+def parse_range(text: str) -> range:
+    """``FIRST:STOP`` as a range; ConfigError if it is none."""
+    first, colon, stop = text.partition(":")
+    if not (colon and first.isdigit() and stop.isdigit() and int(first) < int(stop)):
+        raise ConfigError(
+            f"--shard-range {text} is no range (expected FIRST:STOP, for example 0:16). "
+            "`heartcut cache estimate` tells how many shards there are."
+        )
+    return range(int(first), int(stop))
+
+
+@contextmanager
+def one_line_errors(*, damaged: int = FAILED, incomplete: int = FAILED) -> Iterator[None]:
+    """Show a user's mistake or an interrupt as one line; let bugs keep their traceback.
+
+    ``damaged`` and ``incomplete`` are the exit codes for an artefact that is not what was written
+    and for one that is not there as a whole.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:  # here, because typer would exit without a word
+        tell_interrupt()
+        raise typer.Exit(code=INTERRUPTED) from error
+    except PipelineError as error:
+        typer.echo(f"error: {error}", err=True)
+        codes = {ArtefactMismatch: damaged, NotSealed: incomplete}
+        raise typer.Exit(code=codes.get(type(error), FAILED)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the workspace"
+        typer.echo(
+            f"error: {where} could not be written: {os.strerror(error.errno)}. "
+            "Free some space or set another `workspace`.",
+            err=True,
+        )
+        raise typer.Exit(code=FAILED) from error

@@ -1,0 +1,231 @@
+"""The arrays of a teacher cache: which ones a manifest asks for, and reading them verified.
+
+The manifest alone says what exists, of which size and under which key; nothing that was stored is
+asked for a path, a shape or a codec. The layout is told in `teacher_cache`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artefacts.cache_receipts import Facts
+from pipeline.artefacts.cache_record import MADE_BY, MAX_SHARD_BYTES, CacheManifest
+from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.zarr_arrays import (
+    ArraySpec,
+    DType,
+    array_metadata,
+    decode,
+    group_metadata,
+)
+from pipeline.errors import ArtefactMismatch
+from pipeline.parallel import read_ahead
+from pipeline.provenance import short
+
+DATA: Final = "data.zarr"
+LABELS, KEYS, PIXELS, HEAD_WEIGHT, HEAD_BIAS = (
+    "labels",
+    "keys",
+    "pixels",
+    "head_weight",
+    "head_bias",
+)
+LOGITS, FEATURES = "logits", "features"
+TOP_CLASS, TOP_LOGIT, TARGET_LOGIT, LOGSUMEXP = (
+    "topk_class",
+    "topk_logit",
+    "target_logit",
+    "logsumexp",
+)
+
+SHARD_ROWS = 16_384
+_SHARD_BYTES = 64 << 20
+_MAX_CLASSES_OF_TOP_K = 1 << 16
+_READ_AHEAD = 3
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def default_shard_rows(row_bytes: int) -> int:
+    """Rows of a shard where no size is asked for: 16,384, or fewer that make 64 MiB."""
+    rows = max(1, _SHARD_BYTES // row_bytes)
+    return int(min(SHARD_ROWS, 1 << (rows.bit_length() - 1)))
+
+
+def array_specs(manifest: CacheManifest) -> dict[str, ArraySpec]:
+    """Every array of a cache, by name.
+
+    Raises:
+        ArtefactMismatch: if the manifest asks for objects of an absurd size.
+    """
+    specs = {spec.name: spec for spec in (*_per_view(manifest), *_whole(manifest))}
+    largest = max(specs.values(), key=lambda spec: spec.object_bytes)
+    if largest.object_bytes > MAX_SHARD_BYTES:
+        raise ArtefactMismatch(
+            f"the manifest of cache {short(manifest.id)} asks for objects of "
+            f"{largest.object_bytes:,} bytes in {largest.name} (expected at most "
+            f"{MAX_SHARD_BYTES:,}). Set a smaller `cache_teacher.shard_rows`."
+        )
+    return specs
+
+
+def view_arrays(manifest: CacheManifest) -> list[ArraySpec]:
+    """The arrays that have one object per view and shard."""
+    return [spec for spec in array_specs(manifest).values() if spec.shard_rows is not None]
+
+
+def metadata_objects(manifest: CacheManifest) -> dict[str, bytes]:
+    """Every zarr.json of a cache, by key."""
+    attributes = {"heartcut": manifest.model_dump(mode="json")}
+    objects = {f"{DATA}/zarr.json": group_metadata(attributes)}
+    for spec in array_specs(manifest).values():
+        objects[f"{DATA}/{spec.name}/zarr.json"] = array_metadata(spec)
+    return objects
+
+
+def object_names(manifest: CacheManifest) -> list[tuple[str, int, int]]:
+    """(array, view, shard) of every object of numbers; (array, 0, 0) where it is one chunk."""
+    names = []
+    for spec in array_specs(manifest).values():
+        if spec.shard_rows is None:
+            names.append((spec.name, 0, 0))
+        else:
+            views, shards = range(manifest.shape.num_views), range(manifest.num_shards)
+            names += [(spec.name, view, shard) for view in views for shard in shards]
+    return names
+
+
+def object_key(spec: ArraySpec, view: int, shard: int) -> str:
+    """Where an object lies in the cache."""
+    return f"{DATA}/{spec.key(view, shard)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayReader:
+    """Reads objects and believes none: size and SHA-256 first, then exact decoding."""
+
+    store: ObjectStore
+    manifest: CacheManifest
+    specs: Mapping[str, ArraySpec]
+    facts: Callable[[str, int, int], Facts]
+    """What was vouched for of (array, view, shard)."""
+
+    def shard(self, name: str, view: int, shard: int) -> NDArray[np.generic]:
+        """The rows of one shard of one view.
+
+        Raises:
+            ArtefactNotFound: if the object is missing.
+            ArtefactMismatch: if it is not what was vouched for.
+        """
+        spec = self.specs[name]
+        start, stop = self.manifest.rows_of(shard)
+        data = self.verified(name, view, shard)
+        return self._decode(spec, data, view, shard, num_rows=stop - start)
+
+    def whole(self, name: str) -> NDArray[np.generic]:
+        """An array that is one chunk."""
+        return self._decode(self.specs[name], self.verified(name, 0, 0), 0, 0, num_rows=None)
+
+    def blocks(self, name: str, view: int) -> Iterator[NDArray[np.generic]]:
+        """The shards of one view in order, read a little ahead."""
+        shards = range(self.manifest.num_shards)
+        return read_in_threads(lambda shard: self.shard(name, view, shard), shards)
+
+    def verified(self, name: str, view: int, shard: int) -> bytes:
+        """The stored bytes of an object, checked against its receipt."""
+        spec, facts = self.specs[name], self.facts(name, view, shard)
+        key = object_key(spec, view, shard)
+        data = self.store.read(key, max_bytes=spec.max_stored_bytes)
+        if len(data) != facts.bytes:
+            raise ArtefactMismatch(
+                f"{self.store.url}/{key} has {len(data):,} bytes (expected {facts.bytes:,}). "
+                f"{remedy(self.store)}"
+            )
+        found = sha256(data).hexdigest()
+        if found != facts.sha256:
+            raise ArtefactMismatch(
+                f"{self.store.url}/{key} has other contents than were written: sha256 "
+                f"{short(found)} (expected {short(facts.sha256)}). {remedy(self.store)}"
+            )
+        return data
+
+    def _decode(
+        self, spec: ArraySpec, data: bytes, view: int, shard: int, *, num_rows: int | None
+    ) -> NDArray[np.generic]:
+        try:
+            return decode(spec, data, num_rows=num_rows)
+        except ArtefactMismatch as error:
+            key = object_key(spec, view, shard)
+            raise ArtefactMismatch(
+                f"{self.store.url}/{key} is damaged: {error}. {remedy(self.store)}"
+            ) from error
+
+
+def remedy(store: ObjectStore) -> str:
+    """What to do about damage."""
+    return (
+        f"Run `heartcut cache verify --bytes {store.url}` to see what else is damaged; "
+        f"remove the cache and run `{MADE_BY}` or `heartcut cache pull` again."
+    )
+
+
+def read_in_threads(read: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Value]:
+    """``read`` of each key in order, a few of them at once; as many results are in memory."""
+    return read_ahead(read, keys, threads=_READ_AHEAD, ahead=_READ_AHEAD)
+
+
+def _per_view(manifest: CacheManifest) -> Iterator[ArraySpec]:
+    shape, identity = manifest.shape, manifest.identity
+    rows = (shape.num_views, shape.num_samples)
+    top_k = min(identity.top_k, shape.num_classes)
+
+    def spec(name: str, dtype: DType, *axis: tuple[str, int]) -> ArraySpec:
+        return ArraySpec(
+            name=name,
+            shape=(*rows, *(size for _, size in axis)),
+            dtype=dtype,
+            dimensions=("view", "sample", *(called for called, _ in axis)),
+            shard_rows=manifest.layout.shard_rows,
+            codec=manifest.layout.codec,
+        )
+
+    if top_k == 0:
+        yield spec(LOGITS, "float16", ("class", shape.num_classes))
+    else:
+        _require_small_enough(shape.num_classes)
+        yield spec(TOP_CLASS, "uint16", ("rank", top_k))
+        yield spec(TOP_LOGIT, "float16", ("rank", top_k))
+        yield spec(TARGET_LOGIT, "float16")
+        yield spec(LOGSUMEXP, "float32", ("temperature", len(identity.temperatures)))
+    if identity.features:
+        yield spec(FEATURES, "float16", ("feature", shape.num_features))
+
+
+def _whole(manifest: CacheManifest) -> Iterator[ArraySpec]:
+    shape = manifest.shape
+    samples, classes, features = shape.num_samples, shape.num_classes, shape.num_features
+    yield ArraySpec(name=LABELS, shape=(samples,), dtype="int32", dimensions=("sample",))
+    for name in (KEYS, PIXELS):
+        yield ArraySpec(
+            name=name, shape=(samples, 16), dtype="uint8", dimensions=("sample", "byte")
+        )
+    yield ArraySpec(
+        name=HEAD_WEIGHT,
+        shape=(classes, features),
+        dtype="float32",
+        dimensions=("class", "feature"),
+    )
+    yield ArraySpec(name=HEAD_BIAS, shape=(classes,), dtype="float32", dimensions=("class",))
+
+
+def _require_small_enough(num_classes: int) -> None:
+    if num_classes > _MAX_CLASSES_OF_TOP_K:
+        raise ArtefactMismatch(
+            f"a top-k cache has {num_classes:,} classes (expected at most "
+            f"{_MAX_CLASSES_OF_TOP_K:,}). Set `cache_teacher.top_k = 0`."
+        )

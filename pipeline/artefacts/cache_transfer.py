@@ -1,0 +1,84 @@
+"""Copying a sealed cache between places: numbers, then receipts, then the seal.
+
+So a reader of the target never sees half a cache. Every object is checked against the seal on its
+way; what the target has a receipt of is not sent again, so a copy that was cut off goes on.
+"""
+
+from pipeline.artefacts.cache_arrays import (
+    metadata_objects,
+    object_key,
+    object_names,
+    read_in_threads,
+)
+from pipeline.artefacts.cache_receipts import (
+    MANIFEST,
+    SEAL,
+    create_receipt,
+    create_record,
+    create_seal,
+    read_receipt,
+    receipt_key,
+    record_bytes,
+)
+from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.errors import ArtefactMismatch
+from pipeline.progress import progress
+from pipeline.provenance import short
+
+
+def copy_cache(cache: TeacherCache, target: ObjectStore) -> TeacherCache:
+    """Copy a sealed cache to ``target``, or complete a copy; return the copy.
+
+    Raises:
+        ArtefactMismatch: if ``target`` holds other numbers, or an object of ``cache`` is damaged.
+        PipelineError: if ``target`` cannot be written.
+    """
+    if target.size(SEAL) is None:
+        _copy_manifest(cache, target)
+        for key, data in metadata_objects(cache.manifest).items():
+            target.create(key, data)
+        _copy_objects(cache, target)
+        create_seal(target, cache.seal)
+    copy = TeacherCache.open(target)
+    if copy.root != cache.root:
+        raise ArtefactMismatch(
+            f"{target.url} was sealed with other numbers than {cache.path}: root hash "
+            f"{short(copy.root)} (expected {short(cache.root)}). Nothing was overwritten; "
+            "`heartcut cache diff` tells where they differ."
+        )
+    return copy
+
+
+def _copy_manifest(cache: TeacherCache, target: ObjectStore) -> None:
+    try:
+        create_record(target, MANIFEST, cache.manifest)
+    except ArtefactMismatch as error:
+        found = target.read(MANIFEST, max_bytes=1 << 20)
+        if found != record_bytes(cache.manifest):
+            raise ArtefactMismatch(
+                f"{target.url} holds another cache, or one that is cut in another way, than "
+                f"{cache.path}. Nothing was overwritten; complete it there with "
+                "`heartcut cache-teacher`, or choose another place."
+            ) from error
+        raise
+
+
+def _copy_objects(cache: TeacherCache, target: ObjectStore) -> None:
+    kept = target.sizes("receipts")
+    names = object_names(cache.manifest)
+    todo = [name for name in names if receipt_key(*name) not in kept]
+    done = len(names) - len(todo)
+
+    def copy(name: tuple[str, int, int]) -> int:
+        data = cache.reader.verified(*name)
+        target.create(object_key(cache.reader.specs[name[0]], *name[1:]), data)
+        key = receipt_key(*name)
+        create_receipt(target, key, read_receipt(cache.store, key))
+        return len(data)
+
+    total = sum(cache.reader.facts(*name).bytes for name in todo)
+    what = "copy" if done == 0 else f"copy, {done} of {len(names)} objects are there,"
+    with progress(what, total=total, unit="bytes") as bar:
+        for num_bytes in read_in_threads(copy, iter(todo)):
+            bar.advance(num_bytes)

@@ -1,0 +1,111 @@
+"""Looking a sealed cache over: structure in seconds, or every byte."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.artefacts.cache_arrays import object_key, object_names, read_in_threads
+from pipeline.artefacts.cache_receipts import MANIFEST, SEAL, read_receipt, receipt_key
+from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.progress import progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was looked at, and what is wrong with it."""
+
+    num_objects: int
+    num_bytes: int
+    """Of the objects, as they are stored."""
+    problems: list[str]
+    """One line for each damaged or missing object."""
+    strangers: list[str]
+    """Keys that belong to no cache: harmless, nothing reads them."""
+
+
+def check_cache(store: ObjectStore, *, read_bytes: bool) -> Checked:
+    """Compare what is stored with the seal.
+
+    Args:
+        store: where the cache lies.
+        read_bytes: read every object and compare its SHA-256 too.
+    Raises:
+        ArtefactNotFound: if there is no sealed cache.
+        ArtefactMismatch: if the seal or the manifest is damaged, so that nothing can be told.
+        PipelineError: if the place cannot be read.
+    """
+    cache = TeacherCache.described(store)
+    problems = []
+    try:
+        cache.require_metadata()
+    except (ArtefactMismatch, ArtefactNotFound) as error:
+        problems.append(str(error))
+    problems += _wrong_sizes(cache)
+    problems += _wrong_receipts(cache)
+    if read_bytes:
+        problems += _wrong_bytes(cache)
+    objects = dict(cache.objects())
+    return Checked(
+        num_objects=len(objects),
+        num_bytes=sum(facts.bytes for facts in objects.values()),
+        problems=list(dict.fromkeys(problems)),
+        strangers=_strangers(cache) if store.can_list else [],
+    )
+
+
+def _wrong_sizes(cache: TeacherCache) -> Iterator[str]:
+    sizes = cache.store.sizes("data.zarr") if cache.store.can_list else None
+    objects = list(cache.objects())
+
+    def found(key: str) -> int | None:
+        return sizes.get(key) if sizes is not None else cache.store.size(key)
+
+    for (key, facts), size in zip(
+        objects, read_in_threads(found, iter([key for key, _ in objects])), strict=True
+    ):
+        if size is None:
+            yield f"{cache.path}/{key} is missing (expected {facts.bytes:,} bytes)"
+        elif size != facts.bytes:
+            yield f"{cache.path}/{key} has {size:,} bytes (expected {facts.bytes:,})"
+
+
+def _wrong_receipts(cache: TeacherCache) -> Iterator[str]:
+    """Receipts serve resumption; the seal has a copy of each."""
+    names = object_names(cache.manifest)
+
+    def problem(name: tuple[str, int, int]) -> str:
+        key = receipt_key(*name)
+        try:
+            if read_receipt(cache.store, key).facts != cache.seal.receipts[key]:
+                return f"{cache.path}/{key} tells of other numbers than the seal"
+        except (ArtefactMismatch, ArtefactNotFound) as error:
+            return str(error)
+        return ""
+
+    yield from filter(None, read_in_threads(problem, iter(names)))
+
+
+def _wrong_bytes(cache: TeacherCache) -> Iterator[str]:
+    names = object_names(cache.manifest)
+
+    def problem(name: tuple[str, int, int]) -> str:
+        try:
+            cache.reader.verified(*name)
+        except (ArtefactMismatch, ArtefactNotFound) as error:
+            return str(error)
+        return ""
+
+    total = sum(cache.reader.facts(*name).bytes for name in names)
+    with progress("verify", total=total, unit="bytes") as bar:
+        for name, told in zip(names, read_in_threads(problem, iter(names)), strict=True):
+            bar.advance(cache.reader.facts(*name).bytes)
+            if told:
+                yield told
+
+
+def _strangers(cache: TeacherCache) -> list[str]:
+    known = {MANIFEST, SEAL, *cache.seal.metadata}
+    for name in object_names(cache.manifest):
+        known |= {receipt_key(*name), object_key(cache.reader.specs[name[0]], *name[1:])}
+    return sorted(cache.store.sizes().keys() - known)

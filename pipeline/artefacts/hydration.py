@@ -1,0 +1,222 @@
+"""A cache in the order of a data set: its rows copied once into local memory-mapped files.
+
+    <folder>/<root>.hydrated/<array>.<view>[.<rows>].npy    (N, ...) in the data set's order
+    <folder>/<root>.hydrated/<...>.json                     its SHA-256; created after it
+
+Gathering single rows from shards would read each shard many times over. So what is needed more
+than once, or in another order, is copied shard by shard, verified, into one flat file that any
+number of processes map. It can be removed at any time: it is made again.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artefacts.cache_arrays import (
+    FEATURES,
+    LOGITS,
+    LOGSUMEXP,
+    TARGET_LOGIT,
+    TOP_CLASS,
+    TOP_LOGIT,
+)
+from pipeline.artefacts.cache_join import Joined
+from pipeline.artefacts.records import Record, read_record
+from pipeline.artefacts.store import publish_json, publishing_file
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.errors import PipelineError
+from pipeline.methods.sparse_logits import SparseLogits, reconstruct
+from pipeline.progress import progress
+from pipeline.provenance import array_sha256, file_sha256, short
+
+HYDRATED: Final = ".hydrated"
+_MADE_BY = "heartcut select"
+
+Rows = NDArray[np.generic]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitBlock:
+    """The logits of some samples of a data set in one view."""
+
+    samples: slice
+    logits: Tensor
+    """(B, C), float16; float32 where they are reconstructed from the top k."""
+    classes: Tensor | None
+    """The top k classes, (B, K) int64, where only these are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HydratedCache:
+    """A sealed cache, read in the order of a data set.
+
+    Rows that the cache does not have are NaN, or zero in arrays of integers.
+    """
+
+    cache: TeacherCache
+    joined: Joined
+    folder: Path
+    """Where local copies are kept."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.joined.rows)
+
+    def features(self, view: int) -> NDArray[np.float16]:
+        """Penultimate features of one view, (N, D) float16, memory-mapped.
+
+        Raises:
+            ArtefactMismatch: if the cache was made without them, or an object is damaged.
+        """
+        self.cache.require_features()
+        return self._array(FEATURES, view).view(np.float16)
+
+    def logits(self, view: int, *, temperature: float) -> Tensor:
+        """Logits of one view for use at ``temperature``, (N, C); float16, memory-mapped, or
+        float32, where they are reconstructed from the top k."""
+        if not self.cache.is_sparse:
+            return torch.from_numpy(self._array(LOGITS, view))
+        return torch.cat(
+            [block.logits for block in self.logit_blocks(view, temperature=temperature)]
+        )
+
+    def logit_blocks(self, view: int, *, temperature: float) -> Iterator[LogitBlock]:
+        """Logits of one view for use at ``temperature``, a shard's worth of samples at a time.
+
+        Nothing is copied to the disk where the data set has the cache's order.
+
+        Raises:
+            ArtefactMismatch: if an object is damaged, or what ``temperature`` needs was not kept.
+        """
+        if self.cache.is_sparse:
+            yield from self._sparse_blocks(view, temperature)
+            return
+        start = 0
+        for rows in self._blocks(LOGITS, view):
+            samples = slice(start, start + len(rows))
+            yield LogitBlock(samples=samples, logits=torch.from_numpy(rows), classes=None)
+            start = samples.stop
+
+    def _sparse_blocks(self, view: int, temperature: float) -> Iterator[LogitBlock]:
+        self.cache.require_temperature(temperature)
+        known = self.joined.known
+        labels = np.where(known, self.cache.labels[self.joined.rows], 0)
+        names = (TOP_CLASS, TOP_LOGIT, TARGET_LOGIT, LOGSUMEXP)
+        start = 0
+        for parts in zip(*(self._blocks(name, view) for name in names), strict=True):
+            classes, logits, target, logsumexp = (torch.from_numpy(p) for p in parts)
+            samples = slice(start, start + len(logits))
+            sparse = SparseLogits(
+                classes=classes.long(),
+                logits=logits,
+                target=target,
+                logsumexp=logsumexp,
+                temperatures=self.cache.manifest.identity.temperatures,
+            )
+            dense = reconstruct(
+                sparse,
+                torch.from_numpy(labels[samples]),
+                num_classes=self.cache.shape.num_classes,
+                temperature=temperature,
+            )
+            dense[torch.from_numpy(~known[samples])] = torch.nan
+            yield LogitBlock(samples=samples, logits=dense, classes=sparse.classes)
+            start = samples.stop
+
+    def _blocks(self, name: str, view: int) -> Iterator[Rows]:
+        """Rows of an array in the data set's order, a shard's worth at a time."""
+        size = self.cache.manifest.layout.shard_rows
+        if self.joined.is_identity:
+            left = self.num_samples
+            for block in self.cache.blocks(name, view):
+                yield block[:left]
+                left -= len(block[:left])
+                if left == 0:
+                    return
+        else:
+            rows = self._array(name, view)
+            for start in range(0, self.num_samples, size):
+                yield rows[start : start + size]
+
+    def _array(self, name: str, view: int) -> Rows:
+        """One view of an array in the data set's order, memory-mapped; copied if it must be."""
+        rows = array_sha256(self.joined.rows)
+        order = "" if self.joined.is_identity else f".{short(rows)}"
+        folder = self.folder / f"{short(self.cache.root)}{HYDRATED}"
+        path = folder / f"{name}.{view}{order}.npy"
+        if not _is_whole(path, root=self.cache.root, rows=rows):
+            with publishing_file(path) as partial:
+                self._write(partial, name, view)
+            record = _CopyRecord(
+                root=self.cache.root, rows=rows, bytes=path.stat().st_size, sha256=file_sha256(path)
+            )
+            publish_json(path.with_suffix(".json"), record.model_dump(mode="json"))
+        copied: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
+        return copied  # "c": as shared as "r", and torch does not warn of it
+
+    def _write(self, path: Path, name: str, view: int) -> None:
+        """Spread the rows of every shard over the samples that they belong to."""
+        spec = self.cache.reader.specs[name]
+        shape, dtype = (self.num_samples, *spec.shape[2:]), np.dtype(spec.dtype)
+        with path.open("w+b") as file:
+            described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, described)
+            header = file.tell()
+            file.truncate(header + self.num_samples * spec.row_bytes)
+            with mmap.mmap(file.fileno(), 0) as mapped:
+                out: Rows = np.ndarray(shape, dtype, buffer=mapped, offset=header)
+                for samples, rows in self._placed(name, view, dtype):
+                    out[samples] = rows
+                    mapped.madvise(mmap.MADV_DONTNEED)  # the file keeps it; memory need not
+                del out
+
+    def _placed(
+        self, name: str, view: int, dtype: np.dtype[np.generic]
+    ) -> Iterator[tuple[NDArray[np.int64] | slice, Rows | float]]:
+        """Samples and the rows that are theirs, a shard at a time."""
+        joined = self.joined
+        order = np.argsort(joined.rows, kind="stable")
+        if joined.num_extra:
+            yield order[: joined.num_extra], np.nan if dtype.kind == "f" else 0
+        samples = order[joined.num_extra :]  # those that the cache has, in the order of its rows
+        rows = joined.rows[samples]
+        start, total = 0, self.cache.shape.num_samples
+        with progress(f"copy {name} of view {view}", total=total, unit="rows") as bar:
+            for block in self.cache.blocks(name, view):
+                stop = start + len(block)
+                first, last = np.searchsorted(rows, [start, stop])
+                if joined.is_identity:  # without copying the block
+                    yield slice(start, min(stop, len(rows))), block[: last - first]
+                else:
+                    yield samples[first:last], block[rows[first:last] - start]
+                start = stop
+                bar.advance(len(block))
+
+
+class _CopyRecord(Record):
+    """What is said of one copy."""
+
+    root: str
+    rows: str
+    bytes: int
+    sha256: str
+
+
+def _is_whole(path: Path, *, root: str, rows: str) -> bool:
+    """Whether the copy was finished and its bytes are what they were."""
+    told = path.with_suffix(".json")
+    if not path.is_file() or not told.is_file():
+        return False
+    try:
+        record = read_record(_CopyRecord, told, made_by=_MADE_BY, remedy="")
+    except PipelineError:
+        return False
+    same = (record.root, record.rows, record.bytes) == (root, rows, path.stat().st_size)
+    return same and file_sha256(path) == record.sha256

@@ -1,0 +1,41 @@
+"""cache push, pull: complete caches between this machine and the team's place."""
+
+from pathlib import Path
+
+from pipeline.artefacts.cache_transfer import copy_cache
+from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.remote_objects import require_conditional_create
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.errors import ConfigError
+from stages.cache_info import configuration, places
+from stages.cache_places import cache_place
+
+
+def push(what: str, root: str | None, overrides: list[str], *, single_writer: bool) -> list[str]:
+    """Copy a cache, or those of a configuration, to ``root``; return where they lie then.
+
+    Raises:
+        ConfigError: if no place is named.
+        ArtefactNotFound: if there is no complete cache.
+        ArtefactMismatch: if the place holds other numbers under the same id.
+    """
+    if root is None:
+        root = configuration(what, overrides).share if what.endswith(".toml") else ""
+    if not root:
+        raise ConfigError(
+            f"no place to push {what} to (expected PLACE, or `share` in a configuration)."
+        )
+    target = open_objects(root, single_writer=single_writer)
+    if not single_writer:
+        require_conditional_create(target)
+    copies = []
+    for place in places(what, overrides):
+        cache = TeacherCache.open(place)
+        copies.append(copy_cache(cache, cache_place(target, cache.id)).path)
+    return copies
+
+
+def pull(address: str, root: Path) -> str:
+    """Copy the cache at ``address`` into the folder ``root``; return where it lies then."""
+    cache = TeacherCache.open(address)
+    return copy_cache(cache, cache_place(open_objects(root), cache.id)).path

@@ -1,0 +1,218 @@
+"""cache info, list, diff: what teacher caches say of themselves."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
+from pipeline.artefacts.cache_record import CacheManifest
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.objects import ObjectStore, open_objects
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.data.views import ViewSpec
+from pipeline.errors import ArtefactNotFound, ConfigError, PipelineError
+from pipeline.provenance import short
+from stages.cache_places import find_cache, is_sealed, made_cache
+from stages.config_file import load_config
+from stages.configs import Config
+
+_EXAMPLES = 3
+
+
+def places(what: str, overrides: list[str]) -> list[ObjectStore]:
+    """The caches that are meant: the one at an address, or those of a configuration."""
+    if not what.endswith(".toml"):
+        if overrides:
+            raise ConfigError(
+                f"--set needs a configuration (expected a .toml file in place of {what})."
+            )
+        return [open_objects(what)]
+    config = configuration(what, overrides)
+    dataset = Dataset.open(config.data_folder)
+    found = [find_cache(config, dataset).store]
+    test = made_cache(config, dataset, split="eval")
+    if test is not None and config.select.cache is None:
+        found.append(test.store)
+    return found
+
+
+def configuration(what: str, overrides: list[str]) -> Config:
+    """The configuration that is meant.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if not what.endswith(".toml"):
+        raise ConfigError(
+            f"{what} is not a configuration (expected a .toml file, which tells of the teacher and "
+            "the images)."
+        )
+    return load_config(Path(what), overrides=overrides)
+
+
+def info(place: ObjectStore, *, as_json: bool) -> str:
+    """Everything that a cache says of itself."""
+    cache = TeacherCache.open(place)
+    if as_json:
+        told = {
+            "place": cache.path,
+            "root": cache.root,
+            "bytes": _num_bytes(cache),
+            "manifest": cache.manifest.model_dump(mode="json"),
+            "summary": cache.summary.model_dump(mode="json"),
+        }
+        return json.dumps(told, indent=1, sort_keys=True)
+    return "\n".join(f"{name:<20} {value}" for name, value in _lines(cache))
+
+
+def table_of(root: str) -> str:
+    """One line for each cache below a folder or an address."""
+    store = open_objects(root)
+    rows: list[tuple[str, ...]] = [
+        ("id", "complete", "teacher", "views", "images", "classes", "keeps", "MB")
+    ]
+    for name in store.folders():
+        place = store.child(name)
+        if place.size(MANIFEST) is not None:
+            rows.append(_row(place))
+    if len(rows) == 1:
+        raise ArtefactNotFound(
+            f"{store.url} has no teacher cache. Make one with `heartcut cache-teacher`, or name "
+            "the folder that holds the caches."
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def diff(first: str, second: str) -> list[str]:
+    """Every difference of two caches in a line of its own; none if they are the same."""
+    one, other = TeacherCache.open(first), TeacherCache.open(second)
+    if one.root == other.root:
+        return []
+    lines = []
+    for part in ("identity", "shape", "layout"):
+        mine, theirs = (getattr(cache.manifest, part).model_dump() for cache in (one, other))
+        lines += [
+            f"{name}: {_brief(mine[name])} | {_brief(theirs[name])}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+    lines += _different_samples(one, other)
+    if one.id == other.id:
+        differing = [
+            key for key, facts in one.seal.receipts.items() if other.seal.receipts.get(key) != facts
+        ]
+        lines.append(
+            f"numbers: {len(differing)} of {len(one.seal.receipts)} objects differ, first "
+            f"{', '.join(sorted(differing)[:_EXAMPLES])}"
+        )
+    return lines
+
+
+def _different_samples(one: TeacherCache, other: TeacherCache) -> Iterator[str]:
+    labels, theirs = (_labels_by_key(cache) for cache in (one, other))
+    for name, extra in (("first", labels.keys() - theirs), ("second", theirs.keys() - labels)):
+        if extra:
+            yield f"images: {len(extra):,} only in the {name}: {_examples(extra)}"
+    changed = {key for key in labels.keys() & theirs if labels[key] != theirs[key]}
+    if changed:
+        yield f"labels: {len(changed):,} images have another one: {_examples(changed)}"
+    if one.shape.num_samples == other.shape.num_samples and not np.array_equal(
+        one.keys, other.keys
+    ):
+        yield "order: the images lie in another one"
+
+
+def _labels_by_key(cache: TeacherCache) -> dict[bytes, tuple[int, ...]]:
+    labels: dict[bytes, tuple[int, ...]] = {}
+    for key, label in zip(cache.keys, cache.labels.tolist(), strict=True):
+        labels[key.tobytes()] = tuple(sorted((*labels.get(key.tobytes(), ()), label)))
+    return labels
+
+
+def _examples(keys: set[bytes]) -> str:
+    return ", ".join(key.hex()[:12] for key in sorted(keys)[:_EXAMPLES])
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return short(text) if len(text) == 64 else text
+
+
+def _lines(cache: TeacherCache) -> Iterator[tuple[str, str]]:
+    identity, shape, summary = cache.manifest.identity, cache.shape, cache.summary
+    yield "place", cache.path
+    yield "id", cache.id
+    yield "root hash", cache.root
+    yield "teacher", f"{summary.teacher}, weights {short(identity.weights)}"
+    yield (
+        "images",
+        f"{shape.num_samples:,} of {shape.num_classes} classes, fingerprint "
+        + short(identity.fingerprint),
+    )
+    yield "views", f"clean + {ViewSpec.from_json(identity.views).name}"
+    yield "keeps", _keeps(cache.manifest)
+    yield "precision", identity.precision
+    yield "size", _size(cache)
+    yield "accuracy", "/".join(f"{100 * a:.2f}" for a in summary.accuracy_training) + " % per view"
+    if summary.accuracy_held_out:
+        held_out = "/".join(f"{100 * a:.2f}" for a in summary.accuracy_held_out)
+        yield "held out", held_out + " % per view"
+    yield "wrong", f"{summary.num_wrong:,} images in the clean view"
+    yield "agreement", "/".join(f"{100 * a:.2f}" for a in summary.agreement) + " % per view"
+    for fidelity in summary.fidelity:
+        told = f"mean {fidelity.mean_kl:.2e}, max {fidelity.max_kl:.2e}"
+        yield f"KL at {fidelity.temperature:g}", f"{told} to float32"
+    yield "saw held-out images", "yes" if summary.target_in_sample else "no"
+    yield "computed", f"in {summary.seconds:,.1f} s on {'; '.join(summary.devices)}"
+    yield "versions", ", ".join(f"{name} {value}" for name, value in summary.versions.items())
+
+
+def _keeps(manifest: CacheManifest) -> str:
+    identity = manifest.identity
+    kept = "all logits"
+    if identity.top_k:
+        at = ", ".join(f"{value:g}" for value in identity.temperatures)
+        kept = f"top {identity.top_k} + label (temperatures {at})"
+    return kept + (" + features" if identity.features else "")
+
+
+def _num_bytes(cache: TeacherCache) -> int:
+    return sum(facts.bytes for _, facts in cache.objects())
+
+
+def _size(cache: TeacherCache) -> str:
+    num_bytes, shape = _num_bytes(cache), cache.shape
+    per_row = num_bytes / (shape.num_samples * shape.num_views)
+    return (
+        f"{num_bytes:,} bytes in {len(cache.seal.receipts):,} objects, {per_row:.1f} bytes per "
+        f"image and view, {cache.manifest.layout.codec}"
+    )
+
+
+def _row(place: ObjectStore) -> tuple[str, ...]:
+    try:
+        manifest = read_manifest(place)
+        complete, size = ("yes", _size_of(place)) if is_sealed(place) else ("no", _size_of(place))
+    except PipelineError as error:
+        return (place.url.rsplit("/", 1)[-1], "damaged", str(error)[:60], "", "", "", "", "")
+    shape = manifest.shape
+    return (
+        short(manifest.id),
+        complete,
+        f"{manifest.identity.arch} {short(manifest.identity.weights)}",
+        str(shape.num_views),
+        f"{shape.num_samples:,}",
+        str(shape.num_classes),
+        _keeps(manifest),
+        size,
+    )
+
+
+def _size_of(place: ObjectStore) -> str:
+    return f"{sum(place.sizes('data.zarr').values()) / 1e6:,.1f}"
