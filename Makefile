@@ -3,6 +3,7 @@
 VENV ?= .venv
 CONFIG = configs/digits.toml
 ARGS =
+CACHE ?=
 BENCHMARKS = $(sort $(wildcard benchmarks/[!_]*.py))
 
 export VENV PYTHON FFCV_WHEEL
@@ -19,6 +20,7 @@ help:  ## List the commands
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-14s%s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Stages read CONFIG and ARGS: make select CONFIG=configs/cifar10.toml ARGS="--set select.eta=0.7"'
+	@echo 'A cache of another team: make select CONFIG=my.toml CACHE=s3://team/caches/0a7e1c919380'
 
 setup:  ## Install everything into .venv; every command below does it first
 	@scripts/setup.sh
@@ -34,7 +36,7 @@ train-student: setup  ## Train the student on what was selected
 compare: setup  ## Run all stages, and the student under every variant of CONFIG
 
 $(STAGES):
-	@"$(BIN)/heartcut" $@ "$(CONFIG)" $(ARGS)
+	@"$(BIN)/heartcut" $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)
 
 check: setup  ## All that CI runs: formatting, lint, types, tests
 	"$(BIN)/ruff" format --check .

@@ -103,7 +103,7 @@ def verify(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Largest |logit - cached logit|; default: 0.02 (fp32) or 0.1 (bf16) of the "
+            help="Largest |logit - cached logit|; default: 0.005 (fp32) or 0.05 (bf16) of the "
             "largest |logit|.",
         ),
     ] = None,
@@ -114,11 +114,15 @@ def verify(
         from stages import cache_info, cache_verify
 
         for place in cache_info.places(cache, override or []):
-            fine &= cache_verify.check(place, read_bytes=read_bytes)
+            finding = cache_verify.check(place, read_bytes=read_bytes)
+            typer.echo("\n".join(finding.lines))
+            fine &= finding.is_fine
         if fine and recompute is not None:
             settings = cache_info.configuration(cache, override or [])
             share = cache_verify.parse_share(recompute)
-            agrees = cache_verify.recompute(settings, share=share, tolerance=tolerance)
+            finding = cache_verify.recompute(settings, share=share, tolerance=tolerance)
+            typer.echo("\n".join(finding.lines))
+            agrees = finding.is_fine
     if not (fine and agrees):
         raise typer.Exit(code=DIFFERENT if fine else DAMAGED)
 

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from _common import interleaved, report, synthetic_beton
 
+from pipeline.artefacts.cache_record import CacheLayout
 from pipeline.artefacts.dataset import Beton
+from pipeline.artefacts.objects import open_objects
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.models import Classifier
@@ -29,6 +31,7 @@ from pipeline.training import Normaliser
 CLASSES = 10
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 VIEWS = ViewSpec(padding=4, flip=True, count=1)
+LAYOUT = CacheLayout(shard_rows=16_384)
 
 
 def bare(model: Classifier, batches: list[torch.Tensor], runtime: Runtime) -> Callable[[], float]:
@@ -55,12 +58,13 @@ def cached(
         started = time.perf_counter()
         identity = cache_identity(teacher, beton=beton, views=VIEWS, runtime=runtime, features=True)
         cache_views(
-            folder / f"cache{next(number)}",
+            open_objects(folder / f"cache{next(number)}"),
             identity=identity,
+            layout=LAYOUT,
             teacher=teacher,
             loader=loader,
             beton=beton,
-            num_views=VIEWS.num_views + 1,
+            views=VIEWS,
             runtime=runtime,
             held_out=np.arange(100),
         )

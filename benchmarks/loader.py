@@ -28,6 +28,7 @@ def soft_labels(beton: Beton, num_classes: int) -> Supervision:
         selected=generator.random(beton.num_samples) < 0.85,
         labels=beton.samples.labels,
         by_view=True,
+        num_classes=num_classes,
     )
 
 

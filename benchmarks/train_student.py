@@ -120,6 +120,7 @@ def supervision_of(beton: Beton, views: ViewSpec) -> Supervision:
         selected=generator.random(beton.num_samples) < 0.85,
         labels=beton.samples.labels,
         by_view=True,
+        num_classes=CLASSES,
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.artefacts.cache_arrays import (
 from pipeline.artefacts.cache_receipts import Note
 from pipeline.artefacts.cache_record import CacheSummary, Fidelity
 from pipeline.artefacts.cache_writer import CacheWriter, Unit
+from pipeline.artefacts.zarr_arrays import top_and_class
 from pipeline.progress import progress
 from pipeline.runtime import versions
 
@@ -74,8 +75,8 @@ def _counts(
             classes = reader.shard(TOP_CLASS, unit.view, unit.shard)[:, 0].astype(np.int64)
         else:
             logits = reader.shard(LOGITS, unit.view, unit.shard)
-            classes = logits.argmax(axis=1)
-            top, target = (logits[np.arange(len(own)), chosen] for chosen in (classes, own))
+            top, classes = top_and_class(logits)
+            target = logits[np.arange(len(own)), own]
         return classes, np.greater_equal(target, top)
 
     by_shard = sorted(writer.units, key=lambda unit: (unit.shard, unit.view))

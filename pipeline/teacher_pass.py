@@ -192,13 +192,14 @@ def _telling_what_is_left(writer: CacheWriter) -> Iterator[None]:
         yield
     except BaseException:
         total, left = len(writer.units), len(writer.missing())
-        logger.warning(
-            "%s keeps %d of %d shards: run the same command again to compute the %d that are left",
-            writer.store.url,
-            total - left,
-            total,
-            left,
-        )
+        if left < total:
+            logger.warning(
+                "%s keeps %d of %d shards: run the same command again to compute the %d left",
+                writer.store.url,
+                total - left,
+                total,
+                left,
+            )
         raise
 
 
@@ -214,8 +215,8 @@ class _Worker:
     def compute(self, share: Share | None, *, labels: NDArray[np.int64]) -> None:
         """Compute and keep every unit of the share that nobody has kept yet."""
         missing = self.writer.missing()
-        todo = self._apart(missing) if share is None else share(self.writer.units)
-        todo = [unit for unit in todo if unit in set(missing)]
+        mine = set(missing if share is None else share(self.writer.units))
+        todo = [unit for unit in self._apart(missing, share) if unit in mine]
         if len(missing) < len(self.writer.units):
             logger.info(
                 "%s: %d of %d shards are kept already",
@@ -234,9 +235,10 @@ class _Worker:
                 else:
                     write(unit, *self._outputs(unit, labels, bar))
 
-    def _apart(self, missing: list[Unit]) -> list[Unit]:
+    def _apart(self, missing: list[Unit], share: Share | None) -> list[Unit]:
         """Begin somewhere else than other workers that joined the same cache, if there are any."""
-        start = secrets.randbelow(len(missing)) if self.writer.joined and missing else 0
+        is_alone = share is not None or not self.writer.joined or not missing
+        start = 0 if is_alone else secrets.randbelow(len(missing))
         return missing[start:] + missing[:start]
 
     def _num_rows(self, unit: Unit) -> int:

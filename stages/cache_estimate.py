@@ -18,7 +18,9 @@ def estimate(config: Config) -> str:
     num_features = build(arch, num_classes=dataset.num_classes).head.in_features
     settings = config.cache_teacher
     configured = (settings.top_k, settings.features)
-    choices = dict.fromkeys([(0, True), (0, False), (_TOP_K, True), (_TOP_K, False), configured])
+    top_k = [_TOP_K] if dataset.num_classes > _TOP_K else []
+    offered = [(kept, features) for kept in (0, *top_k) for features in (True, False)]
+    choices = dict.fromkeys([*offered, configured])
     views = view_spec(config.views)
     lines = [
         f"{'keeps':<28} {'bytes per image and view':>24} {'training images':>18} "
@@ -84,7 +86,10 @@ def _manifest(
             num_classes=num_classes,
             num_features=num_features,
         ),
-        layout=CacheLayout(shard_rows=settings.shard_rows or default_shard_rows(2 * widest)),
+        layout=CacheLayout(
+            shard_rows=settings.shard_rows or default_shard_rows(2 * widest),
+            codec=settings.compression,
+        ),
     )
 
 
@@ -93,8 +98,15 @@ def _bytes_per_row(manifest: CacheManifest) -> int:
 
 
 def _bytes(manifest: CacheManifest) -> int:
-    shape = manifest.shape
-    whole = sum(
-        spec.object_bytes for spec in array_specs(manifest).values() if spec.shard_rows is None
+    """Of all objects: as they are stored, or before compression without what it makes nothing of
+    (the last chunk of a shard is filled up)."""
+    shape, specs = manifest.shape, array_specs(manifest).values()
+    whole = sum(spec.object_bytes for spec in specs if spec.shard_rows is None)
+    if manifest.layout.codec == "zstd":
+        return shape.num_views * shape.num_samples * _bytes_per_row(manifest) + whole
+    bounds = [manifest.rows_of(shard) for shard in range(manifest.num_shards)]
+    return whole + sum(
+        shape.num_views * spec.uncompressed_bytes(stop - start)
+        for spec in view_arrays(manifest)
+        for start, stop in bounds
     )
-    return shape.num_views * shape.num_samples * _bytes_per_row(manifest) + whole

@@ -155,7 +155,8 @@ def _lines(cache: TeacherCache) -> Iterator[tuple[str, str]]:
         f"{shape.num_samples:,} of {shape.num_classes} classes, fingerprint "
         + short(identity.fingerprint),
     )
-    yield "views", f"clean + {ViewSpec.from_json(identity.views).name}"
+    augmented = f" + {ViewSpec.from_json(identity.views).name}" if shape.num_views > 1 else ""
+    yield "views", f"clean{augmented}"
     yield "keeps", _keeps(cache.manifest)
     yield "precision", identity.precision
     yield "size", _size(cache)

@@ -165,8 +165,7 @@ def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | N
     fetched = _fetched(job.config, wanted.identity, place)
     if fetched is not None:
         return fetched
-    if job.config.caches:
-        require_conditional_create(place)
+    require_conditional_create(caches_of(job.config))
     left = cache_views(
         place,
         identity=wanted.identity,

@@ -1,6 +1,7 @@
 """compare: one configuration -> every stage, several students, one table.
 
-Prepares the data, trains the teacher where there is no checkpoint, caches it once, and trains the
+Prepares the data, trains the teacher where there is no checkpoint, caches it once (none of which is
+done where `select.cache` names a cache), and trains the
 student under every variant and seed. What exists already is not made again.
 """
 
@@ -9,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from pipeline.artefacts.cache_record import CacheSummary
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.cache_places import made_cache
+from stages.cache_places import find_cache, made_cache
 from stages.config_file import with_overrides
 from stages.configs import Config
 
@@ -35,8 +34,8 @@ class Comparison:
     """All variants, in the order of the configuration."""
 
     rows: list[Row]
-    teacher: CacheSummary
-    """Of the test images."""
+    teacher: str
+    """What is known of it, for people."""
     workspace: Path
 
 
@@ -48,22 +47,26 @@ def execute(config: Config) -> Comparison:
     }
     _require_shared_teacher(config, variants)
     dataset = prepare.execute(config)
-    if config.cache_teacher.checkpoint is None:
-        train_teacher.execute(config)
-    cache_teacher.execute(config)
+    if config.select.cache is None:
+        if config.cache_teacher.checkpoint is None:
+            train_teacher.execute(config)
+        cache_teacher.execute(config)
     rows = [
         Row(name=name, runs=[_student(variant, seed) for seed in config.compare.seeds])
         for name, variant in variants.items()
     ]
     return Comparison(
-        rows=rows, teacher=_test_cache(config, dataset).summary, workspace=config.workspace
+        rows=rows, teacher=_describe_teacher(config, dataset), workspace=config.workspace
     )
 
 
-def _test_cache(config: Config, dataset: Dataset) -> TeacherCache:
-    cache = made_cache(config, dataset, split="eval")
-    assert cache is not None, "cache-teacher has just made it"
-    return cache
+def _describe_teacher(config: Config, dataset: Dataset) -> str:
+    """Name and accuracy: on the test images where they were cached, else on held-out ones."""
+    test = made_cache(config, dataset, split="eval") if config.select.cache is None else None
+    summary = (test or find_cache(config, dataset)).summary
+    accuracies = summary.accuracy_training if test else summary.accuracy_held_out
+    told = f", {'test' if test else 'held out'} {100 * accuracies[0]:.2f} %" if accuracies else ""
+    return f"{summary.teacher}{told}"
 
 
 def _student(config: Config, seed: int) -> Run:
@@ -103,11 +106,7 @@ def as_markdown(comparison: Comparison) -> str:
         for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    accuracy = 100 * comparison.teacher.accuracy_training[0]
-    lines.append(
-        f"\nteacher: {comparison.teacher.teacher}, test {accuracy:.2f} %. "
-        f"Everything lies under {comparison.workspace}."
-    )
+    lines.append(f"\nteacher: {comparison.teacher}. Everything lies under {comparison.workspace}.")
     return "\n".join(lines)
 
 

@@ -14,10 +14,12 @@ import torch
 
 import cli
 from pipeline.artefacts import soft_labels as soft_format
+from pipeline.artefacts.cache_index import recall
 from pipeline.artefacts.dataset import Dataset, beton_path
 from pipeline.artefacts.soft_labels import SoftLabels
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
+from pipeline.provenance import short
 from stages.configs import Config
 from stages.requests import cache_request, teacher_run_path
 from tests.commands import ROOT, heartcut
@@ -163,11 +165,23 @@ def teacher_with(digits: Config, path: Path, *, head_scale: float = 1.0) -> list
 
 
 @pytest.mark.parametrize("head_scale", [1e6, 1e37], ids=["too large", "infinite"])
-def test_a_teacher_whose_logits_overflow_is_refused(digits, tiny_toml, tmp_path, head_scale):
-    settings = teacher_with(digits, tmp_path / "big.safetensors", head_scale=head_scale)
-    line = refused("cache-teacher", tiny_toml, digits, *settings)
+def test_a_teacher_whose_logits_overflow_is_refused(digits_copy, tiny_toml, tmp_path, head_scale):
+    """And no number of it is kept; what the cache was begun with is no number of the teacher's."""
+    settings = teacher_with(digits_copy, tmp_path / "big.safetensors", head_scale=head_scale)
+    before = snapshot(digits_copy.workspace)
+    line = run("cache-teacher", tiny_toml, digits_copy, *settings).error_line
     assert "the teacher's logits of sample 0 in view 0 reach" in line
     assert "Check the checkpoint" in line
+    after = snapshot(digits_copy.workspace)
+    new = {str(path.relative_to(digits_copy.caches_folder)) for path in after.keys() - before}
+    assert len({name.split("/")[0] for name in new}) == 1, (
+        "nothing outside the cache that was begun"
+    )
+    assert not [name for name in new if name.endswith("sealed.json")]
+    for array in ("logits", "features"):
+        assert [name for name in new if f"/{array}/" in name and name.count("/") > 3] == []
+        assert [name for name in new if f"receipts/{array}/" in name] == []
+    assert unfinished(digits_copy.workspace) == []
 
 
 def test_a_teacher_of_other_classes_is_refused(digits, tiny_toml, tmp_path):
@@ -200,12 +214,11 @@ def test_an_unknown_architecture_is_one_line(digits, tiny_toml):
 
 def test_a_cache_of_other_images_is_refused(digits, tiny_toml):
     dataset = Dataset.open(digits.data_folder)
-    from pipeline.artefacts.cache_index import recall
-
     other = recall(digits.caches_folder, request=cache_request(digits, dataset), split="eval")
-    line = refused("select", tiny_toml, digits, f"select.cache={other}")
-    assert f"{other} was made from other data than" in line
-    assert "images and labels" in line
+    place = digits.caches_folder / short(other)
+    line = refused("select", tiny_toml, digits, f"select.cache={place}")
+    assert f"{place} has none of the {dataset.train.num_samples} images of" in line
+    assert "heartcut cache-teacher" in line
 
 
 def test_what_is_no_cache_is_one_line(digits, tiny_toml, tmp_path):
@@ -241,9 +254,15 @@ def test_soft_labels_that_do_not_belong_are_refused(
 ):
     soft = SoftLabels.open(next(digits.selections_folder.glob("*.soft"))).record
     identity = soft.identity.model_copy(update={} if cache is None else {"cache": cache})
-    shape = (*soft.shape[:2], num_classes)
-    views = np.full(shape, 1 / num_classes, dtype=np.float16)
-    soft_format.write(tmp_path / "x.soft", identity=identity, views=views, shape=shape)
+    num_views, num_samples, _ = soft.shape
+    view = np.full((num_samples, num_classes), 1 / num_classes, dtype=np.float16)
+    soft_format.write(
+        tmp_path / "x.soft",
+        identity=identity,
+        views=[[view]] * num_views,
+        num_samples=num_samples,
+        num_classes=num_classes,
+    )
     settings = f"train_student.soft_labels={tmp_path / 'x.soft'}"
     assert told in refused("train-student", tiny_toml, digits, settings)
 

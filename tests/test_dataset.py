@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from pipeline.artefacts import dataset as module
-from pipeline.artefacts.dataset import Dataset, Samples, stratified_rows
+from pipeline.artefacts.dataset import (
+    Dataset,
+    Samples,
+    dataset_id,
+    held_out_digest,
+    stratified_rows,
+)
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from tests.image_folders import folder_config
 
 
 def new_samples(count, *, seed=0, num_classes=3):
@@ -47,6 +54,35 @@ def test_fingerprint_and_pixel_digest_do_not_depend_on_the_order(seed, count):
     assert np.array_equal(
         turned.rows(turned.canonical_order()).keys, samples.rows(samples.canonical_order()).keys
     )
+
+
+@given(seed=st.integers(0, 50), count=st.integers(1, 40), share=st.floats(0, 1))
+def test_held_out_digest_and_id_do_not_depend_on_the_order(seed, count, share):
+    samples, rng = new_samples(count, seed=seed), np.random.default_rng(seed)
+    order = rng.permutation(count)
+    held_out = np.flatnonzero(rng.random(count) < share)
+    turned, moved = samples.rows(order), np.sort(np.argsort(order)[held_out])
+    assert held_out_digest(turned, moved) == held_out_digest(samples, held_out)
+    assert dataset_id(
+        turned, new_samples(9), class_names=["a", "b", "c"], held_out=moved
+    ) == dataset_id(samples, new_samples(9), class_names=["a", "b", "c"], held_out=held_out)
+
+
+def test_held_out_digest_tells_which_images_are_held_out():
+    samples = new_samples(20)
+    rows = [[0, 1], [0, 2], [0], [0, 1, 2], []]
+    digests = {held_out_digest(samples, np.array(some, dtype=np.int64)) for some in rows}
+    assert len(digests) == len(rows)
+
+
+def test_held_out_rows_are_the_same_images_in_any_order():
+    samples = new_samples(90)
+    turned = samples.rows(np.random.default_rng(0).permutation(90))
+    settings = {"fraction": 0.2, "seed": 0, "purpose": "x"}
+    first = stratified_rows(samples, **settings)
+    second = stratified_rows(turned, **settings)
+    assert not np.array_equal(first, second)
+    assert held_out_digest(samples, first) == held_out_digest(turned, second)
 
 
 @pytest.mark.parametrize("field", ["keys", "labels", "pixels"])
@@ -161,6 +197,24 @@ def test_a_data_set_opens_as_it_was_written(prepared, copy):
     assert opened.held_out_digest == prepared.held_out_digest
 
 
+def test_a_data_set_in_another_order_opens_and_is_the_same_one(prepared, image_root, tmp_path):
+    from stages import prepare
+
+    turned = prepare.execute(folder_config(tmp_path, image_root, order="source"))
+    assert not np.array_equal(turned.train.samples.keys, prepared.train.samples.keys)
+    assert (turned.record.id, turned.held_out_digest) == (
+        prepared.record.id,
+        prepared.held_out_digest,
+    )
+    for split in ("train", "eval"):
+        ours, theirs = getattr(turned, split).samples, getattr(prepared, split).samples
+        ours, theirs = (some.rows(some.canonical_order()) for some in (ours, theirs))
+        assert np.array_equal(ours.keys, theirs.keys)
+        assert np.array_equal(ours.labels, theirs.labels)
+    held_out = {key.tobytes() for key in turned.train.samples.keys[turned.held_out]}
+    assert held_out == {key.tobytes() for key in prepared.train.samples.keys[prepared.held_out]}
+
+
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_a_flipped_bit_anywhere_in_a_beton_is_refused(copy, split):
     path = copy / f"{split}.beton"
@@ -238,7 +292,7 @@ def test_samples_of_another_split_are_refused(copy):
 def test_samples_in_another_order_than_the_beton_are_refused(copy):
     path = copy / "train.samples.safetensors"
     save_file({name: rows[::-1].copy() for name, rows in load_file(path).items()}, path)
-    assert_refused(copy, ArtefactMismatch, "not in the order of", str(path))
+    assert_refused(copy, ArtefactMismatch, "its classes and held-out rows make data set", str(copy))
 
 
 @pytest.mark.parametrize(

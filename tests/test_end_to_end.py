@@ -1,6 +1,7 @@
 """The whole pipeline: every stage twice, interrupted at any moment, on a full disk, compared."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.errors import NotSealed
 from stages.config_file import with_overrides
 from stages.configs import Config
 from stages.requests import teacher_run_path
@@ -46,27 +49,57 @@ def before(digits, tmp_path, request) -> Config:
     return with_overrides(digits, [f"workspace={workspace}"])
 
 
+def has_begun(stage: str, folder: Path) -> bool:
+    """Whether a stage writes already."""
+    if stage == "cache-teacher":
+        return any(folder.glob("*/receipts/*/*.json"))
+    return any(folder.glob("*.partial"))
+
+
+def require_told(stage: str, lines: list[str]) -> None:
+    """Only `cache-teacher` tells what it keeps, where it keeps something."""
+    assert len(lines) <= (stage == "cache-teacher")
+    for line in lines:
+        assert re.search(r"/caches/\w{12} keeps \d+ of \d+ shards: run the same command", line)
+
+
+def require_complete(caches: Path) -> None:
+    """A cache with a seal is whole; one without is refused."""
+    for manifest in caches.glob("*/manifest.json"):
+        if (manifest.parent / "sealed.json").exists():
+            TeacherCache.open(manifest.parent)
+        else:
+            with pytest.raises(NotSealed):
+                TeacherCache.open(manifest.parent)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupted_stage_leaves_nothing_half_written(
     server, tiny_toml, before, tmp_path, stage
 ):
-    """While writing and a little later: 130, one line; and running again succeeds."""
+    """While writing and a little later: 130, one line; and running again succeeds.
+
+    A teacher cache keeps its finished shards: it tells them in a line more, and has no seal.
+    """
     folder = before.workspace / MADE_IN[stage]
     complete = snapshot(before.workspace)
     for moment, delay in enumerate((0.0, 0.1)):
         running = server.start(tmp_path / f"output{moment}", stage, tiny_toml, *options_of(before))
-        while running.is_running and not list(folder.glob("*.partial")):
+        while running.is_running and not has_begun(stage, folder):
             time.sleep(0.0005)
         time.sleep(delay)
         was_running = running.is_running
         running.signal(signal.SIGINT)
         done = running.wait()
         if was_running and done.out == "":
-            assert (done.shell_code, done.err) == (130, INTERRUPTED)
+            *kept, last = done.err.splitlines(keepends=True)
+            assert (done.shell_code, last) == (130, INTERRUPTED)
+            require_told(stage, kept)
         else:  # `select` may be through after a tenth of a second, and is then complete
             assert delay == 0.1
         assert unfinished(before.workspace) == []
         assert complete.items() <= snapshot(before.workspace).items()
+        require_complete(before.workspace / "caches")
     assert heartcut(stage, tiny_toml, *options_of(before)).code == 0
 
 
@@ -205,7 +238,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     before = snapshot(work)
     filler = fill(small_disk, leave_bytes=leave_bytes)
     done = heartcut(stage, tiny_toml, *options_of(config))
-    assert "could not be written: No space left on device. Free some space" in done.error_line
+    assert (done.code, done.out) == (1, "")
+    *kept, error = done.err.splitlines()
+    require_told(stage, kept)
+    assert error.startswith("error: ")
+    assert "could not be written: No space left on device. Free some space" in error
+    require_complete(work / "caches")
     assert unfinished(work) == []
     assert before.items() <= snapshot(work).items()
     filler.unlink()

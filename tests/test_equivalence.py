@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from pipeline.artefacts import soft_labels as soft_format
+from pipeline.artefacts.cache_record import CacheLayout
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.objects import open_objects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
 from pipeline.artefacts.teacher_cache import TeacherCache
@@ -18,6 +20,7 @@ from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.zoo import build
+from pipeline.provenance import array_sha256
 from pipeline.runtime import Runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views, teacher_outputs
 from pipeline.training import (
@@ -103,12 +106,13 @@ def cache(spec, prepared, teacher, tmp_path_factory) -> TeacherCache:
     )
     path = tmp_path_factory.mktemp("cache") / "cache"
     cache_views(
-        path,
+        open_objects(path),
         identity=identity,
+        layout=CacheLayout(shard_rows=30),
         teacher=teacher,
         loader=BatchLoader(prepared.train, batch_size=64, view_spec=spec),
         beton=prepared.train,
-        num_views=spec.num_views + 1,
+        views=spec,
         runtime=FP32,
         held_out=prepared.held_out,
     )
@@ -151,6 +155,7 @@ def test_an_epoch_replays_what_its_views_say(cache, spec, prepared, teacher):
         selected=np.ones(prepared.train.num_samples, dtype=bool),
         labels=cache.labels,
         by_view=True,
+        num_classes=cache.shape.num_classes,
     )
     loader = BatchLoader(
         prepared.train,
@@ -187,6 +192,9 @@ def online(batches: Iterator[Batch], teacher: Teacher, dataset: Dataset) -> Iter
 def cached_soft_labels(cache: TeacherCache, spec: ViewSpec, folder) -> SoftLabels:
     identity = SoftLabelIdentity(
         cache=cache.id,
+        root=cache.root,
+        rows=array_sha256(cache.keys),
+        top_k=0,
         view_spec=spec.as_json(),
         revision="none",
         eta=None,
@@ -196,19 +204,26 @@ def cached_soft_labels(cache: TeacherCache, spec: ViewSpec, folder) -> SoftLabel
     )
     labels = torch.from_numpy(cache.labels)
     views = (
-        soft_labels(
-            torch.from_numpy(cache.logits(view)),
-            labels,
-            revision="none",
-            eta=0.8,
-            temperature=TEMPERATURE,
-        )
-        .half()
-        .numpy()
+        [
+            soft_labels(
+                torch.from_numpy(cache.logits(view)),
+                labels,
+                revision="none",
+                eta=0.8,
+                temperature=TEMPERATURE,
+            )
+            .half()
+            .numpy()
+        ]
         for view in identity.views
     )
-    shape = (spec.num_views, cache.shape.num_samples, cache.shape.num_classes)
-    soft_format.write(folder / "a.soft", identity=identity, views=views, shape=shape)
+    soft_format.write(
+        folder / "a.soft",
+        identity=identity,
+        views=views,
+        num_samples=cache.shape.num_samples,
+        num_classes=cache.shape.num_classes,
+    )
     return SoftLabels.open(folder / "a.soft")
 
 
@@ -219,6 +234,7 @@ def test_offline_distillation_equals_online_distillation(cache, spec, prepared, 
         selected=np.ones(prepared.train.num_samples, dtype=bool),
         labels=cache.labels,
         by_view=soft.by_view,
+        num_classes=soft.num_classes,
     )
     loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=TEMPERATURE)
     curves = {}

@@ -2,12 +2,15 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.store import _HOST
 from pipeline.data import sources
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound, PipelineError
 from stages import prepare
@@ -312,8 +315,11 @@ def test_an_interrupted_run_leaves_nothing_and_the_next_one_succeeds(
         prepare.execute(config)
     assert not list(config.workspace.iterdir())
     monkeypatch.undo()
-    (config.workspace / "data.partial").mkdir()
-    (config.workspace / "data.partial" / "train.beton").write_bytes(b"half")
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = config.workspace / f"data.{_HOST}-{killed.pid}-0.partial"
+    left.mkdir()
+    (left / "train.beton").write_bytes(b"half")
     prepare.execute(config)
     assert [path.name for path in config.workspace.iterdir()] == ["data"]
 

@@ -12,9 +12,9 @@ from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from pipeline.methods.label_revision import softened_probs
 from stages import select
+from stages.cache_places import find_cache
 from stages.config_file import with_overrides
 from stages.configs import Config
-from stages.requests import find_cache
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,15 @@
 import errno
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from pipeline.artefacts.store import (
+    _HOST,
     publish_json,
     publishing_file,
     publishing_folder,
@@ -59,15 +65,112 @@ def test_an_interrupted_replacement_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
+def write_half_and_be_killed(write, final):
+    """End without any cleaning up, as by SIGKILL."""
+    if write is write_folder:
+        with publishing_folder(final) as partial:
+            (partial / "stale").write_text("half")
+            os._exit(9)
+    with publishing_file(final) as partial:
+        partial.write_text("half and longer than the new content")
+        os._exit(9)
+
+
 @pytest.mark.parametrize("write", [write_folder, write_file])
 def test_what_a_killed_attempt_left_is_swept(tmp_path, write):
-    if write is write_folder:
-        (tmp_path / "thing.partial").mkdir()
-        (tmp_path / "thing.partial" / "stale").write_text("half")
-    else:
-        (tmp_path / "thing.partial").write_text("half and longer than the new content")
+    killed = multiprocessing.get_context("fork").Process(
+        target=write_half_and_be_killed, args=(write, tmp_path / "thing")
+    )
+    killed.start()
+    killed.join()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f"thing.{_HOST}-{killed.pid}-{left[0].split('-')[-1]}"], "or else none is swept"
+    assert left[0].endswith(".partial")
     write(tmp_path / "thing", "1")
     assert not [name for name in names(tmp_path) if "partial" in name or "stale" in name]
+
+
+@pytest.fixture
+def living():
+    """A process that does nothing."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def unfinished_folder(path):
+    path.mkdir(parents=True)
+    (path / "half").write_text("1")
+    return path
+
+
+@pytest.mark.parametrize("write", [write_folder, write_file])
+def test_what_a_living_process_writes_is_left_alone_until_it_is_dead(tmp_path, write, living):
+    partial = unfinished_folder(tmp_path / f"thing.{_HOST}-{living.pid}-0.partial")
+    write(tmp_path / "thing", "1")
+    assert (partial / "half").read_text() == "1"
+    living.kill()
+    living.wait()
+    write(tmp_path / "thing2", "1")
+    assert partial.exists(), "it is beside another name"
+    if write is write_file:
+        write(tmp_path / "thing", "2")
+        assert not partial.exists()
+
+
+@pytest.mark.parametrize("write", [write_folder, write_file])
+@pytest.mark.parametrize(
+    "name", ["thing.00000000-{}-0.partial", "other.{host}-{}-0.partial", "thing.partial"]
+)
+def test_what_is_of_another_machine_or_of_another_name_is_left_alone(tmp_path, write, name):
+    assert _HOST != "00000000"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    partial = unfinished_folder(tmp_path / name.format(dead.pid, host=_HOST))
+    write(tmp_path / "thing", "1")
+    assert (partial / "half").exists()
+
+
+def test_of_two_that_publish_the_same_folder_the_first_wins(tmp_path):
+    final = tmp_path / "thing"
+    with publishing_folder(final) as slow:
+        (slow / "a").write_text("slow")
+        write_folder(final, "fast")
+    assert names(tmp_path) == ["thing", "thing/a", "thing/a/b"]
+    assert (final / "a" / "b").read_text() == "fast"
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_and_kept(tmp_path):
+    (tmp_path / "thing").write_text("mine")
+    with pytest.raises(PipelineError, match="Set a `workspace` that is a folder"):
+        write_folder(tmp_path / "thing", "1")
+    assert (tmp_path / "thing").read_text() == "mine"
+    assert names(tmp_path) == ["thing"]
+
+
+def publish_when_told(final, name, at):
+    with publishing_folder(final) as partial:
+        for i in range(20):
+            (partial / str(i)).write_text(name)
+        time.sleep(max(0.0, at - time.monotonic()))
+
+
+def test_processes_that_publish_the_same_folder_at_once_leave_one_whole_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for attempt in range(10):
+        final, at = tmp_path / f"thing{attempt}", time.monotonic() + 0.1
+        processes = [
+            context.Process(target=publish_when_told, args=(final, name, at)) for name in "abc"
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        contents = {(final / str(i)).read_text() for i in range(20)}
+        assert len(contents) == 1, "a mixture"
+        assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
 @pytest.mark.parametrize("write", [write_folder, write_file])

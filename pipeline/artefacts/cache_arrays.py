@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_receipts import Facts
+from pipeline.artefacts.cache_receipts import MANIFEST, Facts, record_bytes
 from pipeline.artefacts.cache_record import MADE_BY, MAX_SHARD_BYTES, CacheManifest
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.zarr_arrays import (
@@ -86,6 +86,19 @@ def metadata_objects(manifest: CacheManifest) -> dict[str, bytes]:
     for spec in array_specs(manifest).values():
         objects[f"{DATA}/{spec.name}/zarr.json"] = array_metadata(spec)
     return objects
+
+
+def num_objects(manifest: CacheManifest) -> int:
+    """How many `object_names` there are, told without listing them: a manifest may ask for any."""
+    per_view = manifest.shape.num_views * manifest.num_shards
+    specs = array_specs(manifest).values()
+    return sum(1 if spec.shard_rows is None else per_view for spec in specs)
+
+
+def sealed_metadata(manifest: CacheManifest) -> dict[str, str]:
+    """SHA-256 of manifest.json and of every zarr.json, by key: the root hash covers them."""
+    objects = {MANIFEST: record_bytes(manifest), **metadata_objects(manifest)}
+    return {key: sha256(data).hexdigest() for key, data in objects.items()}
 
 
 def object_names(manifest: CacheManifest) -> list[tuple[str, int, int]]:
@@ -207,20 +220,24 @@ def _per_view(manifest: CacheManifest) -> Iterator[ArraySpec]:
 
 
 def _whole(manifest: CacheManifest) -> Iterator[ArraySpec]:
+    """Small, or digests that nothing compresses."""
     shape = manifest.shape
-    samples, classes, features = shape.num_samples, shape.num_classes, shape.num_features
-    yield ArraySpec(name=LABELS, shape=(samples,), dtype="int32", dimensions=("sample",))
-    for name in (KEYS, PIXELS):
-        yield ArraySpec(
-            name=name, shape=(samples, 16), dtype="uint8", dimensions=("sample", "byte")
+
+    def spec(name: str, dtype: DType, *axes: tuple[str, int]) -> ArraySpec:
+        return ArraySpec(
+            name=name,
+            shape=tuple(size for _, size in axes),
+            dtype=dtype,
+            dimensions=tuple(called for called, _ in axes),
+            codec="none",
         )
-    yield ArraySpec(
-        name=HEAD_WEIGHT,
-        shape=(classes, features),
-        dtype="float32",
-        dimensions=("class", "feature"),
-    )
-    yield ArraySpec(name=HEAD_BIAS, shape=(classes,), dtype="float32", dimensions=("class",))
+
+    samples, classes = ("sample", shape.num_samples), ("class", shape.num_classes)
+    yield spec(LABELS, "int32", samples)
+    yield spec(KEYS, "uint8", samples, ("byte", 16))
+    yield spec(PIXELS, "uint8", samples, ("byte", 16))
+    yield spec(HEAD_WEIGHT, "float32", classes, ("feature", shape.num_features))
+    yield spec(HEAD_BIAS, "float32", classes)
 
 
 def _require_small_enough(num_classes: int) -> None:

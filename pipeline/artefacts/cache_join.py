@@ -53,8 +53,9 @@ def join_samples(
 ) -> Joined:
     """Find every sample of a data set in a cache.
 
-    Equal images share a key, hence their views and logits; any of their rows serves, and one with
-    the sample's own label is taken where there is one.
+    Equal images share a key, hence their views and logits; any of their rows serves. One with the
+    sample's own label is taken where there is one, that of the sample's own index first: so the
+    cache's own order stays what it is.
 
     Args:
         cache: a sealed cache.
@@ -65,10 +66,14 @@ def join_samples(
         ArtefactMismatch: if no sample is in the cache, or if labels or decoded pixels differ; it
             counts them and names three.
     """
-    words, labels = _words(cache.keys), cache.labels
+    words, labels, wanted = _words(cache.keys), cache.labels, _words(samples.keys)
     order = np.lexsort((labels, words[:, 1], words[:, 0]))
-    found_at, is_known = _find(words[order], labels[order], _words(samples.keys), samples.labels)
+    found_at, is_known = _find(words[order], labels[order], wanted, samples.labels)
     rows = np.where(is_known, order[found_at], -1)
+    in_place = np.arange(min(len(labels), len(samples)))
+    is_same = (words[in_place] == wanted[in_place]).all(axis=1)
+    in_place = in_place[is_same & (labels[in_place] == samples.labels[in_place])]
+    rows[in_place] = in_place
     if not is_known.any():
         raise ArtefactMismatch(
             f"{cache.path} has none of the {len(samples):,} images of {place} (expected some in "

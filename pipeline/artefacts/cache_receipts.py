@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from pipeline.artefacts.cache_record import (
     MADE_BY,
@@ -24,6 +24,7 @@ from pipeline.artefacts.cache_record import (
 )
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.records import AnyRecord, Record, parse_record
+from pipeline.artefacts.zarr_arrays import extremes
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed
 from pipeline.provenance import Json, identity, short
 
@@ -40,8 +41,8 @@ class Facts(Record):
     sha256: str
     rows: tuple[int, int]
     """First row, and the one after the last."""
-    min: float
-    max: float
+    min: FiniteFloat
+    max: FiniteFloat
 
 
 class Note(Record):
@@ -99,13 +100,8 @@ class Seal(Record):
 
 def facts_of(data: bytes, values: NDArray[np.generic], *, rows: tuple[int, int]) -> Facts:
     """What is said of an object that holds ``values`` as ``data``."""
-    return Facts(
-        bytes=len(data),
-        sha256=sha256(data).hexdigest(),
-        rows=rows,
-        min=float(values.min()),
-        max=float(values.max()),
-    )
+    least, most = extremes(values)
+    return Facts(bytes=len(data), sha256=sha256(data).hexdigest(), rows=rows, min=least, max=most)
 
 
 def receipt_key(name: str, view: int, shard: int) -> str:

@@ -96,7 +96,8 @@ class CacheSummary(Record):
     """What the teacher is like; told when the cache is sealed, not part of the id."""
 
     accuracy_training: list[float]
-    """Per view, on the rows that are trained on (T); on all rows where nothing is held out."""
+    """Per view, on the rows that are trained on (T); on all rows where nothing is held out. Of the
+    stored logits; a tie for first place counts as right, here and in `select`."""
     accuracy_held_out: list[float]
     """Per view, on the held-out rows (V); empty where nothing is held out."""
     num_wrong: int

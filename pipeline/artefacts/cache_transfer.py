@@ -82,3 +82,30 @@ def _copy_objects(cache: TeacherCache, target: ObjectStore) -> None:
     with progress(what, total=total, unit="bytes") as bar:
         for num_bytes in read_in_threads(copy, iter(todo)):
             bar.advance(num_bytes)
+    _require_kept(cache, target, [name for name in names if receipt_key(*name) in kept])
+
+
+def _require_kept(
+    cache: TeacherCache, target: ObjectStore, names: list[tuple[str, int, int]]
+) -> None:
+    """Refuse to seal what lay in ``target`` before, if it is not what the seal vouches for."""
+    sizes = target.sizes("data.zarr") if names else {}
+
+    def require(name: tuple[str, int, int]) -> None:
+        key, expected = receipt_key(*name), cache.reader.facts(*name)
+        found = read_receipt(target, key).facts
+        if found != expected:
+            raise ArtefactMismatch(
+                f"{target.url}/{key} vouches for other numbers than {cache.path}: sha256 "
+                f"{short(found.sha256)} (expected {short(expected.sha256)}). Nothing was "
+                "overwritten; choose another place, or remove the cache there."
+            )
+        data = object_key(cache.reader.specs[name[0]], *name[1:])
+        if sizes.get(data) != expected.bytes:
+            raise ArtefactMismatch(
+                f"{target.url}/{data} has {sizes.get(data, 0):,} bytes (expected "
+                f"{expected.bytes:,}). Remove it and its receipt, and run the same command again."
+            )
+
+    for _ in read_in_threads(require, iter(names)):
+        pass

@@ -36,11 +36,7 @@ def check_cache(store: ObjectStore, *, read_bytes: bool) -> Checked:
         PipelineError: if the place cannot be read.
     """
     cache = TeacherCache.described(store)
-    problems = []
-    try:
-        cache.require_metadata()
-    except (ArtefactMismatch, ArtefactNotFound) as error:
-        problems.append(str(error))
+    problems = [str(error) for error in cache.wrong_metadata()]
     problems += _wrong_sizes(cache)
     problems += _wrong_receipts(cache)
     if read_bytes:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Self
 
 import numpy as np
@@ -26,6 +25,7 @@ from pipeline.artefacts.cache_arrays import (
     metadata_objects,
     object_key,
     object_names,
+    sealed_metadata,
     view_arrays,
 )
 from pipeline.artefacts.cache_receipts import (
@@ -42,7 +42,6 @@ from pipeline.artefacts.cache_receipts import (
     read_manifest,
     read_receipt,
     receipt_key,
-    record_bytes,
 )
 from pipeline.artefacts.cache_record import (
     CacheIdentity,
@@ -52,7 +51,7 @@ from pipeline.artefacts.cache_record import (
     CacheSummary,
 )
 from pipeline.artefacts.objects import ObjectStore
-from pipeline.artefacts.zarr_arrays import ArraySpec, encode
+from pipeline.artefacts.zarr_arrays import ArraySpec, encode, extremes
 from pipeline.errors import ArtefactMismatch, PipelineError
 
 _FLOAT16_MAX = 65_504.0
@@ -182,11 +181,7 @@ class CacheWriter:
             receipt_key(*name): self._receipt(*name).facts for name in object_names(self.manifest)
         }
         self._require_sizes(receipts)
-        metadata = {
-            key: sha256(data).hexdigest() for key, data in metadata_objects(self.manifest).items()
-        }
-        metadata[MANIFEST] = sha256(record_bytes(self.manifest)).hexdigest()
-        return create_seal(self.store, Seal.of(metadata, receipts, summary))
+        return create_seal(self.store, Seal.of(sealed_metadata(self.manifest), receipts, summary))
 
     def _require_sizes(self, receipts: Mapping[str, Facts]) -> None:
         sizes = self.store.sizes()
@@ -218,6 +213,11 @@ class CacheWriter:
         note: Note,
     ) -> None:
         spec = self._specs[name]
+        if not np.isfinite(extremes(values)).all():
+            raise PipelineError(
+                f"{name} of view {view}, rows {rows[0]} to {rows[1] - 1}, holds what is no finite "
+                "number (expected only such). Check the teacher's checkpoint and `mean`/`std`."
+            )
         data = encode(spec, values)
         facts = facts_of(data, values, rows=rows)
         self.store.create(object_key(spec, view, shard), data)
@@ -231,7 +231,7 @@ def writing_behind(writer: CacheWriter) -> Iterator[Callable[..., None]]:
     So the teacher goes on while its last outputs are compressed and stored. An error of the writer
     is raised by the next call, or at the end.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache-writer") as pool:
+    with ThreadPoolExecutor(max_workers=_QUEUED, thread_name_prefix="cache-writer") as pool:
         waiting: list[Future[None]] = []
 
         def write(unit: Unit, arrays: Mapping[str, NDArray[np.generic]], note: Note) -> None:

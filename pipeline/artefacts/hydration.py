@@ -148,14 +148,19 @@ class HydratedCache:
     def _array(self, name: str, view: int) -> Rows:
         """One view of an array in the data set's order, memory-mapped; copied if it must be."""
         rows = array_sha256(self.joined.rows)
-        order = "" if self.joined.is_identity else f".{short(rows)}"
+        is_whole = self.joined.is_identity and self.num_samples == self.cache.shape.num_samples
+        order = "" if is_whole else f".{short(rows)}"
         folder = self.folder / f"{short(self.cache.root)}{HYDRATED}"
         path = folder / f"{name}.{view}{order}.npy"
         if not _is_whole(path, root=self.cache.root, rows=rows):
             with publishing_file(path) as partial:
                 self._write(partial, name, view)
             record = _CopyRecord(
-                root=self.cache.root, rows=rows, bytes=path.stat().st_size, sha256=file_sha256(path)
+                name=path.name,
+                root=self.cache.root,
+                rows=rows,
+                bytes=path.stat().st_size,
+                sha256=file_sha256(path),
             )
             publish_json(path.with_suffix(".json"), record.model_dump(mode="json"))
         copied: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -203,6 +208,7 @@ class HydratedCache:
 class _CopyRecord(Record):
     """What is said of one copy."""
 
+    name: str
     root: str
     rows: str
     bytes: int
@@ -218,5 +224,6 @@ def _is_whole(path: Path, *, root: str, rows: str) -> bool:
         record = read_record(_CopyRecord, told, made_by=_MADE_BY, remedy="")
     except PipelineError:
         return False
-    same = (record.root, record.rows, record.bytes) == (root, rows, path.stat().st_size)
+    found = (record.name, record.root, record.rows, record.bytes)
+    same = found == (path.name, root, rows, path.stat().st_size)
     return same and file_sha256(path) == record.sha256

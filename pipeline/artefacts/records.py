@@ -16,6 +16,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def printable(text: str) -> str:
+    """``text`` from a file as part of a message: one line, no control characters, not too long."""
+    shown = text if text.isprintable() else repr(text)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
@@ -37,7 +43,7 @@ def parse_record(
         return model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(printable(str(part)) for part in first["loc"])
         raise ArtefactMismatch(
             f"{path} does not follow its format: {where}: {first['msg']}. {remedy}"
         ) from error

@@ -153,7 +153,7 @@ class SelectionTable:
         stored = _read_table(path)
         record = _read_metadata(path, stored)
         _require_columns(path, stored)
-        frame = stored.to_pandas()
+        frame = stored.replace_schema_metadata(None).to_pandas()  # pandas' own may be anything
         if not np.array_equal(frame["sample_index"], np.arange(len(frame))):
             raise ArtefactMismatch(
                 f"{path} does not have one row per sample in the order of sample_index. "

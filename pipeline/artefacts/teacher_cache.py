@@ -45,10 +45,12 @@ from pipeline.artefacts.cache_arrays import (
     ArrayReader,
     array_specs,
     metadata_objects,
+    num_objects,
     object_key,
     object_names,
     read_in_threads,
     remedy,
+    sealed_metadata,
 )
 from pipeline.artefacts.cache_receipts import (
     MANIFEST,
@@ -60,6 +62,7 @@ from pipeline.artefacts.cache_receipts import (
 )
 from pipeline.artefacts.cache_record import CacheManifest, CacheShape, CacheSummary
 from pipeline.artefacts.objects import ObjectStore, open_objects
+from pipeline.artefacts.zarr_arrays import extremes, top_and_class
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 
 Float16 = NDArray[np.float16]
@@ -97,11 +100,18 @@ class TeacherCache:
         """A cache of which only the seal and the manifest were looked at; see `open`."""
         seal = read_seal(store)
         manifest = read_manifest(store, expected=seal.metadata.get(MANIFEST))
-        expected = {receipt_key(*name) for name in object_names(manifest)}
-        if seal.receipts.keys() != expected:
+        expected = num_objects(manifest)
+        if len(seal.receipts) != expected or seal.receipts.keys() != {
+            receipt_key(*name) for name in object_names(manifest)
+        }:
             raise ArtefactMismatch(
                 f"{store.url} is sealed with {len(seal.receipts):,} receipts (expected "
-                f"{len(expected):,}). {remedy(store)}"
+                f"the {expected:,} of its manifest). {remedy(store)}"
+            )
+        if seal.metadata != sealed_metadata(manifest):
+            raise ArtefactMismatch(
+                f"{store.url} is sealed with other array descriptions than its manifest gives. "
+                f"{remedy(store)}"
             )
         reader = ArrayReader(
             store=store,
@@ -150,7 +160,7 @@ class TeacherCache:
             ArtefactMismatch: if an object is missing, damaged, or holds what is no number.
         """
         for block in self.reader.blocks(name, view):
-            if block.dtype.kind == "f" and not np.isfinite(block).all():
+            if not np.isfinite(extremes(block)).all():
                 raise ArtefactMismatch(
                     f"{self.path} holds {name} of view {view} that are no numbers. "
                     f"{remedy(self.store)}"
@@ -184,7 +194,7 @@ class TeacherCache:
         if self.is_sparse:
             tops = [block[:, 0] for block in self.blocks(TOP_CLASS, view)]
         else:
-            tops = [block.argmax(axis=1) for block in self.blocks(LOGITS, view)]
+            tops = [top_and_class(block)[1] for block in self.blocks(LOGITS, view)]
         return np.concatenate(tops).astype(np.int64)
 
     @property
@@ -210,18 +220,24 @@ class TeacherCache:
 
     def require_metadata(self) -> None:
         """Refuse array descriptions that other readers of the cache could be misled by."""
+        for error in self.wrong_metadata():
+            raise error
+
+    def wrong_metadata(self) -> Iterator[ArtefactMismatch | ArtefactNotFound]:
+        """What is wrong with the array descriptions, one error for each."""
         expected = metadata_objects(self.manifest)
-        keys = list(expected)
 
-        def read(key: str) -> bytes:
-            return self.store.read(key, max_bytes=len(expected[key]))
+        def problem(key: str) -> ArtefactMismatch | ArtefactNotFound | None:
+            try:
+                if self.store.read(key, max_bytes=len(expected[key])) == expected[key]:
+                    return None
+            except (ArtefactMismatch, ArtefactNotFound) as error:
+                return error
+            return ArtefactMismatch(
+                f"{self.path}/{key} is not the description of what was sealed. {remedy(self.store)}"
+            )
 
-        for key, data in zip(keys, read_in_threads(read, iter(keys)), strict=True):
-            if data != expected[key]:
-                raise ArtefactMismatch(
-                    f"{self.path}/{key} is not the description of what was sealed. "
-                    f"{remedy(self.store)}"
-                )
+        return filter(None, read_in_threads(problem, iter(expected)))
 
     def require_sizes(self) -> None:
         """Refuse a cache with an object that is missing or of another size."""

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 
 import google_crc32c
 import numpy as np
+import torch
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
@@ -79,6 +80,12 @@ class ArraySpec:
         """No encoded object is larger: zstd adds at most a 256th to what it cannot compress."""
         chunks = 1 if self.shard_rows is None else self.num_chunks
         return self.object_bytes + self.object_bytes // 256 + 1024 * (chunks + 1)
+
+    def uncompressed_bytes(self, num_rows: int) -> int:
+        """Bytes of a shard of so many rows, stored with the codec "none"."""
+        chunk_bytes = self.chunk_rows * self.row_bytes + _CRC_BYTES
+        index_bytes = 16 * self.num_chunks + _CRC_BYTES
+        return -(-num_rows // self.chunk_rows) * chunk_bytes + index_bytes
 
     def key(self, view: int = 0, shard: int = 0) -> str:
         """Where an object lies in the group."""
@@ -160,6 +167,20 @@ def decode(spec: ArraySpec, data: bytes, *, num_rows: int | None = None) -> NDAr
         first = number * spec.chunk_rows
         _decode_chunk(spec, memoryview(data)[start:stop], out[first : first + spec.chunk_rows])
     return out[:num_rows]
+
+
+def extremes(values: NDArray[np.generic]) -> tuple[float, float]:
+    """Smallest and largest value; not finite if any value is not."""
+    if values.dtype.kind == "f":  # a hundred times faster than numpy in float16
+        least, most = torch.aminmax(torch.from_numpy(np.ascontiguousarray(values)))
+        return float(least), float(most)
+    return float(values.min()), float(values.max())
+
+
+def top_and_class(logits: NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    """The largest value of each row and the first column that has it."""
+    top, classes = torch.from_numpy(logits).max(dim=1)  # ten times faster than numpy in float16
+    return top.numpy(), classes.numpy()
 
 
 _LITTLE_ENDIAN: dict[str, Json] = {"name": "bytes", "configuration": {"endian": "little"}}
