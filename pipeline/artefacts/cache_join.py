@@ -66,14 +66,9 @@ def join_samples(
         ArtefactMismatch: if no sample is in the cache, or if labels or decoded pixels differ; it
             counts them and names three.
     """
-    words, labels, wanted = _words(cache.keys), cache.labels, _words(samples.keys)
-    order = np.lexsort((labels, words[:, 1], words[:, 0]))
-    found_at, is_known = _find(words[order], labels[order], wanted, samples.labels)
-    rows = np.where(is_known, order[found_at], -1)
-    in_place = np.arange(min(len(labels), len(samples)))
-    is_same = (words[in_place] == wanted[in_place]).all(axis=1)
-    in_place = in_place[is_same & (labels[in_place] == samples.labels[in_place])]
-    rows[in_place] = in_place
+    labels = cache.labels
+    rows = _rows(cache.keys, labels, samples)
+    is_known = rows >= 0
     if not is_known.any():
         raise ArtefactMismatch(
             f"{cache.path} has none of the {len(samples):,} images of {place} (expected some in "
@@ -90,7 +85,26 @@ def join_samples(
         if field not in accept:
             raise ArtefactMismatch(_refusal(cache, samples, place, field, rows, differs))
         accepted.append(field)
-    return Joined(rows=rows.astype(np.int64), accepted=tuple(accepted))
+    return Joined(rows=rows, accepted=tuple(accepted))
+
+
+def _rows(
+    keys: NDArray[np.uint8], labels: NDArray[np.int64], samples: Samples
+) -> NDArray[np.int64]:
+    """Row of every sample among ``keys``, -1 where there is none."""
+    words, wanted = _words(keys), _words(samples.keys)
+    rows = np.full(len(samples), -1)
+    first = np.arange(min(len(labels), len(samples)))
+    in_place = (words[first] == wanted[first]).all(axis=1) & (
+        labels[first] == samples.labels[first]
+    )
+    rows[first[in_place]] = first[in_place]
+    rest = np.flatnonzero(rows < 0)
+    if len(rest):
+        order = np.lexsort((labels, words[:, 1], words[:, 0]))
+        found_at, is_known = _find(words[order], labels[order], wanted[rest], samples.labels[rest])
+        rows[rest] = np.where(is_known, order[found_at], -1)
+    return rows
 
 
 def _words(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:

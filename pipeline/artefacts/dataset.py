@@ -78,6 +78,12 @@ class Samples:
         """Hash over the sorted (key, decoded pixels) pairs."""
         return _sorted_rows_sha256("pixels", np.concatenate([self.keys, self.pixels], axis=1))
 
+    @property
+    def in_order(self) -> str:
+        """Hash over the samples in the order of their indices."""
+        labels = self.labels.astype("<i4").view(np.uint8).reshape(len(self), 4)
+        return array_sha256(np.concatenate([self.keys, labels, self.pixels], axis=1))
+
     def canonical_order(self) -> NDArray[np.int64]:
         """Positions sorted by (key, label)."""
         words = np.ascontiguousarray(self.keys).view(">u8")
@@ -202,6 +208,7 @@ def split_record(folder: Path, split: str, samples: Samples, *, num_classes: int
         class_counts=np.bincount(samples.labels, minlength=num_classes).tolist(),
         fingerprint=samples.fingerprint,
         pixel_digest=samples.pixel_digest,
+        samples=samples.in_order,
         beton=FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path)),
     )
 
@@ -236,10 +243,10 @@ def _open_split(folder: Path, split: str, record: SplitRecord) -> Beton:
     path = beton_path(folder, split)
     _check_beton(path, record.beton)
     samples = _read_samples(_samples_path(folder, split))
-    if samples.fingerprint != record.fingerprint or samples.pixel_digest != record.pixel_digest:
+    if samples.in_order != record.samples:
         raise ArtefactMismatch(
-            f"{_samples_path(folder, split)} does not belong to {path}: fingerprint "
-            f"{short(samples.fingerprint)} (expected {short(record.fingerprint)}). "
+            f"{_samples_path(folder, split)} does not belong to {path}: its rows hash to "
+            f"{short(samples.in_order)} (expected {short(record.samples)}). "
             f"Remove {folder} and run `{MADE_BY}` again."
         )
     return Beton(path=path, samples=samples, record=record)

@@ -11,7 +11,7 @@ from pipeline.artefacts.store import publish_json, read_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MADE_BY = "heartcut prepare"
 
 
@@ -33,6 +33,8 @@ class SplitRecord(BaseModel):
     class_counts: list[int]
     fingerprint: str
     pixel_digest: str
+    samples: str
+    """Hash of keys, labels and pixel hashes in the order of the beton."""
     beton: FileRecord
 
 

@@ -10,7 +10,7 @@ number of processes map. It can be removed at any time: it is made again.
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +64,8 @@ class HydratedCache:
     joined: Joined
     folder: Path
     """Where local copies are kept."""
+    _mapped: dict[tuple[str, int], Rows] = field(default_factory=dict, repr=False)
+    """Copies that were checked and mapped already."""
 
     @property
     def num_samples(self) -> int:
@@ -147,6 +149,11 @@ class HydratedCache:
 
     def _array(self, name: str, view: int) -> Rows:
         """One view of an array in the data set's order, memory-mapped; copied if it must be."""
+        if (name, view) not in self._mapped:
+            self._mapped[name, view] = self._map(name, view)
+        return self._mapped[name, view]
+
+    def _map(self, name: str, view: int) -> Rows:
         rows = array_sha256(self.joined.rows)
         is_whole = self.joined.is_identity and self.num_samples == self.cache.shape.num_samples
         order = "" if is_whole else f".{short(rows)}"
