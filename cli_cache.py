@@ -18,6 +18,12 @@ from cli_common import (
     load,
     one_line_errors,
 )
+from pipeline.errors import ArtefactMismatch, ConfigError, Damaged, NotSealed, PipelineError
+
+STATE: dict[type[PipelineError], int] = {Damaged: DAMAGED, NotSealed: INCOMPLETE}
+"""Exit codes that tell of a cache's state."""
+COMPARED: dict[type[PipelineError], int] = {ArtefactMismatch: DIFFERENT, **STATE}
+"""Where a cache is compared with another one, or with its teacher."""
 
 cache_app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +39,9 @@ Cache = Annotated[
         help="A folder, s3://, gs://, az:// or https:// address, or a configuration: its caches.",
     ),
 ]
+Address = Annotated[
+    str, typer.Argument(metavar="CACHE", help="The folder or address of one cache.")
+]
 Root = Annotated[str, typer.Argument(metavar="PLACE", help="The folder or address of many caches.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 SingleWriter = Annotated[
@@ -47,7 +56,7 @@ SingleWriter = Annotated[
 @cache_app.command()
 def info(cache: Cache, override: Overrides = None, as_json: AsJson = False) -> None:
     """What a cache was made from, how large it is, and how good its teacher."""
-    with one_line_errors(incomplete=INCOMPLETE):
+    with one_line_errors(STATE):
         from stages import cache_info as stage
 
         for place in stage.places(cache, override or []):
@@ -64,9 +73,9 @@ def list_caches(root: Root) -> None:
 
 
 @cache_app.command()
-def diff(first: Cache, second: Cache) -> None:
+def diff(first: Address, second: Address) -> None:
     """Where two caches differ: what they were made from, images, labels, numbers."""
-    with one_line_errors(damaged=DAMAGED, incomplete=INCOMPLETE):
+    with one_line_errors(STATE):
         from stages import cache_info as stage
 
         differences = stage.diff(first, second)
@@ -109,22 +118,27 @@ def verify(
     ] = None,
 ) -> None:
     """Check a cache: its structure in seconds, every byte, or its numbers against the teacher."""
-    fine, agrees = True, True
-    with one_line_errors(damaged=DAMAGED, incomplete=INCOMPLETE):
+    fine = True
+    with one_line_errors(STATE):
         from stages import cache_info, cache_verify
 
+        if recompute is None and tolerance is not None:
+            raise ConfigError("--tolerance has no effect without --recompute; remove it.")
+        share = None if recompute is None else cache_verify.parse_share(recompute)
+        settings = None if share is None else cache_info.configuration(cache, override or [])
         for place in cache_info.places(cache, override or []):
             finding = cache_verify.check(place, read_bytes=read_bytes)
             typer.echo("\n".join(finding.lines))
             fine &= finding.is_fine
-        if fine and recompute is not None:
-            settings = cache_info.configuration(cache, override or [])
-            share = cache_verify.parse_share(recompute)
-            finding = cache_verify.recompute(settings, share=share, tolerance=tolerance)
-            typer.echo("\n".join(finding.lines))
-            agrees = finding.is_fine
-    if not (fine and agrees):
-        raise typer.Exit(code=DIFFERENT if fine else DAMAGED)
+    if not fine:
+        raise typer.Exit(code=DAMAGED)
+    if share is None or settings is None:
+        return
+    with one_line_errors(COMPARED):
+        finding = cache_verify.recompute(settings, share=share, tolerance=tolerance)
+    typer.echo("\n".join(finding.lines))
+    if not finding.is_fine:
+        raise typer.Exit(code=DIFFERENT)
 
 
 @cache_app.command()
@@ -137,7 +151,7 @@ def push(
     single_writer: SingleWriter = False,
 ) -> None:
     """Copy a complete cache to the team's place; a push that was cut off goes on."""
-    with one_line_errors(damaged=DAMAGED, incomplete=INCOMPLETE):
+    with one_line_errors(COMPARED):
         from stages import cache_copy as stage
 
         for copy in stage.push(cache, root, override or [], single_writer=single_writer):
@@ -146,13 +160,11 @@ def push(
 
 @cache_app.command()
 def pull(
-    cache: Annotated[
-        str, typer.Argument(metavar="CACHE", help="The folder or address of one cache.")
-    ],
-    root: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of many caches.")],
+    cache: Address,
+    root: Root,
 ) -> None:
-    """Copy a complete cache to a folder of this machine; every byte is checked on the way."""
-    with one_line_errors(damaged=DAMAGED, incomplete=INCOMPLETE):
+    """Copy a complete cache to a folder, or another place; every byte is checked on the way."""
+    with one_line_errors(COMPARED):
         from stages import cache_copy as stage
 
         typer.echo(stage.pull(cache, root))
@@ -168,7 +180,7 @@ def gc(
     hydrated: Annotated[
         bool, typer.Option("--hydrated", help="Also local copies, which are made again.")
     ] = False,
-    older_than: Annotated[float, typer.Option(help="Hours since the last change.")] = 24.0,
+    older_than: Annotated[float, typer.Option(min=0.0, help="Hours since the last change.")] = 24.0,
 ) -> None:
     """Tell, or remove, what killed processes left behind in a folder of caches."""
     with one_line_errors():

@@ -3,14 +3,14 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import ArtefactMismatch, ConfigError, NotSealed, PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
     from stages.configs import Config
@@ -69,11 +69,10 @@ def parse_range(text: str) -> range:
 
 
 @contextmanager
-def one_line_errors(*, damaged: int = FAILED, incomplete: int = FAILED) -> Iterator[None]:
+def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> Iterator[None]:
     """Show a user's mistake or an interrupt as one line; let bugs keep their traceback.
 
-    ``damaged`` and ``incomplete`` are the exit codes for an artefact that is not what was written
-    and for one that is not there as a whole.
+    ``codes`` are exit codes for some errors and those derived from them; 1 for all others.
     """
     try:
         yield
@@ -82,8 +81,8 @@ def one_line_errors(*, damaged: int = FAILED, incomplete: int = FAILED) -> Itera
         raise typer.Exit(code=INTERRUPTED) from error
     except PipelineError as error:
         typer.echo(f"error: {error}", err=True)
-        codes = {ArtefactMismatch: damaged, NotSealed: incomplete}
-        raise typer.Exit(code=codes.get(type(error), FAILED)) from error
+        known = [(codes or {}).get(kind) for kind in type(error).__mro__]
+        raise typer.Exit(code=next(filter(None, known), FAILED)) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -26,3 +26,7 @@ class ArtefactExists(PipelineError, FileExistsError):
 
 class ArtefactMismatch(PipelineError, ValueError):
     """An artefact is damaged, or was made from other inputs than the ones given."""
+
+
+class Damaged(ArtefactMismatch):
+    """An artefact is not what was written: an object is missing, torn or changed."""

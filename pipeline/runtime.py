@@ -47,7 +47,10 @@ class Runtime:
 
 def resolve_runtime(precision: Literal["auto", "bf16", "fp32"]) -> Runtime:
     """The device of this machine and the precision that ``auto`` means on it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():  # torchrun gives every process of a machine a GPU of its own
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
     if device.type == "cpu":
         torch.set_num_threads(num_cores())
     if precision == "auto":

@@ -5,9 +5,9 @@ same bits on the same hardware, and the last one to finish seals the cache.
 """
 
 import logging
-import secrets
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TypeAlias
@@ -45,7 +45,7 @@ from pipeline.artefacts.objects import ObjectStore
 from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.data.views import ViewSpec
-from pipeline.errors import ArtefactMismatch
+from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.models import Classifier
 from pipeline.progress import Progress, progress
@@ -191,8 +191,10 @@ def _telling_what_is_left(writer: CacheWriter) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        total, left = len(writer.units), len(writer.missing())
-        if left < total:
+        total = left = len(writer.units)
+        with suppress(PipelineError):  # the place may be what failed
+            left = len(writer.missing())
+        if 0 < left < total:
             logger.warning(
                 "%s keeps %d of %d shards: run the same command again to compute the %d left",
                 writer.store.url,
@@ -236,10 +238,10 @@ class _Worker:
                     write(unit, *self._outputs(unit, labels, bar))
 
     def _apart(self, missing: list[Unit], share: Share | None) -> list[Unit]:
-        """Begin somewhere else than other workers that joined the same cache, if there are any."""
-        is_alone = share is not None or not self.writer.joined or not missing
-        start = 0 if is_alone else secrets.randbelow(len(missing))
-        return missing[start:] + missing[:start]
+        """In an order of this worker's own, where others may be at work on the same cache."""
+        if share is None and self.writer.joined:
+            return random.Random().sample(missing, len(missing))
+        return missing
 
     def _num_rows(self, unit: Unit) -> int:
         start, stop = self.writer.manifest.rows_of(unit.shard)
@@ -315,15 +317,17 @@ class _Worker:
         ]
 
     def _head_error(self, logits: Tensor, features: Tensor) -> float:
-        """How far the head of the features *as stored* is from the logits.
+        """How far the head of the features, as stored where they are, is from the logits.
 
         Raises:
             ArtefactMismatch: if the features are not the classifier's input.
         """
         head = self.teacher.model.head
         weight, bias = head.weight.float().cpu(), head.bias.float().cpu()
-        error = (F.linear(features.half().float(), weight, bias) - logits).abs().max().item()
-        if error > HEAD_TOLERANCE * max(1.0, logits.abs().max().item()):
+        kept = self.writer.manifest.identity.features
+        read = features.half().float() if kept else features
+        error = (F.linear(read, weight, bias) - logits).abs().max().item()
+        if not error <= HEAD_TOLERANCE * max(1.0, logits.abs().max().item()):
             raise ArtefactMismatch(
                 f"the head of {self.teacher.description} does not give its logits from its "
                 f"features: they differ by {error:.3g}. `features` must return the head's input."

@@ -1,7 +1,5 @@
 """cache push, pull: complete caches between this machine and the team's place."""
 
-from pathlib import Path
-
 from pipeline.artefacts.cache_transfer import copy_cache
 from pipeline.artefacts.objects import open_objects
 from pipeline.artefacts.remote_objects import require_conditional_create
@@ -35,7 +33,8 @@ def push(what: str, root: str | None, overrides: list[str], *, single_writer: bo
     return copies
 
 
-def pull(address: str, root: Path) -> str:
-    """Copy the cache at ``address`` into the folder ``root``; return where it lies then."""
-    cache = TeacherCache.open(address)
-    return copy_cache(cache, cache_place(open_objects(root), cache.id)).path
+def pull(address: str, root: str) -> str:
+    """Copy the cache at ``address`` to a place of many; return where it lies then."""
+    cache, target = TeacherCache.open(address), open_objects(root)
+    require_conditional_create(target)
+    return copy_cache(cache, cache_place(target, cache.id)).path

@@ -1,13 +1,17 @@
 """cache gc: what killed processes left in a folder of caches."""
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from pipeline.artefacts.cache_receipts import MANIFEST, SEAL
+from pipeline.artefacts.cache_arrays import array_specs, object_key, object_names
+from pipeline.artefacts.cache_receipts import MANIFEST, SEAL, read_manifest, receipt_key
 from pipeline.artefacts.hydration import HYDRATED
-from pipeline.artefacts.store import PARTIAL
+from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.store import PARTIAL, one_line_disk_errors
 from pipeline.errors import ArtefactNotFound, ConfigError
 
 
@@ -36,10 +40,11 @@ def sweep(folder: Path, *, delete: bool, unsealed: bool, hydrated: bool, hours: 
         for path in _candidates(folder, unsealed=unsealed, hydrated=hydrated)
         if _last_change(path) <= youngest
     ]
-    lines = [f"{_num_bytes(path):>14,} bytes  {path}" for path in found]
-    total = sum(_num_bytes(path) for path in found)
-    if delete:
-        for path in found:
+    sizes = [_num_bytes(path) for path in found]
+    lines = [f"{size:>14,} bytes  {path}" for size, path in zip(sizes, found, strict=True)]
+    total = sum(sizes)
+    with one_line_disk_errors(folder):
+        for path in found if delete else []:
             _remove(path)
     told = "removed" if delete else "can go, with --delete"
     return "\n".join([*lines, f"{total:>14,} bytes {told}"])
@@ -54,20 +59,39 @@ def _candidates(folder: Path, *, unsealed: bool, hydrated: bool) -> Iterator[Pat
         if (unsealed and is_unsealed) or (hydrated and child.suffix == HYDRATED):
             gone.add(child)
             yield child
+        elif is_unsealed:
+            yield from _without_receipt(child)
     for path in sorted(folder.rglob(f"*{PARTIAL}")):
         if not any(parent in gone for parent in path.parents):
             gone.add(path)
             yield path
 
 
+def _without_receipt(cache: Path) -> Iterator[Path]:
+    """Objects that no worker vouched for: it was killed between the object and its receipt."""
+    store = open_objects(cache)
+    manifest = read_manifest(store)
+    kept, specs = store.sizes("receipts"), array_specs(manifest)
+    for name in object_names(manifest):
+        path = cache / object_key(specs[name[0]], *name[1:])
+        if receipt_key(*name) not in kept and path.is_file():
+            yield path
+
+
 def _last_change(path: Path) -> float:
-    return max(part.lstat().st_mtime for part in [path, *_files(path)])
+    """Of anything in it; now, where it went while it was looked at: somebody is at work there."""
+    try:
+        return max(part.lstat().st_mtime for part in [path, *_files(path)])
+    except FileNotFoundError:
+        return math.inf
 
 
 def _num_bytes(path: Path) -> int:
-    if not path.is_dir():
-        return path.lstat().st_size if path.exists() else 0
-    return sum(part.lstat().st_size for part in _files(path))
+    total = 0
+    for part in _files(path) if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):  # its owner has finished with it
+            total += part.lstat().st_size
+    return total
 
 
 def _files(path: Path) -> list[Path]:
@@ -76,8 +100,9 @@ def _files(path: Path) -> list[Path]:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        # The manifest goes first: what is half removed is then no cache, rather than a damaged one.
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path)
+        # Renamed first: what is half removed is then no cache, rather than a damaged one.
+        doomed = path if path.name.endswith(PARTIAL) else path.with_name(path.name + PARTIAL)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -10,11 +11,12 @@ from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
 from pipeline.artefacts.cache_record import CacheManifest
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects import ObjectStore, open_objects
+from pipeline.artefacts.records import printable
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.views import ViewSpec
-from pipeline.errors import ArtefactNotFound, ConfigError, PipelineError
+from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
 from pipeline.provenance import short
-from stages.cache_places import find_cache, is_sealed, made_cache
+from stages.cache_places import begun_cache, find_cache, is_sealed
 from stages.config_file import load_config
 from stages.configs import Config
 
@@ -31,11 +33,12 @@ def places(what: str, overrides: list[str]) -> list[ObjectStore]:
         return [open_objects(what)]
     config = configuration(what, overrides)
     dataset = Dataset.open(config.data_folder)
-    found = [find_cache(config, dataset).store]
-    test = made_cache(config, dataset, split="eval")
-    if test is not None and config.select.cache is None:
-        found.append(test.store)
-    return found
+    if config.select.cache is not None:
+        return [open_objects(config.select.cache)]
+    splits: tuple[Literal["train", "eval"], ...] = ("train", "eval")
+    begun = [begun_cache(config, dataset, split=split) for split in splits]
+    found = [place for place in begun if place is not None]
+    return found if begun[0] is not None else [find_cache(config, dataset).store]
 
 
 def configuration(what: str, overrides: list[str]) -> Config:
@@ -64,7 +67,7 @@ def info(place: ObjectStore, *, as_json: bool) -> str:
             "summary": cache.summary.model_dump(mode="json"),
         }
         return json.dumps(told, indent=1, sort_keys=True)
-    return "\n".join(f"{name:<20} {value}" for name, value in _lines(cache))
+    return "\n".join(f"{name:<20} {printable(value)}" for name, value in _lines(cache))
 
 
 def table_of(root: str) -> str:
@@ -201,12 +204,13 @@ def _row(place: ObjectStore) -> tuple[str, ...]:
         manifest = read_manifest(place)
         complete, size = ("yes", _size_of(place)) if is_sealed(place) else ("no", _size_of(place))
     except PipelineError as error:
-        return (place.url.rsplit("/", 1)[-1], "damaged", str(error)[:60], "", "", "", "", "")
+        told = "damaged" if isinstance(error, Damaged) else "cannot be read"
+        return (place.url.rsplit("/", 1)[-1], told, "", "", "", "", "", "")
     shape = manifest.shape
     return (
         short(manifest.id),
         complete,
-        f"{manifest.identity.arch} {short(manifest.identity.weights)}",
+        printable(f"{manifest.identity.arch} {short(manifest.identity.weights)}"),
         str(shape.num_views),
         f"{shape.num_samples:,}",
         str(shape.num_classes),

@@ -3,12 +3,13 @@
 from typing import Literal
 
 from pipeline.artefacts.cache_index import recall
-from pipeline.artefacts.cache_receipts import SEAL
+from pipeline.artefacts.cache_receipts import MANIFEST, SEAL
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects import ObjectStore, open_objects
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactNotFound
 from pipeline.provenance import short
+from pipeline.runtime import resolve_runtime
 from stages.configs import Config
 from stages.requests import cache_request
 
@@ -28,16 +29,24 @@ def is_sealed(place: ObjectStore) -> bool:
     return place.size(SEAL) is not None
 
 
-def made_cache(
+def begun_cache(
     config: Config, dataset: Dataset, *, split: Literal["train", "eval"]
-) -> TeacherCache | None:
-    """The sealed cache that `cache-teacher` made of this configuration, if it did."""
+) -> ObjectStore | None:
+    """Where the cache lies that `cache-teacher` began for this configuration, if it did."""
     request = cache_request(config, dataset)
     cache_id = recall(config.caches_folder, request=request, split=split)
     if cache_id is None:
         return None
     place = cache_place(caches_of(config), cache_id)
-    return TeacherCache.open(place) if is_sealed(place) else None
+    return place if place.size(MANIFEST) is not None or is_sealed(place) else None
+
+
+def made_cache(
+    config: Config, dataset: Dataset, *, split: Literal["train", "eval"]
+) -> TeacherCache | None:
+    """The sealed cache that `cache-teacher` made of this configuration, if it did."""
+    place = begun_cache(config, dataset, split=split)
+    return TeacherCache.open(place) if place is not None and is_sealed(place) else None
 
 
 def find_cache(config: Config, dataset: Dataset) -> TeacherCache:
@@ -45,15 +54,17 @@ def find_cache(config: Config, dataset: Dataset) -> TeacherCache:
 
     Raises:
         ArtefactNotFound: if `cache-teacher` has not made it.
-        ArtefactMismatch: if it is damaged.
+        NotSealed: if it has not completed it.
+        Damaged: if it is not what was written.
     """
     if config.select.cache is not None:
         return TeacherCache.open(config.select.cache)
-    cache = made_cache(config, dataset, split="train")
-    if cache is None:
+    place = begun_cache(config, dataset, split="train")
+    if place is None:
+        precision = resolve_runtime(config.cache_teacher.precision).precision
         raise ArtefactNotFound(
-            f"{config.caches or config.caches_folder} has no complete teacher cache for these "
-            "settings. Run `heartcut cache-teacher` with the same configuration, or name a cache "
-            "with `select.cache`."
+            f"{config.caches or config.caches_folder} has no teacher cache for these settings and "
+            f"precision {precision}. Run `heartcut cache-teacher` with the same configuration, or "
+            "name a cache with `select.cache`."
         )
-    return cache
+    return TeacherCache.open(place)

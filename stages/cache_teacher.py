@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_arrays import default_shard_rows
 from pipeline.artefacts.cache_index import remember
 from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
 from pipeline.artefacts.cache_record import CacheIdentity, CacheLayout
@@ -26,7 +25,7 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
-from pipeline.errors import ArtefactMismatch
+from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.models.checkpoints import load_into, load_weights, weights_digest
 from pipeline.models.zoo import build
 from pipeline.provenance import short
@@ -34,7 +33,7 @@ from pipeline.runtime import Runtime, resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views
 from stages.cache_places import cache_place, caches_of, is_sealed
 from stages.configs import Config
-from stages.requests import cache_request, teacher_run_path, view_spec
+from stages.requests import cache_layout, cache_request, teacher_run_path, view_spec
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +66,7 @@ def execute(config: Config, *, shards: range | None = None) -> TeacherCache | No
         test=test.identity.id,
     )
     first_of_test = train.num_units(config)
+    _require_shards(shards, first_of_test + test.num_units(config))
     cached = _cache(job, train, mine=mine)
     tested = _cache(job, test, mine=None if mine is None else lambda n: mine(first_of_test + n))
     if tested is not None:
@@ -103,10 +103,9 @@ class _Wanted:
             top_k=settings.top_k,
             temperatures=settings.temperatures,
         )
-        widths = [head.in_features] if settings.features else []
-        widths.append(settings.top_k or head.out_features)
-        rows = settings.shard_rows or default_shard_rows(2 * max(widths))
-        layout = CacheLayout(shard_rows=rows, codec=settings.compression)
+        layout = cache_layout(
+            settings, num_classes=head.out_features, num_features=head.in_features
+        )
         return cls(beton=beton, views=views, identity=identity, layout=layout)
 
     def num_units(self, config: Config) -> int:
@@ -116,6 +115,14 @@ class _Wanted:
         if place.size(MANIFEST) is not None:
             layout = read_manifest(place).layout
         return (self.views.num_views + 1) * -(-self.beton.num_samples // layout.shard_rows)
+
+
+def _require_shards(shards: range | None, total: int) -> None:
+    if shards is not None and shards.start >= total:
+        raise ConfigError(
+            f"--shard-range {shards.start}:{shards.stop} is beyond the last shard (expected "
+            f"numbers below {total})."
+        )
 
 
 def _mine(shards: range | None) -> Mine | None:
@@ -162,10 +169,10 @@ def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | N
         _require_id(cache, wanted.identity)
         logger.info("%s exists: %s, nothing to do", cache.path, describe(cache))
         return cache
+    require_conditional_create(caches_of(job.config))
     fetched = _fetched(job.config, wanted.identity, place)
     if fetched is not None:
         return fetched
-    require_conditional_create(caches_of(job.config))
     left = cache_views(
         place,
         identity=wanted.identity,
@@ -208,6 +215,15 @@ def _fetched(config: Config, identity: CacheIdentity, place: ObjectStore) -> Tea
         return None
     shared = cache_place(open_objects(config.share), identity.id)
     if not is_sealed(shared):
+        logger.info(
+            "%s has no cache %s (precision %s): the teacher runs here",
+            config.share,
+            short(identity.id),
+            identity.precision,
+        )
+        return None
+    if place.size(MANIFEST) is not None:
+        logger.warning("%s was begun here and is completed here, not fetched", place.url)
         return None
     cache = TeacherCache.open(shared)
     _require_id(cache, identity)

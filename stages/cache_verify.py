@@ -14,7 +14,7 @@ from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
-from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
 from pipeline.progress import progress
 from pipeline.provenance import short
 from pipeline.runtime import Runtime, resolve_runtime
@@ -41,7 +41,10 @@ class Finding:
 
 def check(place: ObjectStore, *, read_bytes: bool) -> Finding:
     """Compare a cache with its seal: a line for each thing that is wrong, or one that none is."""
-    checked = check_cache(place, read_bytes=read_bytes)
+    try:
+        checked = check_cache(place, read_bytes=read_bytes)
+    except Damaged as error:  # the seal or the manifest, so nothing more can be told
+        return Finding(is_fine=False, lines=[f"damaged: {error}"])
     lines = [f"damaged: {problem}" for problem in checked.problems]
     if checked.strangers:
         lines.append(
@@ -146,11 +149,11 @@ def _compare(
         for view in range(num_views):
             logits = _logits(teacher, loader, runtime, view)
             bar.advance(size, note=f"view {view}")
-            stored, classes = _stored(cache, view, joined.rows[chosen], logits)
-            difference = np.abs(stored[1] - stored[0])
+            again, stored, classes = _pairs(cache, view, joined.rows[chosen], logits)
+            difference = np.nan_to_num(np.abs(stored - again), nan=np.inf)
             total, count = total + float(difference.sum()), count + difference.size
             worst = max(worst, float(difference.max()))
-            largest = max(largest, float(np.abs(stored[1]).max()))
+            largest = max(largest, float(np.abs(stored).max()))
             same += int((classes == logits.argmax(axis=1)).sum())
     return _Compared(
         num_images=size,
@@ -174,19 +177,19 @@ def _logits(
     return np.concatenate(found)
 
 
-def _stored(
+def _pairs(
     cache: TeacherCache, view: int, rows: NDArray[np.int64], logits: NDArray[np.float32]
-) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]:
-    """Pairs of recomputed and stored logits, and the stored top class of each row."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Recomputed logits, the stored ones, and the stored top class of each row."""
     if not cache.is_sparse:
         stored = _rows(cache, LOGITS, view, rows).astype(np.float32)
-        return (logits, stored), stored.argmax(axis=1)
+        return logits, stored, stored.argmax(axis=1)
     classes = _rows(cache, TOP_CLASS, view, rows).astype(np.int64)
     top = _rows(cache, TOP_LOGIT, view, rows).astype(np.float32)
     target = _rows(cache, TARGET_LOGIT, view, rows).astype(np.float32)[:, None]
     listed = np.concatenate([classes, cache.labels[rows][:, None]], axis=1)
     again = np.take_along_axis(logits, listed, axis=1)
-    return (again, np.concatenate([top, target], axis=1)), classes[:, 0]
+    return again, np.concatenate([top, target], axis=1), classes[:, 0]
 
 
 def _rows(

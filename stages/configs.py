@@ -288,6 +288,23 @@ class Config(Section):
     train_student: TrainStudentConfig = Field(default_factory=TrainStudentConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
 
+    @model_validator(mode="after")
+    def _keeps_the_temperatures_that_it_uses(self) -> Self:
+        """A top-k cache serves at the temperatures that it was made for only."""
+        if self.cache_teacher.top_k == 0 or self.select.cache is not None:
+            return self
+        used = {1.0, self.select.revise_at or self.select.temperature}
+        if self.select.strategy == "influence":
+            used.add(self.select.influence.temperature)
+        missing = sorted(used - set(self.cache_teacher.temperatures))
+        if missing:
+            told = ", ".join(f"{value:g}" for value in missing)
+            raise ValueError(
+                f"cache_teacher.temperatures must have {told} too: `select` uses it, and a top-k "
+                "cache serves at the temperatures that it was made for only"
+            )
+        return self
+
     @property
     def data_folder(self) -> Path:
         return self.workspace / "data"

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pipeline.artefacts.cache_arrays import default_shard_rows
+from pipeline.artefacts.cache_record import CacheLayout
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Inputs, run_id, run_path
 from pipeline.artefacts.selection import SelectionIdentity
@@ -11,7 +13,7 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ConfigError
 from pipeline.provenance import Json, array_sha256, identity
 from pipeline.runtime import resolve_runtime
-from stages.configs import Config, OptimiserConfig, SelectConfig, ViewsConfig
+from stages.configs import CacheTeacherConfig, Config, OptimiserConfig, SelectConfig, ViewsConfig
 
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels"}
 
@@ -36,6 +38,22 @@ def cache_request(config: Config, dataset: Dataset) -> str:
     if settings.checkpoint is None:
         parts["run"] = teacher_run_path(config, dataset).name
     return identity("cache_request", parts)
+
+
+def cache_layout(config: CacheTeacherConfig, *, num_classes: int, num_features: int) -> CacheLayout:
+    """How a new cache is cut into objects.
+
+    Raises:
+        ConfigError: if more logits are to be kept than there are.
+    """
+    if config.top_k > num_classes:
+        raise ConfigError(
+            f"cache_teacher.top_k is {config.top_k} and there are {num_classes} classes (expected "
+            "at most as many). Set `cache_teacher.top_k = 0` to keep all logits."
+        )
+    widest = max(config.top_k or num_classes, num_features if config.features else 0)
+    rows = config.shard_rows or default_shard_rows(2 * widest)
+    return CacheLayout(shard_rows=rows, codec=config.compression)
 
 
 def soft_label_identity(

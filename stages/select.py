@@ -164,6 +164,12 @@ def _revised(
 def _influence(config: SelectConfig, inputs: Clean, cached: HydratedCache) -> Influence:
     """Scores of the training rows against the held-out ones."""
     settings, cache = config.influence, cached.cache
+    for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
+        if len(rows) == 0:
+            raise ConfigError(
+                f"{cache.path} has none of the {name} images (expected some, for influence). "
+                "Cache this data, or choose another `select.strategy`."
+            )
     augmented = settings.views == "augmented"
     if augmented and cache.shape.num_views == 1:
         raise ConfigError(

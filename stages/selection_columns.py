@@ -46,10 +46,7 @@ class Clean:
         known = torch.from_numpy(cached.joined.known)
         samples = dataset.train.samples
         labels = torch.from_numpy(samples.labels)
-        has_features = cached.cache.manifest.identity.features
-        features = torch.from_numpy(cached.features(0))[known] if has_features else None
-        logits = cached.logits(0, temperature=1.0)[known]
-        scores = score_samples(logits, labels[known], features)
+        scores = _scores(cached, labels, known)
         training, held_out = (
             torch.from_numpy(rows) for rows in (dataset.training, dataset.held_out)
         )
@@ -67,6 +64,23 @@ class Clean:
     @property
     def num_samples(self) -> int:
         return len(self.labels)
+
+
+def _scores(cached: HydratedCache, labels: Tensor, known: Tensor) -> SampleScores:
+    """Of the known samples, a shard at a time: where the top k are kept, all would not fit."""
+    has_features = cached.cache.manifest.identity.features
+    features = torch.from_numpy(cached.features(0)) if has_features else None
+    parts = []
+    for block in cached.logit_blocks(0, temperature=1.0):
+        seen, own = known[block.samples], labels[block.samples]
+        inputs = None if features is None else features[block.samples][seen]
+        parts.append(score_samples(block.logits[seen], own[seen], inputs))
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    names = [one.name for one in fields(SampleScores) if getattr(parts[0], one.name) is not None]
+    return replace(parts[0], **{name: joined(name) for name in names})
 
 
 def _at_samples(scores: SampleScores, known: Tensor) -> SampleScores:
@@ -90,10 +104,12 @@ def _beta(
     beta = torch.ones(len(labels))
     if config.revision in ("wrong", "all"):
         temperature = config.revise_at or config.temperature
-        probs = softened_probs(
-            cached.logits(0, temperature=temperature)[known], temperature=temperature
-        )
-        found = revision_beta(probs, labels[known], eta=config.eta)
+        parts = []
+        for block in cached.logit_blocks(0, temperature=temperature):
+            seen, own = known[block.samples], labels[block.samples]
+            probs = softened_probs(block.logits[seen], temperature=temperature)
+            parts.append(revision_beta(probs, own[seen], eta=config.eta))
+        found = torch.cat(parts)
         beta[known] = torch.where(correct, 1.0, found) if config.revision == "wrong" else found
     return beta.numpy()
 

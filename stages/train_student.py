@@ -196,12 +196,16 @@ def _inputs(dataset: Dataset, lesson: _Lesson | None) -> Inputs:
 
 def _teacher_classes(config: Config, dataset: Dataset, lesson: _Lesson | None) -> TeacherClasses:
     """What the teacher says of the clean images, as far as it is known here."""
+    train = made_cache(config, dataset, split="train")
     classes: NDArray[np.int64] | None
-    if lesson is not None:
-        classes = lesson.table.frame["teacher_class"].to_numpy(dtype=np.int64)
+    if lesson is None:
+        classes, is_ours = _top_classes(train, dataset.train), True
     else:
-        classes = _top_classes(made_cache(config, dataset, split="train"), dataset.train)
-    test = _top_classes(made_cache(config, dataset, split="eval"), dataset.eval)
+        classes = lesson.table.frame["teacher_class"].to_numpy(dtype=np.int64)
+        # The lesson may be another team's, of another teacher than the one that is configured here.
+        is_ours = train is not None and train.id == lesson.table.record.identity.cache
+    made_test = made_cache(config, dataset, split="eval") if is_ours else None
+    test = _top_classes(made_test, dataset.eval)
     return TeacherClasses(
         held_out=None if classes is None else torch.from_numpy(classes[dataset.held_out]),
         test=None if test is None else torch.from_numpy(test),

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.artefacts.cache_receipts import Seal, record_bytes
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
+from stages import cache_verify
 from stages.cache_places import made_cache
 from stages.config_file import with_overrides
 from stages.requests import teacher_run_path
@@ -197,7 +200,7 @@ def test_verify_finds_every_missing_or_changed_file_and_exits_with_three(caches,
         assert name.name in done.out + done.err
         (copy / name).unlink()
         done = heartcut("cache", "verify", copy)
-        expected = {"sealed.json": 5, "manifest.json": 1}.get(str(name), 3)
+        expected = 5 if str(name) == "sealed.json" else 3
         assert done.code == expected, (name, done)
         shutil.rmtree(copy)
 
@@ -253,7 +256,7 @@ def test_recomputing_with_another_teacher_is_refused(digits, tiny_toml, caches, 
         "cache_teacher.arch=resnet8a",
     )
     done = heartcut("cache", "verify", "--recompute", "1%", tiny_toml, *options, *more)
-    assert done.code in (3, 4)
+    assert done.code == 4
     assert "was made by another teacher: weights" in done.err
 
 
@@ -306,11 +309,8 @@ def test_an_estimate_is_the_size_of_the_cache_that_is_made(digits, tiny_toml, tm
 
 
 def bytes_of(cache: TeacherCache) -> int:
-    """Stored bytes of the views; of the small arrays, which are always compressed, their values."""
-    small = ("labels", "keys", "pixels", "head_weight", "head_bias")
-    views = sum(facts.bytes for key, facts in cache.objects() if key.split("/")[1] not in small)
-    features, classes = cache.shape.num_features, cache.shape.num_classes
-    return views + cache.shape.num_samples * (4 + 16 + 16) + 4 * classes * (features + 1)
+    """Stored bytes of all numbers."""
+    return sum(facts.bytes for _, facts in cache.objects())
 
 
 # gc
@@ -382,6 +382,19 @@ def test_gc_takes_a_cache_without_a_seal_only_if_asked_and_if_nobody_writes_ther
     assert "is fine" in out_of("verify", "--bytes", littered["sealed"])
 
 
+def test_gc_takes_what_has_no_receipt_in_a_cache_without_a_seal(littered):
+    """A worker was killed between an object and its receipt; here it may lie in nobody's way."""
+    lost = littered["unsealed"] / "data.zarr" / "logits" / "c" / "0" / "0" / "0"
+    (littered["unsealed"] / "receipts" / "logits" / "0.0.json").unlink()
+    in_sealed = littered["sealed"] / "receipts" / "logits" / "0.0.json"
+    in_sealed.unlink()  # damage, and no litter: the seal still vouches for the object
+    expected = snapshot(littered["folder"])
+    for path in (lost, littered["old"]):
+        del expected[path]
+    out_of("gc", "--delete", littered["folder"])
+    assert snapshot(littered["folder"]) == expected
+
+
 def test_gc_takes_local_copies_only_if_asked(littered):
     out_of("gc", "--delete", littered["folder"])
     assert littered["hydrated"].exists()
@@ -410,3 +423,73 @@ def test_the_numbers_of_a_cache_are_those_of_the_info(caches):
     cache = TeacherCache.open(caches[1])
     assert np.isfinite(cache.logits(0)).all()
     assert cache.shape.num_samples == 1347
+
+
+# what a team trips over
+
+
+def test_more_logits_than_classes_are_refused_before_anything_is_written(
+    digits, tiny_toml, tmp_path
+):
+    work = linked_copy(digits.workspace, tmp_path / "work", without=("caches", "selections"))
+    options = settings_of(f"workspace={work}", "cache_teacher.top_k=16")
+    for command in (("cache-teacher",), ("cache", "estimate")):
+        line = heartcut(*command, tiny_toml, *options).error_line
+        assert "cache_teacher.top_k is 16 and there are 10 classes" in line
+    assert not list((work / "caches").glob("*/manifest.json"))
+
+
+def test_a_teacher_that_gives_no_numbers_does_not_agree(digits, monkeypatch):
+    """As a broken accelerator would."""
+    real = cache_verify.teacher_outputs
+
+    def broken(*arguments, **options):
+        logits, features = real(*arguments, **options)
+        return logits * torch.nan, features
+
+    monkeypatch.setattr(cache_verify, "teacher_outputs", broken)
+    finding = cache_verify.recompute(digits, share=0.02, tolerance=None)
+    assert not finding.is_fine
+    assert "max |difference| inf" in finding.lines[0]
+
+
+def test_a_tolerance_without_a_recomputation_is_refused(caches):
+    done = heartcut("cache", "verify", "--tolerance", "0.1", caches[0])
+    assert (done.code, "has no effect without --recompute" in done.err) == (1, True)
+
+
+def test_a_cache_that_is_not_complete_is_told_by_its_exit_code(digits, tiny_toml, tmp_path):
+    work = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))
+    for seal in work.glob("caches/*/sealed.json"):
+        seal.unlink()
+    options = settings_of(f"workspace={work}")
+    for command in ("info", "verify"):
+        done = heartcut("cache", command, tiny_toml, *options)
+        assert (done.code, "is not sealed" in done.err) == (5, True)
+    done = heartcut("cache", "push", tiny_toml, tmp_path / "team", *options)
+    assert (done.code, "is not sealed" in done.err) == (5, True)
+    assert "is not sealed" in heartcut("select", tiny_toml, *options).error_line
+
+
+def test_a_damaged_first_cache_does_not_hide_the_second(digits, tiny_toml, tmp_path):
+    work = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))
+    dataset = Dataset.open(work / "data")
+    config = with_overrides(digits, [f"workspace={work}"])
+    train, test = (made_cache(config, dataset, split=split) for split in ("train", "eval"))
+    flip_byte(Path(train.path) / "sealed.json", 100)
+    text = out_of("verify", tiny_toml, *settings_of(f"workspace={work}"), code=3)
+    assert f"damaged: {train.path}/sealed.json" in text
+    assert f"{test.path} is fine" in text
+
+
+def test_what_a_foreign_cache_says_cannot_move_the_cursor(caches, tmp_path):
+    cache = TeacherCache.open(caches[0])
+    copy = tmp_path / "copy"
+    shutil.copytree(caches[0], copy)
+    (copy / "sealed.json").unlink()
+    summary = cache.summary.model_copy(update={"teacher": "evil\x1b[2J\nline"})
+    seal = Seal.of(cache.seal.metadata, cache.seal.receipts, summary)
+    (copy / "sealed.json").write_bytes(record_bytes(seal))
+    text = out_of("info", copy)
+    assert "\x1b" not in text
+    assert "evil" in text

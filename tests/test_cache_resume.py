@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from pipeline.models.zoo import build
 from pipeline.runtime import resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views, teacher_outputs
 from pipeline.training import Normaliser
+from stages import cache_gc
 from stages.requests import teacher_run_path
 from tests.commands import Server, heartcut
 from tests.servers import BUCKET, s3_environment
@@ -418,6 +420,22 @@ def test_a_writer_of_other_numbers_is_told_and_overwrites_nothing():
     with pytest.raises(ArtefactMismatch):
         writer.write(unit, other, Note())
     assert store.objects == before
+
+
+def test_other_bytes_that_nobody_vouched_for_are_told_with_the_way_out(tmp_path):
+    store = LocalObjects(tmp_path / "caches" / "cache")
+    writer = begin(store)
+    unit = writer.units[0]
+    spec = array_specs(writer.manifest)[LOGITS]
+    rows = writer.manifest.rows_of(unit.shard)
+    store.create(
+        object_key(spec, unit.view, unit.shard),
+        encode(spec, np.zeros((rows[1] - rows[0], *spec.shape[2:]), dtype=np.float16)),
+    )
+    with pytest.raises(ArtefactMismatch, match=r"without a receipt.*heartcut cache gc"):
+        work(store)
+    cache_gc.sweep(tmp_path / "caches", delete=True, unsealed=False, hydrated=False, hours=0)
+    assert work(store) == work(InMemory())
 
 
 def test_a_cache_with_a_missing_unit_is_not_sealed():
@@ -847,3 +865,27 @@ def test_resuming_computes_only_the_rows_of_what_is_missing(prepared, tmp_path):
     seen.clear()
     assert cache_views_of(tmp_path, prepared, teacher, views, 5, 13) == 0
     assert seen == []
+
+
+def test_samples_in_another_order_never_join_a_cache_that_was_begun():
+    """They have the same identity, so their rows would be mixed up without a word."""
+    store = InMemory()
+    writer = begin(store)
+    writer.write(writer.units[0], arrays_of(writer, writer.units[0]), Note())
+    turned = replace(contents(), keys=contents().keys[::-1], labels=contents().labels[::-1])
+    before = dict(store.objects)
+    with pytest.raises(ArtefactMismatch, match=r"in another order than now.*prepare\.order"):
+        CacheWriter.begin(
+            store,
+            identity=identity_of(),
+            shape=SHAPE,
+            layout=CacheLayout(shard_rows=SHARD_ROWS),
+            contents=turned,
+        )
+    assert store.objects == before
+
+
+def test_a_range_beyond_the_last_shard_is_refused(new_job):
+    done = heartcut(*new_job().command, "--shard-range", "100000:100001")
+    assert done.code == 1
+    assert "is beyond the last shard (expected numbers below" in done.error_line

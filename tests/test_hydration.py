@@ -16,7 +16,7 @@ from pipeline.artefacts.cache_arrays import LOGITS
 from pipeline.artefacts.cache_join import join_samples
 from pipeline.artefacts.dataset import Samples
 from pipeline.artefacts.hydration import HydratedCache
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.errors import ArtefactMismatch, Damaged
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.provenance import file_sha256
 from tests.small_caches import made_up, sealed_cache, some_samples
@@ -276,7 +276,7 @@ def test_a_copy_serves_when_the_cache_is_gone(samples, tmp_path):
     shutil.rmtree(folder / "data.zarr" / "logits")
     np.testing.assert_array_equal(cached.features(0), features)
     assert torch.equal(cached.logits(1, temperature=1.0), logits)
-    with pytest.raises(ArtefactNotFound):
+    with pytest.raises(Damaged, match="is missing"):
         cached.features(1)
     assert unfinished(tmp_path) == []
 

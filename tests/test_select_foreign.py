@@ -11,16 +11,22 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline.artefacts.cache_arrays import FEATURES, LOGITS
+from pipeline.artefacts.cache_receipts import Note
+from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.objects import open_objects
 from pipeline.artefacts.selection import SelectionTable, key_text
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.sparse_labels import unpack
+from pipeline.provenance import sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.cache_places import find_cache
 from stages.config_file import with_overrides
 from stages.configs import Config
+from stages.requests import teacher_run_path
 from stages.selection_columns import NOT_CACHED
 from tests.image_folders import CLASSES, save_folder, save_split, textures
 from tests.workspaces import linked_copy, read_or_refusal
@@ -421,7 +427,12 @@ def test_a_student_trains_on_top_3_labels(top_k):
     "setting", ["select.temperature=2", "select.revise_at=2", "select.influence.temperature=2"]
 )
 def test_a_temperature_that_was_not_kept_is_refused(top_k, setting):
-    config = with_overrides(top_k(3).config, [setting])
+    """Of a cache of another team; one's own configuration is refused before there is a cache."""
+    own = top_k(3).config
+    with pytest.raises(ConfigError, match=r"cache_teacher\.temperatures must have 2 too"):
+        with_overrides(own, [setting])
+    cache = find_cache(own, Dataset.open(own.data_folder)).path
+    config = with_overrides(own, [f"select.cache={cache}", setting])
     line = read_or_refusal(lambda: select.execute(config))
     assert "keeps the top 3 logits, and the sum of all at temperature 1 and 4" in line
     assert "(expected 2 among them)" in line
@@ -478,3 +489,70 @@ def test_a_selection_takes_views_from_the_cache_and_not_from_the_settings(
         == find_cache(config, chosen.dataset).manifest.identity.views
     )
     assert train_student.execute(config).result.num_distilled == chosen.table.record.num_selected
+
+
+def test_a_cache_without_any_held_out_image_is_refused_for_influence(
+    cached, folder_settings, tmp_path
+):
+    """Nothing could be predicted; other strategies do."""
+    keys = key_text(cached.dataset.train.samples.keys[cached.dataset.held_out])
+    images = tmp_path / "images"
+    shutil.copytree(cached.config.prepare.path, images)
+    for path in sorted((images / "train").rglob("*.png")):
+        if sample_key(path.read_bytes()).hex() in keys:
+            path.unlink()
+    part = folder_settings(images, "part")
+    prepare.execute(part)
+    teacher = [f"cache_teacher.checkpoint={teacher_of(cached.config)}"]
+    own = with_overrides(part, [*teacher, "cache_teacher.arch=resnet8a"])
+    cache_teacher.execute(own)
+    more = [f"select.cache={cache_path(own)}"]
+    config = with_overrides(cached.config, [f"workspace={tmp_path / 'all'}", *more])
+    prepare.execute(config)
+    with pytest.raises(ConfigError, match="has none of the held-out images"):
+        select.execute(config)
+    select.execute(with_overrides(config, ["select.strategy=correct"]))
+
+
+def teacher_of(config: Config) -> Path:
+    return teacher_run_path(config, Dataset.open(config.data_folder)) / "model.safetensors"
+
+
+def test_a_student_is_not_compared_with_another_teacher_than_its_own(digits, tmp_path):
+    """A lesson of a foreign cache, beside a cache of a teacher of one's own."""
+    copy = tmp_path / "foreign"
+    shutil.copytree(cache_path(digits), copy)
+    workspace = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))
+    own = with_overrides(digits, [f"workspace={workspace}"])
+    select.execute(own)
+    assert train_student.execute(own).result.teacher_agreement_test is not None
+    foreign = with_overrides(own, [f"select.cache={forged_teacher(copy)}"])
+    select.execute(foreign)
+    assert train_student.execute(foreign).result.teacher_agreement_test is None
+
+
+def forged_teacher(path: Path) -> Path:
+    """The same numbers, of weights of another digest."""
+    cache = TeacherCache.open(path)
+    identity = cache.manifest.identity.model_copy(update={"weights": "0" * 64})
+    target = path.with_name("another")
+    reader = cache.reader
+    writer = CacheWriter.begin(
+        open_objects(target),
+        identity=identity,
+        shape=cache.shape,
+        layout=cache.manifest.layout,
+        contents=CacheContents(
+            labels=cache.labels,
+            keys=cache.keys,
+            pixels=cache.pixels,
+            head_weight=cache.head[0],
+            head_bias=cache.head[1],
+        ),
+    )
+    for unit in writer.units:
+        names = (LOGITS, FEATURES)
+        arrays = {name: reader.shard(name, unit.view, unit.shard) for name in names}
+        writer.write(unit, arrays, Note())
+    writer.seal(cache.summary)
+    return target

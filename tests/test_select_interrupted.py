@@ -18,7 +18,7 @@ from stages.configs import Config
 from tests.commands import Server
 from tests.workspaces import unfinished
 
-NUM_INTERRUPTS, NUM_WHILE_WRITING = 10, 10
+NUM_INTERRUPTS, NUM_WHILE_WRITING = 4, 6
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,9 @@ def run_setup(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("word", ["http", "index-url", "find-links", "file:", " @ ", "/"])
+@pytest.mark.parametrize(
+    "word", ["://", "http:", "https:", "index-url", "find-links", "file:", " @ ", "/"]
+)
 def test_lock_file_holds_no_address(word):
     assert word not in LOCK
 

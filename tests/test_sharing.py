@@ -207,7 +207,7 @@ def test_other_numbers_under_the_same_id_are_not_overwritten(
         (place / "sealed.json").unlink()
     before = snapshot(place)
     done = heartcut("cache", "push", cache_path, target)
-    line = one_error(done, 3)
+    line = one_error(done, 4)
     assert ("was sealed with other numbers" if sealed else "vouches for other numbers") in line
     assert "Nothing was overwritten" in line
     assert before.items() <= snapshot(place).items()
@@ -222,10 +222,10 @@ def test_a_place_with_a_cache_that_is_cut_otherwise_is_not_mixed_up(
     options = settings_of(f"workspace={work}", f"caches={caches}", "cache_teacher.shard_rows=200")
     require_fine(heartcut("cache-teacher", tiny_toml, *options, "--shard-range", "0:2"))
     assert (caches / cache_path.name).is_dir()
-    line = one_error(heartcut("cache", "push", cache_path, caches), 3)
+    line = one_error(heartcut("cache", "push", cache_path, caches), 4)
     assert "cut in another way" in line
     require_fine(heartcut("cache-teacher", tiny_toml, *options))
-    line = one_error(heartcut("cache", "push", cache_path, caches), 3)
+    line = one_error(heartcut("cache", "push", cache_path, caches), 4)
     assert "was sealed with other numbers" in line
     assert heartcut("cache", "diff", cache_path, caches / cache_path.name).code == 4
 

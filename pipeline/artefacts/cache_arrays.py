@@ -22,7 +22,7 @@ from pipeline.artefacts.zarr_arrays import (
     decode,
     group_metadata,
 )
-from pipeline.errors import ArtefactMismatch
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
 from pipeline.parallel import read_ahead
 from pipeline.provenance import short
 
@@ -46,6 +46,8 @@ SHARD_ROWS = 16_384
 _SHARD_BYTES = 64 << 20
 _MAX_CLASSES_OF_TOP_K = 1 << 16
 _READ_AHEAD = 3
+SMALL_AT_ONCE: Final = 16
+"""Receipts and the like that are asked for at once, because a bucket takes its time for each."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -132,8 +134,7 @@ class ArrayReader:
         """The rows of one shard of one view.
 
         Raises:
-            ArtefactNotFound: if the object is missing.
-            ArtefactMismatch: if it is not what was vouched for.
+            Damaged: if the object is missing, or is not what was vouched for.
         """
         spec = self.specs[name]
         start, stop = self.manifest.rows_of(shard)
@@ -153,15 +154,21 @@ class ArrayReader:
         """The stored bytes of an object, checked against its receipt."""
         spec, facts = self.specs[name], self.facts(name, view, shard)
         key = object_key(spec, view, shard)
-        data = self.store.read(key, max_bytes=spec.max_stored_bytes)
+        try:
+            data = self.store.read(key, max_bytes=spec.max_stored_bytes)
+        except ArtefactNotFound as error:
+            raise Damaged(
+                f"{self.store.url}/{key} is missing (expected {facts.bytes:,} bytes). "
+                f"{remedy(self.store)}"
+            ) from error
         if len(data) != facts.bytes:
-            raise ArtefactMismatch(
+            raise Damaged(
                 f"{self.store.url}/{key} has {len(data):,} bytes (expected {facts.bytes:,}). "
                 f"{remedy(self.store)}"
             )
         found = sha256(data).hexdigest()
         if found != facts.sha256:
-            raise ArtefactMismatch(
+            raise Damaged(
                 f"{self.store.url}/{key} has other contents than were written: sha256 "
                 f"{short(found)} (expected {short(facts.sha256)}). {remedy(self.store)}"
             )
@@ -174,7 +181,7 @@ class ArrayReader:
             return decode(spec, data, num_rows=num_rows)
         except ArtefactMismatch as error:
             key = object_key(spec, view, shard)
-            raise ArtefactMismatch(
+            raise Damaged(
                 f"{self.store.url}/{key} is damaged: {error}. {remedy(self.store)}"
             ) from error
 
@@ -187,9 +194,11 @@ def remedy(store: ObjectStore) -> str:
     )
 
 
-def read_in_threads(read: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Value]:
-    """``read`` of each key in order, a few of them at once; as many results are in memory."""
-    return read_ahead(read, keys, threads=_READ_AHEAD, ahead=_READ_AHEAD)
+def read_in_threads(
+    read: Callable[[Key], Value], keys: Iterable[Key], *, at_once: int = _READ_AHEAD
+) -> Iterator[Value]:
+    """``read`` of each key in order, some of them at once; as many results are in memory."""
+    return read_ahead(read, keys, threads=at_once, ahead=at_once)
 
 
 def _per_view(manifest: CacheManifest) -> Iterator[ArraySpec]:

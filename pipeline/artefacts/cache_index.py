@@ -1,8 +1,9 @@
 """Which cache answers which configuration: a convenience of one workspace, part of no cache.
 
-    <folder>/index.json    request -> {"train": cache id, "eval": cache id}
+    <folder>/index/<request>.json    {"train": cache id, "eval": cache id}
 
-Later stages find a cache by it without a teacher.
+Later stages find a cache by it without a teacher. A file for each request, so that two jobs at once
+do not forget each other's.
 """
 
 from pathlib import Path
@@ -10,23 +11,26 @@ from typing import Literal
 
 from pipeline.artefacts.cache_record import MADE_BY
 from pipeline.artefacts.store import publish_json, read_json
-from pipeline.provenance import Json
+from pipeline.provenance import Json, short
 
 
 def remember(folder: Path, *, request: str, train: str, test: str) -> None:
     """Note which caches answer a request."""
-    known = _known(folder)
-    if known.get(request) != {"train": train, "eval": test}:
-        known[request] = {"train": train, "eval": test}
-        publish_json(folder / "index.json", known)
+    found: dict[str, Json] = {"train": train, "eval": test}
+    if _known(folder, request) != found:
+        publish_json(_path(folder, request), found)
 
 
 def recall(folder: Path, *, request: str, split: Literal["train", "eval"]) -> str | None:
     """Id of the cache that answers ``request``, if it was ever asked for here."""
-    found = _known(folder).get(request)
-    return str(found[split]) if isinstance(found, dict) and split in found else None
+    known = _known(folder, request)
+    return str(known[split]) if split in known else None
 
 
-def _known(folder: Path) -> dict[str, Json]:
-    path = folder / "index.json"
+def _known(folder: Path, request: str) -> dict[str, Json]:
+    path = _path(folder, request)
     return read_json(path, made_by=MADE_BY) if path.exists() else {}
+
+
+def _path(folder: Path, request: str) -> Path:
+    return folder / "index" / f"{short(request)}.json"

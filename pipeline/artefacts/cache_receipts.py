@@ -25,7 +25,7 @@ from pipeline.artefacts.cache_record import (
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.records import AnyRecord, Record, parse_record
 from pipeline.artefacts.zarr_arrays import extremes
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged, NotSealed
 from pipeline.provenance import Json, identity, short
 
 MANIFEST, SEAL = "manifest.json", "sealed.json"
@@ -115,9 +115,9 @@ def root_hash(metadata: dict[str, str], receipts: dict[str, Facts]) -> str:
     return identity("teacher_cache.root", [metadata, facts])
 
 
-def create_record(store: ObjectStore, key: str, record: Record) -> None:
-    """Store a record under ``key``; it must not exist with other contents."""
-    store.create(key, record_bytes(record))
+def create_record(store: ObjectStore, key: str, record: Record) -> bool:
+    """Store a record under ``key``; False if it was there, which it must not be otherwise."""
+    return store.create(key, record_bytes(record))
 
 
 def create_receipt(store: ObjectStore, key: str, receipt: Receipt) -> None:
@@ -191,13 +191,13 @@ def read_manifest(store: ObjectStore, *, expected: str | None = None) -> CacheMa
     """
     data = store.read(MANIFEST, max_bytes=_MAX_MANIFEST_BYTES)
     if expected is not None and sha256(data).hexdigest() != expected:
-        raise ArtefactMismatch(
+        raise Damaged(
             f"{store.url}/{MANIFEST} is not what was sealed: sha256 "
             f"{short(sha256(data).hexdigest())} (expected {short(expected)}). {_remedy(store)}"
         )
     manifest = _parse(store, MANIFEST, data, CacheManifest)
     if manifest.identity.id != manifest.id:
-        raise ArtefactMismatch(
+        raise Damaged(
             f"{store.url} has an id that its manifest does not give: {short(manifest.id)} "
             f"(expected {short(manifest.identity.id)}). {_remedy(store)}"
         )
@@ -218,8 +218,11 @@ def _parse(store: ObjectStore, key: str, data: bytes, model: type[AnyRecord]) ->
     try:
         value: Json = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ArtefactMismatch(f"{where} is not a JSON file: {error}. {_remedy(store)}") from error
-    record = parse_record(model, value, path=where, remedy=_remedy(store))
+        raise Damaged(f"{where} is not a JSON file: {error}. {_remedy(store)}") from error
+    try:
+        record = parse_record(model, value, path=where, remedy=_remedy(store))
+    except ArtefactMismatch as error:
+        raise Damaged(str(error)) from error
     if record_bytes(record) != data:
         raise _damaged(store, key)
     return record
@@ -232,8 +235,8 @@ def _digest(kind: str, *parts: Record | str) -> str:
     return identity(f"teacher_cache.{kind}", dumped)
 
 
-def _damaged(store: ObjectStore, key: str) -> ArtefactMismatch:
-    return ArtefactMismatch(
+def _damaged(store: ObjectStore, key: str) -> Damaged:
+    return Damaged(
         f"{store.url}/{key} is damaged: it is not the text that was written. {_remedy(store)}"
     )
 

@@ -22,7 +22,7 @@ from pipeline.artefacts.cache_receipts import (
 )
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.errors import ArtefactMismatch
+from pipeline.errors import ArtefactMismatch, Damaged
 from pipeline.progress import progress
 from pipeline.provenance import short
 
@@ -74,7 +74,10 @@ def _copy_objects(cache: TeacherCache, target: ObjectStore) -> None:
         data = cache.reader.verified(*name)
         target.create(object_key(cache.reader.specs[name[0]], *name[1:]), data)
         key = receipt_key(*name)
-        create_receipt(target, key, read_receipt(cache.store, key))
+        receipt = read_receipt(cache.store, key)
+        if receipt.facts != cache.reader.facts(*name):
+            raise Damaged(f"{cache.path}/{key} tells of other numbers than the seal.")
+        create_receipt(target, key, receipt)
         return len(data)
 
     total = sum(cache.reader.facts(*name).bytes for name in todo)

@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.artefacts.cache_arrays import object_key, object_names, read_in_threads
+from pipeline.artefacts.cache_arrays import (
+    SMALL_AT_ONCE,
+    object_key,
+    object_names,
+    read_in_threads,
+)
 from pipeline.artefacts.cache_receipts import MANIFEST, SEAL, read_receipt, receipt_key
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
@@ -58,7 +63,9 @@ def _wrong_sizes(cache: TeacherCache) -> Iterator[str]:
         return sizes.get(key) if sizes is not None else cache.store.size(key)
 
     for (key, facts), size in zip(
-        objects, read_in_threads(found, iter([key for key, _ in objects])), strict=True
+        objects,
+        read_in_threads(found, [key for key, _ in objects], at_once=SMALL_AT_ONCE),
+        strict=True,
     ):
         if size is None:
             yield f"{cache.path}/{key} is missing (expected {facts.bytes:,} bytes)"
@@ -79,7 +86,7 @@ def _wrong_receipts(cache: TeacherCache) -> Iterator[str]:
             return str(error)
         return ""
 
-    yield from filter(None, read_in_threads(problem, iter(names)))
+    yield from filter(None, read_in_threads(problem, names, at_once=SMALL_AT_ONCE))
 
 
 def _wrong_bytes(cache: TeacherCache) -> Iterator[str]:

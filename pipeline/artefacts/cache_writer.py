@@ -20,17 +20,18 @@ from pipeline.artefacts.cache_arrays import (
     KEYS,
     LABELS,
     PIXELS,
+    SMALL_AT_ONCE,
     ArrayReader,
     array_specs,
     metadata_objects,
     object_key,
     object_names,
+    read_in_threads,
     sealed_metadata,
     view_arrays,
 )
 from pipeline.artefacts.cache_receipts import (
     MANIFEST,
-    SEAL,
     Facts,
     Note,
     Receipt,
@@ -52,7 +53,7 @@ from pipeline.artefacts.cache_record import (
 )
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.zarr_arrays import ArraySpec, encode, extremes
-from pipeline.errors import ArtefactMismatch, PipelineError
+from pipeline.errors import ArtefactMismatch, Damaged, PipelineError
 
 _FLOAT16_MAX = 65_504.0
 _QUEUED = 2
@@ -89,6 +90,7 @@ class CacheWriter:
     joined: bool
     """The cache was begun before."""
     _specs: Mapping[str, ArraySpec] = field(repr=False)
+    _known: dict[str, Receipt] = field(default_factory=dict, repr=False)
 
     @classmethod
     def begin(
@@ -107,9 +109,10 @@ class CacheWriter:
         Raises:
             ArtefactMismatch: if another cache lies there.
         """
-        joined = store.size(MANIFEST) is not None
-        manifest = _manifest(store, identity=identity, shape=shape, layout=layout)
-        writer = cls(store=store, manifest=manifest, joined=joined, _specs=array_specs(manifest))
+        manifest, is_new = _manifest(store, identity=identity, shape=shape, layout=layout)
+        writer = cls(
+            store=store, manifest=manifest, joined=not is_new, _specs=array_specs(manifest)
+        )
         for key, data in metadata_objects(manifest).items():
             store.create(key, data)
         arrays: dict[str, NDArray[np.generic]] = {
@@ -120,8 +123,7 @@ class CacheWriter:
             HEAD_BIAS: contents.head_bias,
         }
         for name, values in arrays.items():
-            if store.size(receipt_key(name, 0, 0)) is None:
-                writer._store(name, 0, 0, values, rows=(0, len(values)), note=Note())
+            writer._store_whole(name, values)
         return writer
 
     @property
@@ -129,10 +131,6 @@ class CacheWriter:
         """All there is to compute, view by view."""
         views, shards = range(self.manifest.shape.num_views), range(self.manifest.num_shards)
         return [Unit(view, shard) for view in views for shard in shards]
-
-    @property
-    def is_sealed(self) -> bool:
-        return self.store.size(SEAL) is not None
 
     def missing(self) -> list[Unit]:
         """Units that are not kept yet."""
@@ -167,6 +165,7 @@ class CacheWriter:
 
     def notes(self) -> list[Note]:
         """How every unit came about; needs all of them."""
+        self._read_receipts()
         first = view_arrays(self.manifest)[0].name  # the others carry the same note
         return [self._receipt(first, unit.view, unit.shard).note for unit in self.units]
 
@@ -177,6 +176,7 @@ class CacheWriter:
             ArtefactNotFound: if a receipt is missing.
             ArtefactMismatch: if an object is missing or of another size.
         """
+        self._read_receipts()
         receipts = {
             receipt_key(*name): self._receipt(*name).facts for name in object_names(self.manifest)
         }
@@ -189,7 +189,7 @@ class CacheWriter:
             key = object_key(self._specs[name], view, shard)
             expected = receipts[receipt_key(name, view, shard)].bytes
             if sizes.get(key) != expected:
-                raise ArtefactMismatch(
+                raise Damaged(
                     f"{self.store.url}/{key} has {sizes.get(key, 0):,} bytes (expected "
                     f"{expected:,}). Remove it and its receipt, and run the same command again."
                 )
@@ -200,7 +200,16 @@ class CacheWriter:
         }
 
     def _receipt(self, name: str, view: int, shard: int) -> Receipt:
-        return read_receipt(self.store, receipt_key(name, view, shard))
+        key = receipt_key(name, view, shard)
+        if key not in self._known:
+            self._known[key] = read_receipt(self.store, key)
+        return self._known[key]
+
+    def _read_receipts(self) -> None:
+        """Read all of them, many at once; they never change."""
+        names = object_names(self.manifest)
+        for _ in read_in_threads(lambda n: self._receipt(*n), names, at_once=SMALL_AT_ONCE):
+            pass
 
     def _store(
         self,
@@ -220,8 +229,35 @@ class CacheWriter:
             )
         data = encode(spec, values)
         facts = facts_of(data, values, rows=rows)
-        self.store.create(object_key(spec, view, shard), data)
+        self._create_object(object_key(spec, view, shard), data, receipt_key(name, view, shard))
         create_receipt(self.store, receipt_key(name, view, shard), Receipt.of(facts, note))
+
+    def _store_whole(self, name: str, values: NDArray[np.generic]) -> None:
+        """Keep an array that is one chunk, or see that the one that lies there is the same."""
+        rows, key = (0, len(values)), receipt_key(name, 0, 0)
+        if self.store.size(key) is None:
+            self._store(name, 0, 0, values, rows=rows, note=Note())
+        elif self._receipt(name, 0, 0).facts != facts_of(
+            encode(self._specs[name], values), values, rows=rows
+        ):
+            raise ArtefactMismatch(
+                f"{self.store.url} was begun with the samples in another order than now: {name} "
+                "differ. Nothing was overwritten: prepare the images with the same "
+                "`prepare.order`, or choose another place with `caches`."
+            )
+
+    def _create_object(self, key: str, data: bytes, receipt: str) -> None:
+        try:
+            self.store.create(key, data)
+        except ArtefactMismatch as error:
+            if self.store.size(receipt) is not None:
+                raise
+            raise ArtefactMismatch(
+                f"{self.store.url}/{key} exists with other bytes and without a receipt: a worker "
+                "on other hardware or with other versions was killed, or is at work. Nothing was "
+                "overwritten. When none is, run `heartcut cache gc FOLDER --older-than 0 --delete` "
+                "and the same command again."
+            ) from error
 
 
 @contextmanager
@@ -263,19 +299,19 @@ def as_float16(rows: Float32, *, name: str, view: int, first_sample: int) -> Flo
 
 def _manifest(
     store: ObjectStore, *, identity: CacheIdentity, shape: CacheShape, layout: CacheLayout
-) -> CacheManifest:
-    """The manifest that lies there, or a new one."""
+) -> tuple[CacheManifest, bool]:
+    """The manifest that lies there or a new one, and whether it is new."""
     wanted = CacheManifest(id=identity.id, identity=identity, shape=shape, layout=layout)
     array_specs(wanted)  # refuses absurd sizes before anything is written
     try:
-        create_record(store, MANIFEST, wanted)
+        is_new = create_record(store, MANIFEST, wanted)
     except ArtefactMismatch:  # it was begun before, with another layout
         found = read_manifest(store)
     else:
-        return wanted
+        return wanted, is_new
     if (found.identity, found.shape) != (wanted.identity, wanted.shape):
         raise ArtefactMismatch(
             f"{store.url} holds another teacher cache: id {found.id[:12]} (expected "
             f"{wanted.id[:12]}). Choose another place."
         )
-    return found
+    return found, False

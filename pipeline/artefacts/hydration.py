@@ -9,6 +9,7 @@ number of processes map. It can be removed at any time: it is made again.
 """
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from pipeline.artefacts.cache_join import Joined
 from pipeline.artefacts.records import Record, read_record
 from pipeline.artefacts.store import publish_json, publishing_file
 from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.errors import PipelineError
+from pipeline.errors import Damaged, PipelineError
 from pipeline.methods.sparse_logits import SparseLogits, reconstruct
 from pipeline.progress import progress
 from pipeline.provenance import array_sha256, file_sha256, short
@@ -155,11 +156,12 @@ class HydratedCache:
 
     def _map(self, name: str, view: int) -> Rows:
         rows = array_sha256(self.joined.rows)
-        is_whole = self.joined.is_identity and self.num_samples == self.cache.shape.num_samples
-        order = "" if is_whole else f".{short(rows)}"
+        is_all = self.joined.is_identity and self.num_samples == self.cache.shape.num_samples
+        order = "" if is_all else f".{short(rows)}"
         folder = self.folder / f"{short(self.cache.root)}{HYDRATED}"
         path = folder / f"{name}.{view}{order}.npy"
-        if not _is_whole(path, root=self.cache.root, rows=rows):
+        copied = self._whole_copy(path, name, rows=rows)
+        if copied is None:
             with publishing_file(path) as partial:
                 self._write(partial, name, view)
             record = _CopyRecord(
@@ -170,8 +172,26 @@ class HydratedCache:
                 sha256=file_sha256(path),
             )
             publish_json(path.with_suffix(".json"), record.model_dump(mode="json"))
-        copied: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
-        return copied  # "c": as shared as "r", and torch does not warn of it
+            copied = self._whole_copy(path, name, rows=rows)
+        if copied is None:
+            raise Damaged(
+                f"{path} is not what was written a moment ago. Check the disk, and that nothing "
+                "else writes there."
+            )
+        return copied
+
+    def _whole_copy(self, path: Path, name: str, *, rows: str) -> Rows | None:
+        """The copy, if it was finished and its bytes are what they were."""
+        if not _is_whole(path, root=self.cache.root, rows=rows):
+            return None
+        try:
+            # "c": as shared as "r", and torch does not warn of it
+            copied: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
+        except ValueError:
+            return None
+        spec = self.cache.reader.specs[name]
+        expected = (self.num_samples, *spec.shape[2:]), np.dtype(spec.dtype)
+        return copied if (copied.shape, copied.dtype) == expected else None
 
     def _write(self, path: Path, name: str, view: int) -> None:
         """Spread the rows of every shard over the samples that they belong to."""
@@ -181,7 +201,8 @@ class HydratedCache:
             described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, described)
             header = file.tell()
-            file.truncate(header + self.num_samples * spec.row_bytes)
+            # Not truncate: a disk that is full must be an error here, not a signal while mapped.
+            os.posix_fallocate(file.fileno(), 0, header + self.num_samples * spec.row_bytes)
             with mmap.mmap(file.fileno(), 0) as mapped:
                 out: Rows = np.ndarray(shape, dtype, buffer=mapped, offset=header)
                 for samples, rows in self._placed(name, view, dtype):

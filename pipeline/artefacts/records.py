@@ -11,15 +11,15 @@ from pipeline.provenance import Json
 
 
 class Record(BaseModel):
-    """Never changed, and without unknown fields."""
+    """Never changed, without unknown fields, and of finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def printable(text: str) -> str:
     """``text`` from a file as part of a message: one line, no control characters, not too long."""
     shown = text if text.isprintable() else repr(text)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+    return shown if len(shown) <= 400 else shown[:397] + "..."
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)

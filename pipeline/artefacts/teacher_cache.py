@@ -63,7 +63,7 @@ from pipeline.artefacts.cache_receipts import (
 from pipeline.artefacts.cache_record import CacheManifest, CacheShape, CacheSummary
 from pipeline.artefacts.objects import ObjectStore, open_objects
 from pipeline.artefacts.zarr_arrays import extremes, top_and_class
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
 
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]
@@ -87,7 +87,7 @@ class TeacherCache:
 
         Raises:
             ArtefactNotFound: if there is no sealed cache.
-            ArtefactMismatch: if an object is missing, of another size, or not what was sealed.
+            Damaged: if an object is missing, of another size, or not what was sealed.
         """
         cache = cls.described(open_objects(place) if isinstance(place, str | Path) else place)
         cache.require_metadata()
@@ -99,17 +99,20 @@ class TeacherCache:
     def described(cls, store: ObjectStore) -> Self:
         """A cache of which only the seal and the manifest were looked at; see `open`."""
         seal = read_seal(store)
-        manifest = read_manifest(store, expected=seal.metadata.get(MANIFEST))
+        try:
+            manifest = read_manifest(store, expected=seal.metadata.get(MANIFEST))
+        except ArtefactNotFound as error:
+            raise Damaged(f"{store.url}/{MANIFEST} is missing. {remedy(store)}") from error
         expected = num_objects(manifest)
         if len(seal.receipts) != expected or seal.receipts.keys() != {
             receipt_key(*name) for name in object_names(manifest)
         }:
-            raise ArtefactMismatch(
+            raise Damaged(
                 f"{store.url} is sealed with {len(seal.receipts):,} receipts (expected "
                 f"the {expected:,} of its manifest). {remedy(store)}"
             )
         if seal.metadata != sealed_metadata(manifest):
-            raise ArtefactMismatch(
+            raise Damaged(
                 f"{store.url} is sealed with other array descriptions than its manifest gives. "
                 f"{remedy(store)}"
             )
@@ -157,11 +160,11 @@ class TeacherCache:
         """One view of an array in sample order, a shard at a time, a few in memory.
 
         Raises:
-            ArtefactMismatch: if an object is missing, damaged, or holds what is no number.
+            Damaged: if an object is missing, changed, or holds what is no number.
         """
         for block in self.reader.blocks(name, view):
             if not np.isfinite(extremes(block)).all():
-                raise ArtefactMismatch(
+                raise Damaged(
                     f"{self.path} holds {name} of view {view} that are no numbers. "
                     f"{remedy(self.store)}"
                 )
@@ -223,17 +226,17 @@ class TeacherCache:
         for error in self.wrong_metadata():
             raise error
 
-    def wrong_metadata(self) -> Iterator[ArtefactMismatch | ArtefactNotFound]:
+    def wrong_metadata(self) -> Iterator[Damaged]:
         """What is wrong with the array descriptions, one error for each."""
         expected = metadata_objects(self.manifest)
 
-        def problem(key: str) -> ArtefactMismatch | ArtefactNotFound | None:
+        def problem(key: str) -> Damaged | None:
             try:
                 if self.store.read(key, max_bytes=len(expected[key])) == expected[key]:
                     return None
             except (ArtefactMismatch, ArtefactNotFound) as error:
-                return error
-            return ArtefactMismatch(
+                return Damaged(str(error))
+            return Damaged(
                 f"{self.path}/{key} is not the description of what was sealed. {remedy(self.store)}"
             )
 
@@ -244,12 +247,12 @@ class TeacherCache:
         sizes = self.store.sizes("data.zarr")
         for key, facts in self.objects():
             if key not in sizes:
-                raise ArtefactNotFound(
+                raise Damaged(
                     f"{self.path}/{key} is missing (expected {facts.bytes:,} bytes). "
                     f"{remedy(self.store)}"
                 )
             if sizes[key] != facts.bytes:
-                raise ArtefactMismatch(
+                raise Damaged(
                     f"{self.path}/{key} has {sizes[key]:,} bytes (expected {facts.bytes:,}). "
                     f"{remedy(self.store)}"
                 )

@@ -34,7 +34,7 @@ _MAX_CHUNK_ROWS = 4096
 _ZSTD_LEVEL = 1
 _MISSING = np.uint64(2**64 - 1)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_CRC_BYTES = 4
+CRC_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class ArraySpec:
 
     def uncompressed_bytes(self, num_rows: int) -> int:
         """Bytes of a shard of so many rows, stored with the codec "none"."""
-        chunk_bytes = self.chunk_rows * self.row_bytes + _CRC_BYTES
-        index_bytes = 16 * self.num_chunks + _CRC_BYTES
+        chunk_bytes = self.chunk_rows * self.row_bytes + CRC_BYTES
+        index_bytes = 16 * self.num_chunks + CRC_BYTES
         return -(-num_rows // self.chunk_rows) * chunk_bytes + index_bytes
 
     def key(self, view: int = 0, shard: int = 0) -> str:
@@ -247,18 +247,18 @@ def _require_content_size(frame: memoryview, expected: int, name: str) -> None:
 def _read_index(spec: ArraySpec, data: bytes, used: int) -> list[tuple[int, int]]:
     """Where the chunks lie that hold rows: one after the other, as `encode` wrote them."""
     index_bytes = 16 * spec.num_chunks
-    if len(data) < index_bytes + _CRC_BYTES:
+    if len(data) < index_bytes + CRC_BYTES:
         raise ArtefactMismatch(f"a shard of {spec.name} is shorter than its index")
-    tail = memoryview(data)[len(data) - index_bytes - _CRC_BYTES :]
+    tail = memoryview(data)[len(data) - index_bytes - CRC_BYTES :]
     index = np.frombuffer(_without_crc(tail, f"the index of {spec.name}"), "<u8").reshape(-1, 2)
     end = 0
     places = []
     for offset, size in index[:used].tolist():
-        if offset != end or offset + size > len(data) - index_bytes - _CRC_BYTES:
+        if offset != end or offset + size > len(data) - index_bytes - CRC_BYTES:
             raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
         end = offset + size
         places.append((offset, end))
-    if end != len(data) - index_bytes - _CRC_BYTES or (index[used:] != _MISSING).any():
+    if end != len(data) - index_bytes - CRC_BYTES or (index[used:] != _MISSING).any():
         raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
     return places
 
@@ -266,11 +266,11 @@ def _read_index(spec: ArraySpec, data: bytes, used: int) -> list[tuple[int, int]
 def _with_crc(data: bytes) -> tuple[bytes, bytes]:
     """The data and what follows it; apart, so that a shard is put together once."""
     crc: int = google_crc32c.value(data)
-    return data, crc.to_bytes(_CRC_BYTES, "little")
+    return data, crc.to_bytes(CRC_BYTES, "little")
 
 
 def _without_crc(stored: memoryview, what: str) -> memoryview:
-    data, crc = stored[:-_CRC_BYTES], stored[-_CRC_BYTES:]
-    if len(crc) < _CRC_BYTES or google_crc32c.value(bytes(data)) != int.from_bytes(crc, "little"):
+    data, crc = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
+    if len(crc) < CRC_BYTES or google_crc32c.value(bytes(data)) != int.from_bytes(crc, "little"):
         raise ArtefactMismatch(f"{what} has another CRC-32C than was stored")
     return data
