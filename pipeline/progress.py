@@ -7,6 +7,7 @@ nothing fills a log.
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_SECONDS = 10.0
+_ONE_BAR = threading.Lock()
 
 
 class Progress(Protocol):
@@ -29,10 +31,17 @@ class Progress(Protocol):
 
 @contextmanager
 def progress(description: str, *, total: int, unit: str) -> Iterator[Progress]:
-    """Show how far ``total`` units of work are; close the bar however the work ends."""
-    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        with _bar(description, total=total, unit=unit) as bar:
-            yield bar
+    """Show how far ``total`` units of work are; close the bar however the work ends.
+
+    Work inside of work that has a bar gets lines: a terminal shows one bar at a time.
+    """
+    is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    if is_shown and _ONE_BAR.acquire(blocking=False):
+        try:
+            with _bar(description, total=total, unit=unit) as bar:
+                yield bar
+        finally:
+            _ONE_BAR.release()
     else:
         yield _Lines(description=description, total=total, unit=unit)
 

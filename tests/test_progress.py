@@ -44,11 +44,11 @@ def test_lines_are_few(caplog):
     assert caplog.messages == []
 
 
-def on_a_terminal(**environment):
-    """What a terminal shows of WORK, and whether it ended well."""
+def on_a_terminal(work=WORK, **environment):
+    """What a terminal shows of ``work``, and whether it ended well."""
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", WORK],
+        [sys.executable, "-c", work],
         stderr=child,
         stdout=child,
         cwd=ROOT,
@@ -73,6 +73,26 @@ def test_a_terminal_shows_a_bar_with_rate_and_cleans_up():
     assert code == 0
     for part in ("read train", "images/s", "/40 images", "loss 0.5"):
         assert part in shown
+    assert shown.rstrip().endswith("done")
+
+
+NESTED = """
+from pipeline.progress import progress
+for _ in range(2):
+    with progress("outer", total=2, unit="views") as outer:
+        for _ in range(2):
+            with progress("inner", total=5, unit="rows") as inner:
+                inner.advance(5)
+            outer.advance(1)
+print("done")
+"""
+
+
+def test_work_inside_of_work_leaves_the_one_bar_alone():
+    shown, code = on_a_terminal(NESTED)
+    assert code == 0, shown
+    assert "outer" in shown
+    assert "inner" not in shown
     assert shown.rstrip().endswith("done")
 
 

@@ -56,7 +56,7 @@ from pipeline.artefacts.zarr_arrays import ArraySpec, encode, extremes
 from pipeline.errors import ArtefactMismatch, Damaged, PipelineError
 
 _FLOAT16_MAX = 65_504.0
-_QUEUED = 2
+_QUEUED = 3
 
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]
@@ -262,7 +262,7 @@ class CacheWriter:
 
 @contextmanager
 def writing_behind(writer: CacheWriter) -> Iterator[Callable[..., None]]:
-    """Yield a `CacheWriter.write` that returns at once; at most two units wait to be written.
+    """Yield a `CacheWriter.write` that returns at once; at most three units wait to be written.
 
     So the teacher goes on while its last outputs are compressed and stored. An error of the writer
     is raised by the next call, or at the end.

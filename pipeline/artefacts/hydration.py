@@ -137,12 +137,7 @@ class HydratedCache:
         """Rows of an array in the data set's order, a shard's worth at a time."""
         size = self.cache.manifest.layout.shard_rows
         if self.joined.is_identity:
-            left = self.num_samples
-            for block in self.cache.blocks(name, view):
-                yield block[:left]
-                left -= len(block[:left])
-                if left == 0:
-                    return
+            yield from self._first_rows(self.cache.blocks(name, view))
         else:
             rows = self._array(name, view)
             for start in range(0, self.num_samples, size):
@@ -200,19 +195,23 @@ class HydratedCache:
         with path.open("w+b") as file:
             described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, described)
+            if self.joined.is_identity:  # several times faster than over a memory map
+                for rows in self._first_rows(self._told(name, view)):
+                    file.write(np.ascontiguousarray(rows).data)
+                return
             header = file.tell()
             # Not truncate: a disk that is full must be an error here, not a signal while mapped.
             os.posix_fallocate(file.fileno(), 0, header + self.num_samples * spec.row_bytes)
             with mmap.mmap(file.fileno(), 0) as mapped:
                 out: Rows = np.ndarray(shape, dtype, buffer=mapped, offset=header)
-                for samples, rows in self._placed(name, view, dtype):
-                    out[samples] = rows
+                for samples, values in self._placed(name, view, dtype):
+                    out[samples] = values
                     mapped.madvise(mmap.MADV_DONTNEED)  # the file keeps it; memory need not
                 del out
 
     def _placed(
         self, name: str, view: int, dtype: np.dtype[np.generic]
-    ) -> Iterator[tuple[NDArray[np.int64] | slice, Rows | float]]:
+    ) -> Iterator[tuple[NDArray[np.int64], Rows | float]]:
         """Samples and the rows that are theirs, a shard at a time."""
         joined = self.joined
         order = np.argsort(joined.rows, kind="stable")
@@ -220,17 +219,29 @@ class HydratedCache:
             yield order[: joined.num_extra], np.nan if dtype.kind == "f" else 0
         samples = order[joined.num_extra :]  # those that the cache has, in the order of its rows
         rows = joined.rows[samples]
-        start, total = 0, self.cache.shape.num_samples
+        start = 0
+        for block in self._told(name, view):
+            stop = start + len(block)
+            first, last = np.searchsorted(rows, [start, stop])
+            yield samples[first:last], block[rows[first:last] - start]
+            start = stop
+
+    def _told(self, name: str, view: int) -> Iterator[Rows]:
+        """One view of an array in the cache's order, a shard at a time, with a bar."""
+        total = self.cache.shape.num_samples
         with progress(f"copy {name} of view {view}", total=total, unit="rows") as bar:
             for block in self.cache.blocks(name, view):
-                stop = start + len(block)
-                first, last = np.searchsorted(rows, [start, stop])
-                if joined.is_identity:  # without copying the block
-                    yield slice(start, min(stop, len(rows))), block[: last - first]
-                else:
-                    yield samples[first:last], block[rows[first:last] - start]
-                start = stop
+                yield block
                 bar.advance(len(block))
+
+    def _first_rows(self, blocks: Iterator[Rows]) -> Iterator[Rows]:
+        """The blocks up to the last sample: a data set may be the beginning of a cache."""
+        left = self.num_samples
+        for block in blocks:
+            yield block[:left]
+            left -= len(block[:left])
+            if left == 0:
+                return
 
 
 class _CopyRecord(Record):
