@@ -19,11 +19,15 @@ from pipeline.artefacts.cache_arrays import (
     TARGET_LOGIT,
     TOP_CLASS,
     TOP_LOGIT,
+    default_shard_rows,
+    object_names,
+    view_arrays,
 )
 from pipeline.artefacts.cache_receipts import Note, Seal, record_bytes
 from pipeline.artefacts.cache_record import (
     CacheIdentity,
     CacheLayout,
+    CacheManifest,
     CacheShape,
     CacheSummary,
     Fidelity,
@@ -948,3 +952,18 @@ def test_logits_that_float16_cannot_hold_stop_the_pass(prepared, tmp_path):
         teacher_pass(prepared, tmp_path / "cache", bias=1e6, features=True)
     with pytest.raises(NotSealed):
         TeacherCache.open(tmp_path / "cache")
+
+
+def test_a_cache_of_many_images_has_few_files():
+    """ImageNet with four views: hundreds of objects, and not one for each of a million images."""
+    shape = CacheShape(num_views=5, num_samples=1_281_167, num_classes=1000, num_features=2048)
+    identity = identity_of()
+    manifest = CacheManifest(
+        id=identity.id,
+        identity=identity,
+        shape=shape,
+        layout=CacheLayout(shard_rows=default_shard_rows(2 * 2048)),
+    )
+    sizes = [spec.object_bytes for spec in view_arrays(manifest)]
+    assert len(object_names(manifest)) == 5 * 79 * 2 + 5
+    assert max(sizes) <= 64 << 20
