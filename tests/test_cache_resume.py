@@ -704,8 +704,11 @@ def test_many_kills_leave_the_cache_of_a_clean_run(
             one.signal(signal.SIGKILL)
         codes = [one.wait().code for one in running]
         assert set(codes) <= {-signal.SIGKILL, 0}, codes
-        assert -signal.SIGKILL in codes, "all was done before the kills were"
-        num_killed += codes.count(-signal.SIGKILL)
+        if 0 in codes:  # this machine is fast: all was done before the kills were
+            assert job.roots() == clean_roots
+            job, kept = new_job(), {}
+            continue
+        num_killed += len(codes)
         now = inodes_of_kept(job.caches)
         assert kept.items() <= now.items()
         in_between += len(now) > len(kept)
