@@ -27,6 +27,38 @@ NUM_FEATURES = 4
 Arrays = dict[str, NDArray[np.generic]]
 
 
+def identity_of(**changes) -> CacheIdentity:
+    fields = {
+        "weights": "a" * 64,
+        "arch": "resnet8a",
+        "fingerprint": "b" * 64,
+        "pixel_digest": "c" * 64,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "views": {"padding": 4, "flip": True, "count": 1, "seed": 0},
+        "precision": "fp32",
+        "features": True,
+    }
+    return CacheIdentity.model_validate(fields | changes)
+
+
+def summary_of(num_views: int = 2, **changes) -> CacheSummary:
+    fields = {
+        "accuracy_training": [0.5] * num_views,
+        "accuracy_held_out": [],
+        "num_wrong": 3,
+        "agreement": [1.0] * num_views,
+        "fidelity": [],
+        "head_error": 0.0,
+        "target_in_sample": False,
+        "teacher": "a teacher",
+        "seconds": 1.0,
+        "devices": ["none"],
+        "versions": {},
+    }
+    return CacheSummary.model_validate(fields | changes)
+
+
 def some_samples(count: int, *, seed: int = 0, num_classes: int = 5) -> Samples:
     """Samples with keys that all differ."""
     rng = np.random.default_rng(seed)
@@ -111,19 +143,5 @@ def sealed_cache(
         writer.write(
             unit, {name: values[unit.view, rows] for name, values in arrays.items()}, Note()
         )
-    writer.seal(
-        CacheSummary(
-            accuracy_training=[1.0] * num_views,
-            accuracy_held_out=[],
-            num_wrong=0,
-            agreement=[1.0] * num_views,
-            fidelity=[],
-            head_error=0.0,
-            target_in_sample=False,
-            teacher="made up",
-            seconds=0.0,
-            devices=[],
-            versions={},
-        )
-    )
+    writer.seal(summary_of(num_views))
     return TeacherCache.open(folder)

@@ -29,7 +29,7 @@ from pipeline.artefacts.cache_receipts import (
     read_receipt,
     receipt_key,
 )
-from pipeline.artefacts.cache_record import CacheIdentity, CacheLayout, CacheShape, CacheSummary
+from pipeline.artefacts.cache_record import CacheLayout, CacheShape
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit, writing_behind
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.local_objects import LocalObjects
@@ -47,6 +47,7 @@ from stages import cache_gc
 from stages.requests import teacher_run_path
 from tests.commands import Server, heartcut
 from tests.servers import BUCKET, s3_environment
+from tests.small_caches import identity_of, summary_of
 from tests.workspaces import snapshot
 
 NUM_VIEWS, NUM_SAMPLES, SHARD_ROWS, NUM_CLASSES, NUM_FEATURES = 2, 5, 2, 3, 2
@@ -75,37 +76,6 @@ class Died(BaseException):
 
 
 # A small job without a teacher.
-
-
-def identity_of(**changes) -> CacheIdentity:
-    fields = {
-        "weights": "a" * 64,
-        "arch": "resnet8a",
-        "fingerprint": "b" * 64,
-        "pixel_digest": "c" * 64,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
-        "views": {"padding": 4, "flip": True, "count": 1, "seed": 0},
-        "precision": "fp32",
-        "features": True,
-    }
-    return CacheIdentity.model_validate(fields | changes)
-
-
-def summary_of(num_views: int) -> CacheSummary:
-    return CacheSummary(
-        accuracy_training=[0.5] * num_views,
-        accuracy_held_out=[],
-        num_wrong=3,
-        agreement=[1.0] * num_views,
-        fidelity=[],
-        head_error=0.0,
-        target_in_sample=False,
-        teacher="a teacher",
-        seconds=1.0,
-        devices=["none"],
-        versions={},
-    )
 
 
 def contents() -> CacheContents:

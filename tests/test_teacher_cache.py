@@ -29,7 +29,6 @@ from pipeline.artefacts.cache_record import (
     CacheLayout,
     CacheManifest,
     CacheShape,
-    CacheSummary,
     Fidelity,
     stored_json,
 )
@@ -55,43 +54,12 @@ from pipeline.teacher_pass import Teacher, cache_identity, cache_views
 from stages import cache_teacher
 from stages.cache_places import find_cache
 from stages.config_file import with_overrides
+from tests.small_caches import identity_of, summary_of
 from tests.workspaces import flipped, linked_copy, read_or_refusal, replace_bytes, snapshot
 
 TAUS = (1.0, 4.0)
 ORDER = [3, 1, 0, 2]
 """In which the units of a small cache are written."""
-
-
-def identity_of(**changes) -> CacheIdentity:
-    fields = {
-        "weights": "a" * 64,
-        "arch": "resnet8a",
-        "fingerprint": "b" * 64,
-        "pixel_digest": "c" * 64,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
-        "views": {"padding": 4, "flip": True, "count": 1, "seed": 0},
-        "precision": "fp32",
-        "features": True,
-    }
-    return CacheIdentity.model_validate(fields | changes)
-
-
-def summary_of(num_views: int = 2, **changes) -> CacheSummary:
-    fields = {
-        "accuracy_training": [0.5] * num_views,
-        "accuracy_held_out": [],
-        "num_wrong": 3,
-        "agreement": [1.0] * num_views,
-        "fidelity": [],
-        "head_error": 0.0,
-        "target_in_sample": False,
-        "teacher": "a teacher",
-        "seconds": 1.0,
-        "devices": ["none"],
-        "versions": {},
-    }
-    return CacheSummary.model_validate(fields | changes)
 
 
 def top_k_of(logits, labels, top_k: int) -> dict:
