@@ -18,8 +18,10 @@ from cli_common import (
     load,
     one_line_errors,
     parse_range,
+    quoted,
     seed_override,
     tell_interrupt,
+    with_selection,
 )
 
 app = typer.Typer(
@@ -124,14 +126,46 @@ def cache_teacher(
 
 @app.command()
 def select(
-    config: ConfigFile, override: Overrides = None, accept_mismatch: AcceptMismatch = None
+    config: ConfigFile,
+    override: Overrides = None,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="STRATEGY", help="What is kept: docs/selection.md.")
+    ] = None,
+    fraction: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Share of the rows to keep.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the table; without one, its id.")
+    ] = None,
+    repair: Annotated[
+        str | None, typer.Option(metavar="REPAIR", help="head: refit the teacher's classifier.")
+    ] = None,
+    explain: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="SAMPLE_INDEX", help="Tell why this sample is kept or dropped; repeatable."
+        ),
+    ] = None,
+    accept_mismatch: AcceptMismatch = None,
 ) -> None:
-    """Revise the teacher's labels and choose what is distilled."""
-    with one_line_errors():
-        settings = load(config, override, accepting(accept_mismatch))
-        from stages import select as stage
+    """Revise the teacher's labels and choose what is distilled.
 
-        typer.echo(stage.execute(settings).path)
+    --strategy, --fraction, --name and --repair stand for --set select.strategy=... and so on. A
+    setting of CONFIG that has no effect with them is taken out by --set select.fraction=unset.
+    """
+    extra = [] if fraction is None else [f"select.fraction={fraction}"]
+    for key, value in (("strategy", strategy), ("name", name), ("repair", repair)):
+        extra += quoted(f"select.{key}", value)
+    with one_line_errors():
+        settings = load(config, override, [*extra, *accepting(accept_mismatch)])
+        if explain:
+            from stages import explain as reader
+
+            typer.echo(reader.execute(settings, explain))
+        else:
+            from stages import select as stage
+
+            typer.echo(stage.execute(settings).path)
 
 
 @app.command()
@@ -139,12 +173,20 @@ def train_student(
     config: ConfigFile,
     override: Overrides = None,
     seed: Seed = None,
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_PATH", help="A table of the workspace by name, or any by path."
+        ),
+    ] = None,
     accept_mismatch: AcceptMismatch = None,
 ) -> None:
     """Train a student from the cached, revised labels; the teacher is not needed."""
     extra = seed_override("train_student", seed)
     with one_line_errors():
         settings = load(config, override, [*extra, *accepting(accept_mismatch)])
+        if selection is not None:
+            settings = with_selection(settings, selection)
         from stages import train_student as stage
 
         typer.echo(stage.execute(settings).path)

@@ -1,6 +1,7 @@
 """What all commands share: their parameters, and telling a mistake in one line."""
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ArtefactNotFound, ConfigError, PipelineError
 
 if TYPE_CHECKING:
     from stages.configs import Config
@@ -55,6 +56,28 @@ def accepting(fields: list[str] | None) -> list[str]:
     if not fields:
         return []
     return [f"select.accept_mismatch={sorted(set(fields))}"]
+
+
+def quoted(key: str, text: str | None) -> list[str]:
+    """The override that an option with any text stands for; none where it was not given."""
+    return [] if text is None else [f"{key}={json.dumps(text, ensure_ascii=False)}"]
+
+
+def with_selection(config: "Config", selection: str) -> "Config":
+    """``config`` with the selection that ``--selection`` stands for.
+
+    A bare name means a table of the workspace; what has a slash or ends in .parquet is a path.
+    """
+    from stages.config_file import with_overrides
+
+    is_path = "/" in selection or os.sep in selection or selection.endswith(".parquet")
+    path = Path(selection) if is_path else config.selections_folder / f"{selection}.parquet"
+    if not is_path and not path.exists():
+        raise ArtefactNotFound(
+            f"{path} does not exist. Make it with `heartcut select --name {selection}`, or pass "
+            "the path of a table."
+        )
+    return with_overrides(config, quoted("train_student.selection", str(path)))
 
 
 def parse_range(text: str) -> range:

@@ -1,11 +1,14 @@
 """What a configuration asks for: identities that need no teacher, and where they lead."""
 
 from pathlib import Path
+from typing import Literal
 
 from pipeline.artefacts.cache_arrays import default_shard_rows
 from pipeline.artefacts.cache_record import CacheLayout
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.repair_record import RepairIdentity
 from pipeline.artefacts.run import Inputs, run_id, run_path
+from pipeline.artefacts.scores import ScoreIdentity
 from pipeline.artefacts.selection import SelectionIdentity
 from pipeline.artefacts.soft_labels import SoftLabelIdentity
 from pipeline.artefacts.teacher_cache import TeacherCache
@@ -13,8 +16,16 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ConfigError
 from pipeline.provenance import Json, array_sha256, identity
 from pipeline.runtime import resolve_runtime
-from stages.configs import CacheTeacherConfig, Config, OptimiserConfig, SelectConfig, ViewsConfig
+from stages.configs import (
+    INFLUENCE_STRATEGIES,
+    CacheTeacherConfig,
+    Config,
+    OptimiserConfig,
+    SelectConfig,
+    ViewsConfig,
+)
 
+_WITHOUT_QUOTA = ("class-balanced", "all", "none")
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels"}
 
 
@@ -71,7 +82,8 @@ def soft_label_identity(
         cache=cache.id,
         root=cache.root,
         rows=array_sha256(dataset.train.samples.keys),
-        top_k=cache.manifest.identity.top_k,
+        # A refitted head gives all logits, whatever the cache keeps of the teacher's.
+        top_k=0 if config.repair == "head" else cache.manifest.identity.top_k,
         accepted=tuple(sorted(config.accept_mismatch)),
         view_spec=cache.manifest.identity.views,
         revision=config.revision,
@@ -79,23 +91,76 @@ def soft_label_identity(
         temperature=config.temperature,
         revise_at=config.revise_at or config.temperature,
         views=(0,) if config.soft_views == "clean" else tuple(range(1, num_augmented + 1)),
+        repair=repair_identity(config, dataset),
     )
+
+
+def repair_identity(config: SelectConfig, dataset: Dataset) -> RepairIdentity | None:
+    """How the teacher's logits are repaired, if they are."""
+    if config.repair == "none":
+        return None
+    return RepairIdentity(
+        folds=config.influence.folds, seed=config.seed, held_out=dataset.held_out_digest
+    )
+
+
+def score_identity(config: Config, cache: TeacherCache, dataset: Dataset) -> ScoreIdentity | None:
+    """What the influence scores of a configuration depend on; None where none are read."""
+    select = config.select
+    if select.strategy not in INFLUENCE_STRATEGIES:
+        return None
+    influence = select.influence
+    settings: dict[str, float | int | str | None] = {
+        name: int(value) if isinstance(value, bool) else value
+        for name, value in influence.model_dump(exclude={"external", "proxy"}).items()
+    }
+    for name, place in (("external", influence.external), ("proxy", influence.proxy)):
+        settings[name] = None if place is None else TeacherCache.open(place).root
+    settings["target"] = influence_target(select, cache)
+    settings["seed"] = select.seed
+    settings["undistil_order"] = int(select.strategy == "param-change")
+    revises = influence.labels == "revised"
+    return ScoreIdentity(
+        cache=cache.id,
+        root=cache.root,
+        rows=array_sha256(dataset.train.samples.keys),
+        held_out=dataset.held_out_digest,
+        accepted=tuple(sorted(select.accept_mismatch)),
+        settings=settings,
+        revision={"revision": select.revision, "eta": select.eta} if revises else None,
+        repair=select.repair,
+    )
+
+
+def influence_target(
+    config: SelectConfig, cache: TeacherCache
+) -> Literal["held-out", "cross-fit", "external"]:
+    """Whose loss is predicted."""
+    wanted = config.influence.target
+    if wanted != "auto":
+        return wanted
+    return "cross-fit" if cache.summary.target_in_sample else "held-out"
 
 
 def selection_identity(config: Config, cache: TeacherCache, dataset: Dataset) -> SelectionIdentity:
     """What the selection table of a configuration depends on."""
-    settings = config.select
-    by_rank = settings.strategy in ("influence", "random", "correct")
-    scored = settings.strategy == "influence"
+    settings, strategy = config.select, config.select.strategy
+    by_score = strategy in ("influence", "class-balanced")
+    is_drawn = strategy == "beta"
+    scores = score_identity(config, cache, dataset)
     return SelectionIdentity(
         cache=cache.id,
         held_out=dataset.held_out_digest,
         soft_labels=soft_label_identity(settings, cache, dataset).id,
-        strategy=settings.strategy,
+        strategy=strategy,
+        score=settings.score if by_score else None,
         fraction=settings.fraction,
-        class_quota=settings.class_quota if by_rank else None,
+        threshold=settings.threshold,
+        standard_errors=settings.standard_errors if strategy == "influence" else None,
+        class_quota=None if strategy in _WITHOUT_QUOTA else settings.class_quota,
+        beta=(settings.beta_mean, settings.beta_concentration) if is_drawn else None,
         seed=settings.seed,
-        influence=settings.influence.model_dump(mode="json") if scored else None,
+        scores=None if scores is None else scores.id,
     )
 
 

@@ -6,6 +6,7 @@ held-out loss, and writes down what to distil.
 
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,25 +20,32 @@ from pipeline.artefacts import soft_labels as soft_format
 from pipeline.artefacts.cache_join import join_samples
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.hydration import HydratedCache
-from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
+from pipeline.artefacts.repair_record import RepairReport
+from pipeline.artefacts.scores import ScoreTable
+from pipeline.artefacts.selection import (
+    SelectionIdentity,
+    SelectionRecord,
+    SelectionTable,
+    require_same_selection,
+)
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
+from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.data_selection import Selection, select_samples
+from pipeline.methods.data_selection_rules import Rule, Samples
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.sparse_labels import pack
 from pipeline.progress import Progress, progress
 from pipeline.provenance import short
+from pipeline.repair import RepairedCache, TeacherRows, repair_head
 from pipeline.runtime import num_cores, versions
-from pipeline.scoring import Influence, score_influence
 from stages.cache_places import find_cache
 from stages.configs import Config, SelectConfig
+from stages.influence import open_scores
 from stages.requests import selection_identity, soft_label_identity
-from stages.selection_columns import Clean, spread, table_columns
+from stages.selection_columns import Clean, table_columns
 
 logger = logging.getLogger(__name__)
-
-TRUSTED_EFFECTIVE_PARAMETERS = 0.25
-"""p_eff / N above which first-order scores stop ranking like retraining does."""
 
 
 def execute(config: Config) -> SelectionTable:
@@ -45,22 +53,49 @@ def execute(config: Config) -> SelectionTable:
     torch.set_num_threads(num_cores())
     dataset = Dataset.open(config.data_folder)
     cached = _join(config, dataset)
-    _write_soft_labels(config, cached, dataset)
     identity = selection_identity(config, cached.cache, dataset)
-    path = selection_format.selection_path(config.selections_folder, identity.id)
+    path = selection_format.selection_path(
+        config.selections_folder, identity.id, name=config.select.name
+    )
+    if path.exists():
+        require_same_selection(path, identity)
+    rows = _Teacher(config, cached, dataset)
+    _write_soft_labels(config, rows, dataset)
     if path.exists():
         table = SelectionTable.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(table.record))
         return table
-    inputs = Clean.read(cached, dataset, config.select)
-    influence = _influence(config.select, inputs, cached) if identity.influence else None
-    selection = _select(config.select, inputs, influence)
-    record = _record(identity, inputs, influence, selection, cached)
-    columns = table_columns(inputs, influence, selection)
-    selection_format.write(path, record=record, columns=columns)
+    inputs = Clean.read(rows.rows, dataset, config.select)
+    scores = open_scores(config, rows.rows, dataset, inputs)
+    selection = _select(config.select, inputs, scores)
+    record = _record(identity, inputs, scores, selection, cached)
+    selection_format.write(path, record=record, columns=table_columns(inputs, scores, selection))
     logger.info("%s: %s", path, describe(record))
-    _warn(record)
     return SelectionTable.open(path)
+
+
+class _Teacher:
+    """The cache's own logits, or repaired ones; repaired when they are first read."""
+
+    def __init__(self, config: Config, cached: HydratedCache, dataset: Dataset) -> None:
+        self._config, self._cached, self._dataset = config, cached, dataset
+
+    @property
+    def cache(self) -> TeacherCache:
+        return self._cached.cache
+
+    @cached_property
+    def rows(self) -> TeacherRows:
+        settings = self._config.select
+        if settings.repair == "none":
+            return self._cached
+        self._cached.cache.require_features()
+        repaired = repair_head(
+            self._cached, self._dataset, num_folds=settings.influence.folds, seed=settings.seed
+        )
+        for line in describe_repair(repaired.report):
+            logger.info("%s", line)
+        return repaired
 
 
 def _join(config: Config, dataset: Dataset) -> HydratedCache:
@@ -109,13 +144,24 @@ def describe(record: SelectionRecord) -> str:
     )
 
 
-def _write_soft_labels(config: Config, cached: HydratedCache, dataset: Dataset) -> None:
-    identity = soft_label_identity(config.select, cached.cache, dataset)
+def describe_repair(report: RepairReport) -> Iterator[str]:
+    """The repaired teacher beside the original, line by line."""
+    for name, quality in (("the teacher's own head", report.before), ("repaired", report.after)):
+        yield (
+            f"{name}: held out {100 * quality.accuracy:.2f} %, loss {quality.loss:.4f}, "
+            f"calibration error {quality.calibration_error:.4f}, {quality.num_wrong:,} training "
+            "rows wrong"
+        )
+
+
+def _write_soft_labels(config: Config, teacher: _Teacher, dataset: Dataset) -> None:
+    identity = soft_label_identity(config.select, teacher.cache, dataset)
     path = soft_format.soft_label_path(config.selections_folder, identity.id)
     if path.exists():
         SoftLabels.open(path)
         logger.info("%s exists, nothing to do", path)
         return
+    cached = teacher.rows
     labels = torch.from_numpy(dataset.train.samples.labels)
     with progress(
         "revise labels", total=len(identity.views) * cached.num_samples, unit="rows"
@@ -129,13 +175,14 @@ def _write_soft_labels(config: Config, cached: HydratedCache, dataset: Dataset) 
             ),
             num_samples=cached.num_samples,
             num_classes=dataset.num_classes,
+            repaired=cached.report if isinstance(cached, RepairedCache) else None,
         )
     logger.info("%s: %d views of %s labels", path, len(identity.views), f"{cached.num_samples:,}")
 
 
 def _revised(
     identity: SoftLabelIdentity,
-    cached: HydratedCache,
+    cached: TeacherRows,
     view: int,
     labels: Tensor,
     *,
@@ -161,84 +208,86 @@ def _revised(
         bar.advance(len(own))
 
 
-def _influence(config: SelectConfig, inputs: Clean, cached: HydratedCache) -> Influence:
-    """Scores of the training rows against the held-out ones."""
-    settings, cache = config.influence, cached.cache
-    for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
-        if len(rows) == 0:
-            raise ConfigError(
-                f"{cache.path} has none of the {name} images (expected some, for influence). "
-                "Cache this data, or choose another `select.strategy`."
-            )
-    augmented = settings.views == "augmented"
-    if augmented and cache.shape.num_views == 1:
-        raise ConfigError(
-            f"select.influence.views is 'augmented' and {cache.path} has the clean view only. "
-            'Set `select.influence.views = "clean"`, or cache views (`views.count`).'
-        )
-    views = tuple(range(1, cache.shape.num_views)) if augmented else (0,)
-    revision = config.revision if settings.labels == "revised" else "none"
-
-    def targets(view: int) -> Tensor:
-        return soft_labels(
-            cached.logits(view, temperature=settings.temperature)[inputs.training],
-            inputs.labels[inputs.training],
-            revision=revision,
-            eta=config.eta,
-            temperature=settings.temperature,
-        )
-
-    return score_influence(
-        cached,
-        labels=inputs.labels,
-        training=inputs.training,
-        held_out=inputs.held_out,
-        soft_labels=torch.stack([targets(view) for view in views]),
-        views=views,
-        kd_weight=settings.kd_weight,
-        temperature=settings.temperature,
-        l2=settings.l2,
-    )
-
-
-def _select(config: SelectConfig, inputs: Clean, influence: Influence | None) -> Selection:
+def _select(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) -> Selection:
     """Apply the strategy to the training rows."""
     candidates = np.zeros(inputs.num_samples, dtype=bool)
     candidates[inputs.training] = True
-    scores = None
-    if influence is not None:
-        scores = spread(influence.distilled.scores.dloss_undistill, inputs).mean
-    correct = inputs.scores.teacher_correct.numpy() if config.strategy == "correct" else None
+    uses_errors = config.strategy == "influence" and config.standard_errors > 0
+    rule = Rule(
+        fraction=config.fraction,
+        threshold=config.threshold,
+        num_errors=config.standard_errors if config.strategy == "influence" else 0.0,
+        class_quota=config.class_quota,
+        beta=(config.beta_mean, config.beta_concentration) if config.strategy == "beta" else None,
+    )
     try:
-        return select_samples(
-            config.strategy,
+        samples = Samples(
             labels=inputs.labels.numpy(),
             candidates=candidates,
-            seed=config.seed,
-            scores=scores,
-            teacher_correct=correct,
-            fraction=config.fraction,
-            class_quota=config.class_quota,
+            scores=_scores(config, inputs, influence),
+            errors=_errors(config, influence) if uses_errors else None,
         )
+        return select_samples(config.strategy, samples, rule=rule, seed=config.seed)
     except ValueError as error:
         raise ConfigError(f"select: {error}") from error
+
+
+def _scores(
+    config: SelectConfig, inputs: Clean, influence: ScoreTable | None
+) -> NDArray[np.float64] | None:
+    """What the strategy reads of every sample; higher = keep."""
+    if config.strategy == "correct":
+        return inputs.scores.teacher_correct.numpy().astype(np.float64)
+    if config.strategy == "el2n":
+        return -inputs.scores.el2n.numpy().astype(np.float64)
+    if influence is None:
+        return None
+    if config.strategy == "label-issue-free":
+        if not config.influence.label_issues:
+            raise ConfigError(
+                "select.influence.label_issues is false and strategy = 'label-issue-free' reads "
+                "them. Remove it."
+            )
+        return 1.0 - influence.frame["label_issue"].fillna(True).to_numpy(dtype=np.float64)
+    column = {"beta": "self_influence", "param-change": "undistil_order"}.get(
+        config.strategy, config.score
+    )
+    sign = -1.0 if column == "dloss_swap" else 1.0
+    return sign * influence.frame[column].to_numpy(dtype=np.float64)
+
+
+def _errors(config: SelectConfig, influence: ScoreTable | None) -> NDArray[np.float64]:
+    """Standard errors of the selecting score."""
+    name = f"{config.score}_se"
+    if (
+        influence is None
+        or name not in influence.frame
+        or not config.influence.standard_error_groups
+    ):
+        raise ConfigError(
+            f"select.standard_errors is {config.standard_errors:g} and {config.score} has no "
+            "standard errors. Set `select.influence.standard_error_groups`, or another score."
+        )
+    return influence.frame[name].to_numpy(dtype=np.float64)
 
 
 def _record(
     identity: SelectionIdentity,
     inputs: Clean,
-    influence: Influence | None,
+    influence: ScoreTable | None,
     selection: Selection,
     cached: HydratedCache,
 ) -> SelectionRecord:
     wrong = ~inputs.scores.teacher_correct[inputs.training].numpy()
     chosen = selection.selected[inputs.training]
     auc, gain = None, None
-    if influence is not None and influence.distilled.scores.dloss_undistill is not None:
-        scores = influence.distilled.scores.dloss_undistill.mean.numpy()
+    if influence is not None:
+        scores = influence.frame["dloss_undistill"].to_numpy()[inputs.training]
         auc = float(roc_auc_score(wrong, -scores)) if 0 < wrong.sum() < len(wrong) else None
         gain = float(-scores[~chosen].sum())
-    solves = [] if influence is None else [influence.distilled.record, influence.hard.record]
+    target_in_sample = cached.cache.summary.target_in_sample
+    if influence is not None:
+        target_in_sample = influence.record.diagnostics.target_in_sample
     return SelectionRecord(
         id=identity.id,
         identity=identity,
@@ -248,27 +297,9 @@ def _record(
         num_wrong_selected=int((wrong & chosen).sum()),
         wrong_row_auc=auc,
         predicted_gain=gain,
-        target_in_sample=cached.cache.summary.target_in_sample,
+        target_in_sample=target_in_sample,
         num_not_cached=cached.joined.num_extra,
         accepted=list(cached.joined.accepted),
-        solves=solves,
+        scores=None if influence is None else influence.record,
         versions=versions(),
     )
-
-
-def _warn(record: SelectionRecord) -> None:
-    """Say what should make a reader doubt the scores."""
-    for solved in record.solves:
-        if solved.effective_parameters > TRUSTED_EFFECTIVE_PARAMETERS:
-            logger.warning(
-                "p_eff/N is %.2f %s (expected at most %.2f): first-order scores are not to be "
-                "trusted. Set a larger `select.influence.l2`.",
-                solved.effective_parameters,
-                solved.linearised_at,
-                TRUSTED_EFFECTIVE_PARAMETERS,
-            )
-    if record.solves and record.target_in_sample:
-        logger.warning(
-            "the teacher's training saw the held-out images, so their loss looks lower than on new "
-            "images; the table says target_in_sample."
-        )

@@ -7,14 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.artefacts import scores as score_format
+from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.hydration import HydratedCache
+from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import key_text
 from pipeline.methods.data_selection import Selection
-from pipeline.methods.head_influence import RowScores
 from pipeline.methods.label_revision import revision_beta, softened_probs
 from pipeline.methods.sample_scores import SampleScores, score_samples
-from pipeline.scoring import Influence
+from pipeline.repair import TeacherRows
 from stages.configs import SelectConfig
 
 NOT_CACHED = "not in the cache"
@@ -42,7 +43,7 @@ class Clean:
     """V, int64."""
 
     @classmethod
-    def read(cls, cached: HydratedCache, dataset: Dataset, config: SelectConfig) -> "Clean":
+    def read(cls, cached: TeacherRows, dataset: Dataset, config: SelectConfig) -> "Clean":
         known = torch.from_numpy(cached.joined.known)
         samples = dataset.train.samples
         labels = torch.from_numpy(samples.labels)
@@ -66,7 +67,7 @@ class Clean:
         return len(self.labels)
 
 
-def _scores(cached: HydratedCache, labels: Tensor, known: Tensor) -> SampleScores:
+def _scores(cached: TeacherRows, labels: Tensor, known: Tensor) -> SampleScores:
     """Of the known samples, a shard at a time: where the top k are kept, all would not fit."""
     has_features = cached.cache.manifest.identity.features
     features = torch.from_numpy(cached.features(0)) if has_features else None
@@ -98,7 +99,7 @@ def _at_samples(scores: SampleScores, known: Tensor) -> SampleScores:
 
 
 def _beta(
-    cached: HydratedCache, labels: Tensor, known: Tensor, correct: Tensor, config: SelectConfig
+    cached: TeacherRows, labels: Tensor, known: Tensor, correct: Tensor, config: SelectConfig
 ) -> NDArray[np.float32]:
     """Share of the teacher in each revised clean-view label; 1 where a row is not revised."""
     beta = torch.ones(len(labels))
@@ -114,35 +115,14 @@ def _beta(
     return beta.numpy()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-
-
-def spread(scores: RowScores | None, inputs: Clean) -> Column:
-    """Scores of the training rows at their sample indices; NaN elsewhere."""
-    mean = np.full(inputs.num_samples, np.nan)
-    std = np.full(inputs.num_samples, np.nan)
-    if scores is not None:
-        mean[inputs.training] = scores.mean.numpy()
-        std[inputs.training] = scores.std.numpy()
-    return Column(mean=mean, std=std)
-
-
 def table_columns(
-    inputs: Clean, influence: Influence | None, selection: Selection
+    inputs: Clean, influence: ScoreTable | None, selection: Selection
 ) -> dict[str, NDArray[np.generic]]:
     """Every column of the table but its metadata, by name."""
     scores = inputs.scores
     held_out = np.zeros(inputs.num_samples, dtype=bool)
     held_out[inputs.all_held_out] = True
     unknown = ~inputs.known.numpy()
-    distilled = None if influence is None else influence.distilled.scores
-    hard = None if influence is None else influence.hard.scores
-    undistill = spread(None if distilled is None else distilled.dloss_undistill, inputs)
-    swap = spread(None if hard is None else hard.dloss_swap, inputs)
-    remove = spread(None if hard is None else hard.dloss_remove, inputs)
     none = np.full(inputs.num_samples, np.nan, dtype=np.float32)
     grand_head = none if scores.grand_head is None else scores.grand_head.numpy()
     return {
@@ -160,11 +140,26 @@ def table_columns(
         "grand_head": grand_head,
         "margin": scores.margin.numpy(),
         "entropy": scores.entropy.numpy(),
-        "dloss_undistill": undistill.mean,
-        "dloss_swap": swap.mean,
-        "dloss_remove": remove.mean,
-        "view_std": undistill.std,
+        **_influence_columns(influence, inputs.num_samples),
         "rank": np.where(held_out | unknown, -1, selection.rank),
         "selected": selection.selected,
         "reason": np.where(unknown & ~held_out, NOT_CACHED, selection.reason),
     }
+
+
+def _influence_columns(
+    influence: ScoreTable | None, num_samples: int
+) -> dict[str, NDArray[np.generic]]:
+    """The score file's columns that the table has too; nothing where there is no file."""
+    names = [name for name in score_format.COLUMNS if name in selection_format.COLUMNS]
+    names.remove("sample_index")
+    if influence is not None:
+        frame = influence.frame
+        flags = frame["label_issue"]
+        return {
+            **{name: frame[name].to_numpy() for name in names if name != "label_issue"},
+            "label_issue": flags.astype(object).where(flags.notna(), None).to_numpy(),
+        }
+    columns: dict[str, NDArray[np.generic]] = {name: np.full(num_samples, np.nan) for name in names}
+    columns["label_issue"] = np.full(num_samples, None)
+    return columns

@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
-from pipeline.artefacts.selection import SelectionTable, selection_path
+from pipeline.artefacts.selection import (
+    SelectionTable,
+    require_same_selection,
+    selection_path,
+)
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import Supervision
@@ -113,12 +117,13 @@ def _lesson(config: Config, dataset: Dataset) -> _Lesson:
     if path is None:
         cache = find_cache(config, dataset)
         wanted = selection_identity(config, cache, dataset)
-        path = selection_path(config.selections_folder, wanted.id)
+        path = selection_path(config.selections_folder, wanted.id, name=config.select.name)
         if not path.exists():
             raise ArtefactNotFound(
                 f"{config.selections_folder} has no selection for these settings. "
                 "Run `heartcut select` with the same configuration."
             )
+        require_same_selection(path, wanted)
     table = SelectionTable.open(path)
     table.require_samples(dataset.train.samples.keys, dataset.train.samples.labels)
     _require_same_held_out(table, dataset)

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,14 +17,17 @@ import cli
 from pipeline.artefacts import soft_labels as soft_format
 from pipeline.artefacts.cache_index import recall
 from pipeline.artefacts.dataset import Dataset, beton_path
+from pipeline.artefacts.run import Run
+from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
 from pipeline.provenance import short
-from stages.configs import Config
+from stages import select
+from stages.configs import Config, Strategy
 from stages.requests import cache_request, teacher_run_path
 from tests.commands import ROOT, heartcut
-from tests.workspaces import flip_byte, linked_copy, replace_bytes, snapshot, unfinished
+from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, snapshot, unfinished
 
 COMMANDS = ("prepare", "train-teacher", "cache-teacher", "select", "train-student", "compare")
 STAGES = COMMANDS[:-1]
@@ -105,6 +109,7 @@ def test_a_missing_configuration_is_one_line(command, tmp_path):
         ("select.eta", "--set select.eta is not an override (expected table.key=value"),
         ("train_student.epochs=1.5", "train_student.epochs is 1.5"),
         ("cache_teacher.precision=fp16", "cache_teacher.precision is 'fp16'"),
+        ("select.name=../x", "select.name is '../x'"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(digits, tiny_toml, override, told):
@@ -227,7 +232,168 @@ def test_what_is_no_cache_is_one_line(digits, tiny_toml, tmp_path):
 
 
 def table_of(config: Config) -> Path:
-    return next(config.selections_folder.glob("*.parquet"))
+    """The one that `digits` came with."""
+    return select.execute(config).path
+
+
+def path_of(out: str) -> Path:
+    """The table that a command made."""
+    return Path(out.splitlines()[0])
+
+
+SHORTHANDS = [
+    (["--strategy", "random", "--fraction", "0.5"], {"strategy": "random", "fraction": 0.5}),
+    (["--strategy", "correct"], {"strategy": "correct"}),
+    (["--fraction", "0.25"], {"strategy": "influence", "fraction": 0.25}),
+]
+
+
+@pytest.mark.parametrize(("options", "made"), SHORTHANDS, ids=lambda value: str(value)[:30])
+def test_an_option_of_select_is_the_setting_that_it_stands_for(
+    digits_copy, tiny_toml, options, made
+):
+    workspace = ["--set", f"workspace={digits_copy.workspace}"]
+    by_option = heartcut("select", tiny_toml, *workspace, *options)
+    assert by_option.code == 0
+    identity = SelectionTable.open(path_of(by_option.out)).record.identity
+    assert {name: getattr(identity, name) for name in made} == made
+    overrides = [f"select.{name}={value}" for name, value in made.items()]
+    assert run("select", tiny_toml, digits_copy, *overrides).out == by_option.out
+
+
+def test_a_repaired_head_is_asked_for_by_an_option(digits_copy, tiny_toml):
+    workspace = ["--set", f"workspace={digits_copy.workspace}"]
+    done = heartcut("select", tiny_toml, *workspace, "--repair", "head", "--strategy", "correct")
+    assert done.code == 0
+    by_setting = ["select.repair=head", "select.strategy=correct"]
+    assert run("select", tiny_toml, digits_copy, *by_setting).out == done.out
+    plain = run("select", tiny_toml, digits_copy, "select.strategy=correct")
+    assert plain.out != done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--fraction", "1.5"], "select.fraction is 1.5: input should be less than or equal to 1"),
+        (["--fraction", "half"], "select.fraction is 'half': input should be a valid number"),
+        (["--fraction", "0"], "select.fraction is 0: input should be greater than 0"),
+        (
+            ["--strategy", "nonsense"],
+            "select.strategy is 'nonsense': input should be 'influence', ",
+        ),
+        (["--strategy", 'x"\n[y]'], "select.strategy is 'x\"\\n[y]'"),
+        (["--strategy", "random"], "select: fraction must be set for strategy = 'random'"),
+        (["--repair", "all"], "select.repair is 'all': input should be 'none' or 'head'"),
+        (["--name", "a/b"], "select.name is 'a/b'"),
+        (["--explain", "450"], "--explain 450: there is no such sample (expected 0 to 449)"),
+        (["--explain", "3", "--explain", "-1"], "--explain -1: there is no such sample"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_option_of_select_is_one_line_that_names_what_is_allowed(
+    digits, tiny_toml, options, told
+):
+    before = snapshot(digits.workspace)
+    workspace = ["--set", f"workspace={digits.workspace}"]
+    line = heartcut("select", tiny_toml, *workspace, *options).error_line
+    assert told in line
+    assert snapshot(digits.workspace) == before
+
+
+def test_every_strategy_is_named_where_one_is_misspelt(tiny_toml):
+    line = heartcut("select", tiny_toml, "--strategy", "randon").error_line
+    assert all(f"'{strategy}'" in line for strategy in get_args(Strategy))
+
+
+def test_a_setting_that_an_option_makes_meaningless_is_named_and_can_be_taken_out(
+    digits_copy, tmp_path
+):
+    file = tmp_path / "half.toml"
+    file.write_text(TINY + '[select]\nstrategy = "random"\nfraction = 0.5\n')
+    arguments = ["select", file, "--set", f"workspace={digits_copy.workspace}", "--strategy", "all"]
+    line = heartcut(*arguments).error_line
+    assert "select: fraction has no effect with" in line
+    assert "strategy = 'all'; remove it" in line
+    done = heartcut(*arguments, "--set", "select.fraction=unset")
+    assert done.code == 0
+    assert SelectionTable.open(path_of(done.out)).selected.sum() == len(training_of(digits_copy))
+    assert heartcut(*arguments, "--fraction", "unset").out == done.out
+
+
+def training_of(config: Config) -> np.ndarray:
+    return Dataset.open(config.data_folder).training
+
+
+def test_explaining_tells_the_table_and_then_every_sample(digits, tiny_toml):
+    workspace = ["--set", f"workspace={digits.workspace}"]
+    done = heartcut("select", tiny_toml, *workspace, "--explain", 7, "--explain", 3)
+    assert done.code == 0
+    first, *others = done.out.splitlines()
+    assert Path(first) == table_of(digits)
+    assert [line.split(":")[0] for line in others if line.startswith("sample ")] == [
+        "sample 7",
+        "sample 3",
+    ]
+
+
+def test_selections_with_names_lie_beside_each_other_and_train(digits_copy, tiny_toml):
+    workspace = ["--set", f"workspace={digits_copy.workspace}"]
+    half = ["--strategy", "random", "--fraction", "0.5"]
+    made = heartcut("select", tiny_toml, *workspace, "--name", "half", *half)
+    assert path_of(made.out) == digits_copy.selections_folder / "half.parquet"
+    assert (
+        heartcut("select", tiny_toml, *workspace, "--name", "12", "--strategy", "correct").code == 0
+    )
+    by_name = heartcut("train-student", tiny_toml, *workspace, "--selection", "half")
+    assert by_name.code == 0, by_name
+    result = Run.open(Path(by_name.out.strip())).result
+    table = SelectionTable.open(digits_copy.selections_folder / "half.parquet")
+    assert result.inputs.selection == table.id
+    assert result.num_distilled == table.selected.sum()
+    path = digits_copy.selections_folder / "half.parquet"
+    by_path = heartcut("train-student", tiny_toml, *workspace, "--selection", path)
+    assert by_path.out == by_name.out
+    by_number = heartcut("train-student", tiny_toml, *workspace, "--selection", "12")
+    assert by_number.out != by_name.out
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [
+        (
+            "nobody",
+            "selections/nobody.parquet does not exist. Make it with `heartcut select --name",
+        ),
+        ("nobody.parquet", "nobody.parquet does not exist. Make it with `heartcut select`"),
+        ("some/body", "some/body does not exist. Make it with `heartcut select`"),
+    ],
+)
+def test_a_selection_that_is_not_there_is_one_line(digits, tiny_toml, selection, told):
+    workspace = ["--set", f"workspace={digits.workspace}"]
+    line = heartcut("train-student", tiny_toml, *workspace, "--selection", selection).error_line
+    assert told in line
+
+
+def test_a_selection_for_plain_training_is_refused(digits, tiny_toml):
+    settings = ["--set", f"workspace={digits.workspace}", "--set", "train_student.distil=false"]
+    path = table_of(digits)
+    line = heartcut("train-student", tiny_toml, *settings, "--selection", path).error_line
+    assert "selection has no effect with distil = false" in line
+
+
+def test_a_score_file_in_place_of_a_selection_is_refused(digits, tiny_toml):
+    (path, *_) = digits.selections_folder.glob("*.scores.parquet")
+    workspace = ["--set", f"workspace={digits.workspace}"]
+    line = heartcut("train-student", tiny_toml, *workspace, "--selection", path).error_line
+    assert f"{path} is not a selection table: its metadata says heartcut.scores" in line
+
+
+def test_a_second_strategy_reads_the_scores_of_the_first(digits_copy, tiny_toml):
+    (scores,) = digits_copy.selections_folder.glob("*.scores.parquet")
+    before = scores.stat().st_mtime_ns
+    assert run("select", tiny_toml, digits_copy, "select.fraction=0.3").code == 0
+    assert list(digits_copy.selections_folder.glob("*.scores.parquet")) == [scores]
+    assert scores.stat().st_mtime_ns == before
 
 
 def test_a_selection_of_other_data_is_refused(digits, tiny_toml, tmp_path):

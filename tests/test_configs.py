@@ -80,6 +80,16 @@ def test_an_unknown_key_is_told_with_the_close_one_or_all(tree, told):
         ("select", "fraction", 0.0),
         ("select", "fraction", 1.1),
         ("select", "strategy", "best"),
+        ("select", "score", "dloss_add"),
+        ("select", "repair", "all"),
+        ("select", "standard_errors", -1.0),
+        ("select", "threshold", float("nan")),
+        ("select", "class_quota", 1.5),
+        ("select", "beta_mean", 1.0),
+        ("select", "beta_concentration", 0.0),
+        ("select", "name", "a/b"),
+        ("select", "name", ".hidden"),
+        ("select", "name", "x" * 65),
         ("select", "seed", -1),
         ("select", "seed", 2**31),
         ("prepare", "held_out_fraction", 1.0),
@@ -124,6 +134,27 @@ def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, k
         ({"select": {"revision": "none", "eta": 0.5}}, "eta has no effect"),
         ({"select": {"strategy": "all", "fraction": 0.5}}, "fraction has no effect"),
         ({"select": {"strategy": "random"}}, "fraction must be set for strategy = 'random'"),
+        ({"select": {"strategy": "beta"}}, "fraction must be set for strategy = 'beta'"),
+        ({"select": {"strategy": "class-balanced"}}, "fraction must be set for strategy"),
+        ({"select": {"strategy": "param-change"}}, "fraction must be set for strategy"),
+        ({"select": {"strategy": "el2n"}}, "fraction must be set for strategy = 'el2n'"),
+        ({"select": {"strategy": "none", "class_quota": 0.5}}, "class_quota has no effect"),
+        (
+            {"select": {"strategy": "class-balanced", "fraction": 0.5, "class_quota": 0.5}},
+            "class_quota has no effect",
+        ),
+        ({"select": {"strategy": "correct", "threshold": 0.5}}, "threshold has no effect"),
+        ({"select": {"strategy": "correct", "score": "dloss_swap"}}, "score has no effect"),
+        ({"select": {"strategy": "correct", "standard_errors": 1}}, "standard_errors has no eff"),
+        ({"select": {"beta_mean": 0.3}}, "beta_mean has no effect"),
+        ({"select": {"beta_concentration": 3}}, "beta_concentration has no effect"),
+        ({"select": {"strategy": "all", "influence": {"l2": 1}}}, "influence has no effect"),
+        ({"select": {"fraction": 0.5, "threshold": 0.1}}, "threshold exclude each other"),
+        ({"select": {"fraction": 0.5, "standard_errors": 1}}, "standard_errors exclude each"),
+        ({"select": {"score": "dloss_current"}}, "influence.rounds must be at least 1"),
+        ({"select": {"influence": {"target": "external"}}}, "external must be set"),
+        ({"select": {"influence": {"external": "x"}}}, "external has no effect"),
+        ({"select": {"influence": {"standard_error_groups": 1}}}, "must be 0 or at least 2"),
         ({"cache_teacher": {"arch": "resnet56a"}}, "arch has no effect with no checkpoint"),
         ({"cache_teacher": {"checkpoint": "x.th"}}, "arch must be set where checkpoint is"),
     ],
@@ -132,6 +163,27 @@ def test_a_setting_without_effect_or_without_its_partner_is_refused(tree, told):
     message = refusal_of(tree)
     assert told in message
     assert next(iter(tree)) in message
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        {"strategy": "el2n", "threshold": 0.5},
+        {"strategy": "el2n", "fraction": 0.5},
+        {"strategy": "label-issue-free"},
+        {"strategy": "correct", "fraction": 0.5},
+        {"strategy": "beta", "fraction": 0.5, "beta_mean": 0.3},
+        {"strategy": "influence", "threshold": -1e-5, "standard_errors": 2},
+        {"score": "dloss_current", "influence": {"rounds": 1}},
+        {"strategy": "correct", "repair": "head", "influence": {"folds": 3}},
+        {"influence": {"target": "external", "external": "s3://team/caches/x"}},
+        {"influence": {"l2": 0.5, "standard_error_groups": 0}},
+        {"name": "half-2_b.c"},
+    ],
+)
+def test_what_fits_together_is_accepted(select):
+    config = config_from_tree({"select": select}, origin="a.toml")
+    assert config.select.model_dump(mode="json", exclude_unset=True) == select
 
 
 @pytest.mark.parametrize(
@@ -148,6 +200,7 @@ def test_a_setting_without_effect_or_without_its_partner_is_refused(tree, told):
         ("workspace=a b/c", lambda c: c.workspace == Path("a b/c")),
         ("compare.seeds=[1, 2]", lambda c: c.compare.seeds == (1, 2)),
         ("select.influence.l2=0.5", lambda c: c.select.influence.l2 == 0.5),
+        ("select.influence.l2=auto", lambda c: c.select.influence.l2 == "auto"),
         ("cache_teacher.precision=fp32", lambda c: c.cache_teacher.precision == "fp32"),
     ],
 )

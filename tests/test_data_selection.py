@@ -1,27 +1,35 @@
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.methods.data_selection import (
-    select_influence,
-    select_random,
-    select_samples,
-)
+from pipeline.methods.data_selection import select_samples
+from pipeline.methods.data_selection_orders import beta_log_density
+from pipeline.methods.data_selection_rules import Rule, Samples
 
 SEEDS = st.integers(0, 2**31)
-FRACTIONS = st.floats(0.0, 1.0)
+FRACTIONS = st.floats(0.0, 1.0, exclude_min=True)
 QUOTAS = st.sampled_from([0.0, 0.3, 0.5, 0.9])
-RANKED = st.sampled_from(["influence", "random"])
+BY_QUOTA = ["influence", "beta", "param-change", "label-issue-free", "correct", "el2n", "random"]
+WITH_QUOTA = st.sampled_from(BY_QUOTA)
+BY_FRACTION = st.sampled_from([*BY_QUOTA, "class-balanced"])
+BY_SCORE = st.sampled_from(["influence", "param-change", "el2n", "class-balanced"])
+FLAGS = ("label-issue-free", "correct")
 EVERY_CASE = [
-    ("influence", None),
-    ("influence", 0.4),
-    ("correct", None),
-    ("random", 0.4),
-    ("all", None),
-    ("none", None),
+    ("influence", {}),
+    ("influence", {"threshold": -0.3}),
+    ("influence", {"num_errors": 1.5}),
+    ("el2n", {"threshold": 0.4}),
+    ("correct", {}),
+    ("label-issue-free", {}),
+    *((strategy, {"fraction": 0.4}) for strategy in [*BY_QUOTA, "class-balanced"]),
+    ("all", {}),
+    ("none", {}),
 ]
 
 
@@ -32,20 +40,40 @@ class Table:
     labels: np.ndarray
     candidates: np.ndarray
     scores: np.ndarray
-    teacher_correct: np.ndarray
+    errors: np.ndarray
+    flags: np.ndarray
 
     @property
     def num_candidates(self):
         return int(self.candidates.sum())
 
-    def select(self, strategy, *, seed=0, **settings):
-        if strategy == "influence":
-            settings["scores"] = self.scores
-        if strategy == "correct":
-            settings["teacher_correct"] = self.teacher_correct
-        return select_samples(
-            strategy, labels=self.labels, candidates=self.candidates, seed=seed, **settings
+    def scores_of(self, strategy):
+        if strategy in FLAGS:
+            return self.flags
+        return None if strategy in ("random", "all", "none") else self.scores
+
+    def select(self, strategy, *, seed=0, **rule):
+        if strategy == "beta":
+            rule.setdefault("beta", (0.6, 5.0))
+        samples = Samples(
+            labels=self.labels,
+            candidates=self.candidates,
+            scores=self.scores_of(strategy),
+            errors=self.errors if rule.get("num_errors") else None,
         )
+        return select_samples(strategy, samples, rule=Rule(**rule), seed=seed)
+
+    def taken(self, order):
+        return replace(self, **{name: values[order] for name, values in vars(self).items()})
+
+
+def one_class(scores=None, *, num_samples=1000):
+    """Samples of one class, all candidates."""
+    return Samples(
+        labels=np.zeros(num_samples, dtype=np.int64),
+        candidates=np.ones(num_samples, dtype=bool),
+        scores=scores,
+    )
 
 
 @st.composite
@@ -58,7 +86,8 @@ def tables(draw):
         labels=labels,
         candidates=rng.random(num_samples) < draw(st.sampled_from([0.7, 1.0])),
         scores=scores.round(1) if draw(st.booleans()) else scores,
-        teacher_correct=rng.random(num_samples) < 0.8,
+        errors=rng.random(num_samples),
+        flags=(rng.random(num_samples) < 0.8).astype(float),
     )
 
 
@@ -73,7 +102,7 @@ def required(table, num_kept, quota):
     return np.array([-(-per_mille * num_kept * n // (1000 * table.num_candidates)) for n in sizes])
 
 
-@given(table=tables(), strategy=RANKED, fraction=FRACTIONS, quota=QUOTAS, seed=SEEDS)
+@given(table=tables(), strategy=WITH_QUOTA, fraction=FRACTIONS, quota=QUOTAS, seed=SEEDS)
 def test_a_fraction_keeps_its_count_exactly_and_every_quota(table, strategy, fraction, quota, seed):
     count = round(fraction * table.num_candidates)
     quotas = required(table, count, quota)
@@ -83,15 +112,25 @@ def test_a_fraction_keeps_its_count_exactly_and_every_quota(table, strategy, fra
     assert (class_sizes(table, kept) >= quotas).all()
 
 
+def passes(table, strategy, rule):
+    """Rows that a strategy's own threshold lets through, from the definitions."""
+    if strategy in FLAGS:
+        return table.candidates & (table.flags == 1)
+    if strategy == "el2n":
+        return table.candidates & (-table.scores < rule["threshold"])
+    bounds = table.scores - rule.get("num_errors", 0.0) * table.errors
+    return table.candidates & (bounds > rule.get("threshold", 0.0))
+
+
 @given(
     table=tables(),
-    strategy=st.sampled_from(["influence", "correct"]),
+    case=st.sampled_from(EVERY_CASE[:6]),
     quota=st.sampled_from([0.0, 0.3, 1.0]),
 )
-def test_a_threshold_keeps_its_rows_and_adds_only_what_a_quota_misses(table, strategy, quota):
-    passed = table.scores > 0 if strategy == "influence" else table.teacher_correct
-    passed = passed & table.candidates
-    selection = table.select(strategy, class_quota=quota)
+def test_a_threshold_keeps_its_rows_and_adds_only_what_a_quota_misses(table, case, quota):
+    strategy, rule = case
+    passed = passes(table, strategy, rule)
+    selection = table.select(strategy, class_quota=quota, **rule)
     assert selection.selected[passed].all()
     wanted = np.maximum(class_sizes(table, passed), required(table, int(passed.sum()), quota))
     assert (class_sizes(table, selection.selected) == wanted).all()
@@ -99,7 +138,7 @@ def test_a_threshold_keeps_its_rows_and_adds_only_what_a_quota_misses(table, str
     assert (selection.reason[added] == "class quota").all()
 
 
-@given(table=tables(), strategy=RANKED, small=FRACTIONS, large=FRACTIONS, seed=SEEDS)
+@given(table=tables(), strategy=BY_FRACTION, small=FRACTIONS, large=FRACTIONS, seed=SEEDS)
 def test_without_a_quota_a_smaller_fraction_lies_inside_a_larger_one(
     table, strategy, small, large, seed
 ):
@@ -109,7 +148,7 @@ def test_without_a_quota_a_smaller_fraction_lies_inside_a_larger_one(
     assert not (inner & ~outer).any()
 
 
-@given(table=tables(), strategy=RANKED, fractions=st.tuples(FRACTIONS, FRACTIONS), quota=QUOTAS)
+@given(table=tables(), strategy=WITH_QUOTA, fractions=st.tuples(FRACTIONS, FRACTIONS), quota=QUOTAS)
 def test_with_a_quota_no_more_rows_leave_than_the_stated_bound(table, strategy, fractions, quota):
     counts = [round(fraction * table.num_candidates) for fraction in sorted(fractions)]
     assume(all(required(table, count, quota).sum() <= count for count in counts))
@@ -122,7 +161,16 @@ def test_with_a_quota_no_more_rows_leave_than_the_stated_bound(table, strategy, 
     assert (inner & ~outer).sum() <= bound
 
 
-@given(table=tables(), strategy=RANKED, fraction=FRACTIONS, quota=QUOTAS)
+@given(table=tables(), bounds=st.tuples(st.floats(-2, 2), st.floats(-2, 2)))
+def test_a_stricter_threshold_lies_inside_a_looser_one(table, bounds):
+    low, high = sorted(bounds)
+    strict, loose = (table.select("influence", threshold=bound).selected for bound in (high, low))
+    assert not (strict & ~loose).any()
+    strict, loose = (table.select("el2n", threshold=bound).selected for bound in (low, high))
+    assert not (strict & ~loose).any()
+
+
+@given(table=tables(), strategy=BY_FRACTION, fraction=FRACTIONS, quota=QUOTAS)
 def test_within_a_class_the_best_ranked_rows_are_kept(table, strategy, fraction, quota):
     count = round(fraction * table.num_candidates)
     assume(required(table, count, quota).sum() <= count)
@@ -136,8 +184,8 @@ def test_within_a_class_the_best_ranked_rows_are_kept(table, strategy, fraction,
 
 @given(table=tables(), case=st.sampled_from(EVERY_CASE), quota=st.sampled_from([0.0, 0.3]))
 def test_held_out_rows_are_never_selected_and_every_row_has_its_rank_and_reason(table, case, quota):
-    strategy, fraction = case
-    selection = table.select(strategy, fraction=fraction, class_quota=quota)
+    strategy, rule = case
+    selection = table.select(strategy, class_quota=quota, **rule)
     held_out = ~table.candidates
     assert not selection.selected[held_out].any()
     assert ((selection.reason == "held out") == held_out).all()
@@ -145,120 +193,301 @@ def test_held_out_rows_are_never_selected_and_every_row_has_its_rank_and_reason(
     assert (selection.rank[held_out] >= table.num_candidates).all()
 
 
-@given(table=tables(), fraction=FRACTIONS, seed=SEEDS)
-def test_rank_follows_the_score_and_only_ties_follow_the_seed(table, fraction, seed):
-    selection = table.select("influence", fraction=fraction, seed=seed)
+@given(table=tables(), case=st.sampled_from(EVERY_CASE))
+def test_without_a_quota_one_outcome_has_one_reason_of_a_few_words(table, case):
+    strategy, rule = case
+    selection = table.select(strategy, **rule)
+    yes = set(selection.reason[selection.selected])
+    no = set(selection.reason[table.candidates & ~selection.selected])
+    assert len(yes) <= 1
+    assert len(no) <= 1
+    assert not yes & no
+    assert all(len(words.split()) <= 4 for words in yes | no)
+
+
+@given(table=tables(), case=st.sampled_from(EVERY_CASE), seed=SEEDS)
+def test_scores_of_held_out_rows_are_not_read(table, case, seed):
+    strategy, rule = case
+    blank = {
+        name: np.where(table.candidates, getattr(table, name), np.nan)
+        for name in ("scores", "errors", "flags")
+    }
+    there = replace(table, **blank).select(strategy, seed=seed, **rule)
+    assert (there.rank == table.select(strategy, seed=seed, **rule).rank).all()
+
+
+@given(
+    table=tables(),
+    strategy=st.sampled_from(["influence", "param-change", "el2n"]),
+    fraction=FRACTIONS,
+    seed=SEEDS,
+)
+def test_rank_follows_the_score_and_only_ties_follow_the_seed(table, strategy, fraction, seed):
+    selection = table.select(strategy, fraction=fraction, seed=seed)
     by_rank = np.argsort(selection.rank)[: table.num_candidates]
     assert (np.diff(table.scores[by_rank]) <= 0).all()
-    other = table.select("influence", fraction=fraction, seed=seed + 1)
-    untied = np.unique(table.scores, return_counts=True)
-    if (untied[1] == 1).all():
+    other = table.select(strategy, fraction=fraction, seed=seed + 1)
+    if len(np.unique(table.scores)) == len(table.scores):
         assert (other.rank == selection.rank).all()
 
 
-def test_ties_are_drawn_by_the_seed_and_repeat_with_it():
-    settings = {
-        "labels": np.zeros(1000, dtype=np.int64),
-        "candidates": np.ones(1000, dtype=bool),
-        "fraction": 0.5,
-        "class_quota": 0.0,
-    }
+@given(table=tables(), strategy=st.sampled_from(FLAGS), fraction=FRACTIONS, seed=SEEDS)
+def test_flagged_rows_come_first_and_the_others_fill_a_fraction(table, strategy, fraction, seed):
+    kept = table.select(strategy, fraction=fraction, seed=seed).selected
+    flagged = table.candidates & (table.flags == 1)
+    assert (kept & flagged).sum() == min(flagged.sum(), kept.sum())
+    every = table.select(strategy, fraction=1.0, seed=seed)
+    assert (np.sort(every.rank[flagged]) == np.arange(flagged.sum())).all()
+
+
+@pytest.mark.parametrize(
+    "strategy", ["influence", "param-change", "el2n", "class-balanced", *FLAGS]
+)
+def test_ties_are_drawn_by_the_seed_and_repeat_with_it(strategy):
     first, again, other = (
-        select_influence(np.zeros(1000), seed=seed, **settings).selected for seed in (1, 1, 2)
+        select_samples(strategy, one_class(np.zeros(1000)), rule=Rule(fraction=0.5), seed=seed)
+        for seed in (1, 1, 2)
     )
-    assert (first == again).all()
-    assert 150 < (first & other).sum() < 350
-    assert 150 < first[:500].sum() < 350
+    assert (first.rank == again.rank).all()
+    assert 150 < (first.selected & other.selected).sum() < 350
+    assert 150 < first.selected[:500].sum() < 350
 
 
-@given(table=tables(), quota=st.sampled_from([0.0, 0.3]), case=st.sampled_from(EVERY_CASE[:2]))
-def test_permuting_the_rows_permutes_the_selection(table, quota, case):
-    _, fraction = case
+@given(table=tables(), quota=st.sampled_from([0.0, 0.3]), strategy=BY_SCORE)
+def test_permuting_the_rows_permutes_the_selection(table, quota, strategy):
     assume(len(np.unique(table.scores)) == len(table.scores))
     order = np.random.default_rng(0).permutation(len(table.labels))
-    moved = Table(
-        labels=table.labels[order],
-        candidates=table.candidates[order],
-        scores=table.scores[order],
-        teacher_correct=table.teacher_correct[order],
-    )
-    here = table.select("influence", fraction=fraction, class_quota=quota)
-    there = moved.select("influence", fraction=fraction, class_quota=quota)
-    assert (there.selected == here.selected[order]).all()
-    assert (there.reason == here.reason[order]).all()
+    rules = [{"fraction": 0.4}]
+    if strategy in ("influence", "el2n"):
+        rules.append({"threshold": 0.1})
+    if strategy == "influence":
+        rules.append({"num_errors": 2.0})
+    for rule in rules:
+        here = table.select(strategy, class_quota=quota, **rule)
+        there = table.taken(order).select(strategy, class_quota=quota, **rule)
+        assert (there.selected == here.selected[order]).all()
+        assert (there.reason == here.reason[order]).all()
+        inside = table.candidates[order]
+        assert (there.rank == here.rank[order])[inside].all()
 
 
 def test_holding_rows_out_does_not_reorder_a_random_draw():
-    labels, everyone = np.zeros(200, dtype=np.int64), np.ones(200, dtype=bool)
-    some = everyone.copy()
-    some[::3] = False
-    settings = {"labels": labels, "fraction": 1.0, "class_quota": 0.0, "seed": 5}
-    full = select_random(candidates=everyone, **settings).rank
-    rest = select_random(candidates=some, **settings).rank
-    assert (np.argsort(full[some]) == np.argsort(rest[some])).all()
+    everyone = one_class(num_samples=200)
+    candidates = np.arange(200) % 3 > 0
+    full, rest = (
+        select_samples("random", samples, rule=Rule(fraction=1.0), seed=5).rank[candidates]
+        for samples in (everyone, replace(everyone, candidates=candidates))
+    )
+    assert (np.argsort(full) == np.argsort(rest)).all()
 
 
 @pytest.mark.parametrize(("fraction", "quota", "per_class"), [(0.1, 1.0, 450), (0.8, 1.0, 3600)])
 def test_a_quota_of_1_draws_equal_classes_alike(fraction, quota, per_class):
-    labels, candidates = np.arange(45_000) % 10, np.ones(45_000, dtype=bool)
-    selection = select_random(
-        labels=labels, candidates=candidates, fraction=fraction, class_quota=quota, seed=0
-    )
-    assert np.bincount(labels[selection.selected]).tolist() == [per_class] * 10
+    labels = np.arange(45_000) % 10
+    samples = Samples(labels=labels, candidates=np.ones(45_000, dtype=bool))
+    rule = Rule(fraction=fraction, class_quota=quota)
+    selected = select_samples("random", samples, rule=rule, seed=0).selected
+    assert np.bincount(labels[selected]).tolist() == [per_class] * 10
 
 
 def test_quotas_are_not_rounded_up_by_floating_point():
     # 0.14 * 100 * 100 / 200 comes out a hair above 7.
     labels = np.repeat([0, 1], 100)
     scores = np.where(labels == 0, -1.0, 1.0)
-    selection = select_influence(
-        scores,
-        labels=labels,
-        candidates=np.ones(200, dtype=bool),
-        fraction=0.5,
-        class_quota=0.14,
-        seed=0,
+    samples = Samples(labels=labels, candidates=np.ones(200, dtype=bool), scores=scores)
+    rule = Rule(fraction=0.5, class_quota=0.14)
+    selected = select_samples("influence", samples, rule=rule, seed=0).selected
+    assert np.bincount(labels[selected]).tolist() == [7, 93]
+
+
+@given(table=tables(), quota=st.sampled_from([0.0, 1.0]), seed=SEEDS)
+def test_class_balanced_keeps_every_class_within_one_row_of_its_share_at_every_count(
+    table, quota, seed
+):
+    n, sizes = table.num_candidates, class_sizes(table, table.candidates)
+    assume(n > 0)
+    for count in range(1, n + 1):
+        fraction = count / n
+        kept = table.select("class-balanced", fraction=fraction, class_quota=quota, seed=seed)
+        shares = [Fraction(count * int(size), n) for size in sizes]
+        counts = class_sizes(table, kept.selected)
+        assert counts.sum() == count
+        assert (counts >= [math.floor(share) for share in shares]).all()
+        assert (counts <= [math.ceil(share) for share in shares]).all()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=25),
+    seed=SEEDS,
+)
+def test_class_balanced_shares_hold_for_many_classes_of_any_size(sizes, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    scores = np.random.default_rng(seed + 1).normal(size=len(labels))
+    samples = Samples(labels=labels, candidates=np.ones(len(labels), dtype=bool), scores=scores)
+    rank = select_samples("class-balanced", samples, rule=Rule(fraction=1.0), seed=0).rank
+    counts = np.cumsum(np.eye(len(sizes), dtype=int)[labels[np.argsort(rank)]], axis=0)
+    products = np.arange(1, len(labels) + 1)[:, None] * np.array(sizes)
+    assert (counts >= products // len(labels)).all()
+    assert (counts <= -(-products // len(labels))).all()
+    for label in range(len(sizes)):
+        in_class = labels == label
+        assert (np.argsort(rank[in_class]) == np.argsort(-scores[in_class])).all()
+
+
+@pytest.mark.parametrize("shape", [(0.5, 4.0), (0.2, 3.0), (0.9, 0.7), (0.5, 2.0), (0.7, 1e6)])
+def test_the_beta_density_is_scipy_s(shape):
+    mean, concentration = shape
+    percentiles = (np.arange(1000) + 0.5) / 1000
+    found = beta_log_density(percentiles, mean=mean, concentration=concentration)
+    expected = scipy.stats.beta.logpdf(
+        percentiles, mean * concentration, (1 - mean) * concentration
     )
-    assert np.bincount(labels[selection.selected]).tolist() == [7, 93]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("beta", [(0.5, 4.0), (0.2, 6.0), (0.7, 1.5)])
+def test_beta_draws_the_first_row_with_chances_in_proportion_to_the_density(beta):
+    """20,000 draws of one row of 10, against the density at the mid-rank percentiles."""
+    num_samples, num_draws = 10, 20_000
+    scores = np.random.default_rng(0).permutation(num_samples).astype(float)
+    drawn = np.zeros(num_samples, dtype=int)
+    for seed in range(num_draws):
+        samples = one_class(scores, num_samples=num_samples)
+        rule = Rule(fraction=0.1, beta=beta)
+        drawn += select_samples("beta", samples, rule=rule, seed=seed).selected
+    mean, concentration = beta
+    weights = scipy.stats.beta.pdf(
+        (scores + 0.5) / num_samples, mean * concentration, (1 - mean) * concentration
+    )
+    expected = num_draws * weights / weights.sum()
+    assert scipy.stats.chisquare(drawn, expected).pvalue > 1e-3
+
+
+def test_beta_draws_without_replacement_in_succession():
+    """Pairs of 4 rows, against the chances of two successive draws."""
+    weights = scipy.stats.beta.pdf((np.arange(4) + 0.5) / 4, 1.2, 2.8)
+    weights = weights / weights.sum()
+    pairs = {(i, j): 0 for i in range(4) for j in range(4) if i != j}
+    for seed in range(20_000):
+        samples, rule = one_class(np.arange(4.0), num_samples=4), Rule(fraction=1.0, beta=(0.3, 4))
+        first, second, *_ = np.argsort(select_samples("beta", samples, rule=rule, seed=seed).rank)
+        pairs[first, second] += 1
+    expected = [20_000 * weights[i] * weights[j] / (1 - weights[i]) for i, j in pairs]
+    assert scipy.stats.chisquare(list(pairs.values()), expected).pvalue > 1e-3
+
+
+def test_a_concentrated_beta_keeps_the_rows_around_its_percentile():
+    scores = np.random.default_rng(0).permutation(1000).astype(float)
+    rule = Rule(fraction=0.2, beta=(0.7, 1e5))
+    selected = select_samples("beta", one_class(scores), rule=rule, seed=0).selected
+    assert np.abs(scores[selected] - 700).max() <= 110
+
+
+@given(table=tables(), seed=SEEDS)
+def test_a_flat_beta_draws_by_position_whatever_the_scores(table, seed):
+    here, there = (
+        rows.select("beta", fraction=1.0, beta=(0.5, 2.0), seed=seed)
+        for rows in (table, replace(table, scores=-table.scores))
+    )
+    assert (here.rank == there.rank).all()
+
+
+@pytest.mark.parametrize("strategy", ["random", "beta"])
+def test_draws_repeat_with_their_seed_and_spread_evenly_over_positions(strategy):
+    scores = None if strategy == "random" else np.random.default_rng(0).normal(size=1000)
+    rule = Rule(fraction=0.5, beta=None if strategy == "random" else (0.5, 2.0))
+    first, again, other = (
+        select_samples(strategy, one_class(scores), rule=rule, seed=seed) for seed in (3, 3, 4)
+    )
+    assert (first.rank == again.rank).all()
+    assert 200 < (first.selected & other.selected).sum() < 300
+    assert 200 < first.selected[:500].sum() < 300
 
 
 def test_all_and_none_are_what_they_say():
-    labels, candidates = np.array([0, 1, 1]), np.array([True, False, True])
-    settings = {"labels": labels, "candidates": candidates, "seed": 0}
-    assert select_samples("all", **settings).selected.tolist() == [True, False, True]
-    assert select_samples("none", **settings).reason.tolist() == ["none", "held out", "none"]
+    samples = Samples(labels=np.array([0, 1, 1]), candidates=np.array([True, False, True]))
+    everything, nothing = (
+        select_samples(strategy, samples, rule=Rule(), seed=0) for strategy in ("all", "none")
+    )
+    assert everything.selected.tolist() == [True, False, True]
+    assert nothing.reason.tolist() == ["none", "held out", "none"]
+
+
+def test_errors_and_thresholds_are_counted_from_the_score_s_side():
+    samples = replace(one_class(np.array([0.1, 0.5, -0.2]), num_samples=3), errors=np.full(3, 0.2))
+    doubted = select_samples("influence", samples, rule=Rule(num_errors=1.0), seed=0)
+    assert doubted.selected.tolist() == [False, True, False]
+    assert doubted.reason.tolist() == ["lower bound <= 0", "lower bound > 0", "lower bound <= 0"]
+    easy = one_class(-np.array([0.1, 0.5, 0.3]), num_samples=3)
+    kept = select_samples("el2n", easy, rule=Rule(threshold=0.3), seed=0)
+    assert kept.reason.tolist() == ["el2n < 0.3", "el2n >= 0.3", "el2n >= 0.3"]
+    assert kept.rank.tolist() == [0, 2, 1]
 
 
 @pytest.mark.parametrize(
-    ("strategy", "settings", "message"),
+    ("strategy", "rule", "message"),
     [
-        ("correct", {"fraction": 0.5}, "fraction has no effect"),
         ("all", {"fraction": 0.5}, "fraction has no effect"),
         ("none", {"fraction": 0.5}, "fraction has no effect"),
+        ("correct", {"threshold": 0.5}, "threshold has no effect"),
+        ("class-balanced", {"num_errors": 1.0, "fraction": 0.5}, "rrors has no effect"),
+        ("influence", {"beta": (0.5, 4.0)}, "beta has no effect"),
+        ("influence", {"fraction": 0.5, "threshold": 0.0}, "fraction excludes threshold"),
+        ("influence", {"fraction": 0.5, "num_errors": 1.0}, "fraction excludes threshold"),
+        ("influence", {"threshold": float("nan")}, "threshold must be finite"),
+        ("influence", {"num_errors": -1.0}, "num_errors must be finite and at least 0"),
         ("random", {}, "needs fraction"),
-        ("random", {"fraction": 1.5}, r"fraction must be in \[0, 1\]"),
-        ("random", {"fraction": float("nan")}, r"fraction must be in \[0, 1\]"),
+        ("beta", {}, "needs fraction"),
+        ("param-change", {}, "needs fraction"),
+        ("class-balanced", {}, "needs fraction"),
+        ("el2n", {}, "needs fraction or threshold"),
+        ("beta", {"fraction": 0.5, "beta": None}, "needs beta"),
+        ("beta", {"fraction": 0.5, "beta": (1.0, 4.0)}, r"beta must be a mean in \(0, 1\)"),
+        ("beta", {"fraction": 0.5, "beta": (0.5, 0.0)}, "positive concentration"),
+        ("random", {"fraction": 0.0}, r"fraction must be in \(0, 1\]"),
+        ("random", {"fraction": 1.5}, r"fraction must be in \(0, 1\]"),
+        ("random", {"fraction": float("nan")}, r"fraction must be in \(0, 1\]"),
         ("random", {"fraction": 0.5, "class_quota": 1.1}, r"class_quota must be in \[0, 1\]"),
         ("random", {"fraction": 0.1, "class_quota": 1.0}, "Lower class_quota or raise fraction"),
         ("guess", {}, "is unknown"),
     ],
 )
-def test_settings_out_of_range_or_without_effect_are_refused(strategy, settings, message):
+def test_settings_out_of_range_or_without_effect_are_refused(strategy, rule, message):
     table = Table(
         labels=np.array([0, 1, 2, 0, 1, 2, 0, 0, 0, 0]),
         candidates=np.ones(10, dtype=bool),
         scores=np.arange(10.0),
-        teacher_correct=np.ones(10, dtype=bool),
+        errors=np.ones(10),
+        flags=np.ones(10),
     )
     with pytest.raises(ValueError, match=message):
-        table.select(strategy, **settings)
+        table.select(strategy, **rule)
 
 
-def test_missing_inputs_nan_scores_and_other_shapes_are_refused():
-    settings = {"labels": np.array([0, 1]), "candidates": np.ones(2, dtype=bool), "seed": 0}
-    with pytest.raises(ValueError, match="needs scores"):
-        select_samples("influence", **settings)
-    with pytest.raises(ValueError, match="got 1 NaN"):
-        select_samples("influence", scores=np.array([0.0, np.nan]), **settings)
-    with pytest.raises(ValueError, match="one value per sample"):
-        select_samples("influence", scores=np.zeros(3), **settings)
+@pytest.mark.parametrize(
+    ("strategy", "inputs", "message"),
+    [
+        ("influence", {}, "needs scores"),
+        ("influence", {"scores": np.array([0.0, np.nan])}, "scores must be numbers, got 1 NaN"),
+        ("influence", {"scores": np.zeros(3)}, "one value per sample"),
+        ("influence", {"candidates": np.ones(3, dtype=bool)}, "needs scores"),
+        ("influence", {"scores": np.zeros(2), "errors": np.zeros(2)}, "got no num_errors"),
+        ("el2n", {"scores": np.zeros(2), "errors": np.zeros(2)}, "errors has no effect"),
+        ("correct", {"scores": np.array([0.0, 2.0])}, "must be 0 or 1"),
+        ("all", {"scores": np.zeros(2)}, "scores has no effect"),
+        ("all", {"candidates": np.ones(3, dtype=bool)}, "one value per sample"),
+    ],
+)
+def test_missing_or_unread_inputs_nan_and_other_shapes_are_refused(strategy, inputs, message):
+    settings = {"labels": np.array([0, 1]), "candidates": np.ones(2, dtype=bool)} | inputs
+    with pytest.raises(ValueError, match=message):
+        select_samples(strategy, Samples(**settings), rule=Rule(), seed=0)
+
+
+def test_errors_that_are_missing_or_nan_are_refused():
+    samples, rule = one_class(np.zeros(2), num_samples=2), Rule(num_errors=1.0)
+    with pytest.raises(ValueError, match="got no errors"):
+        select_samples("influence", samples, rule=rule, seed=0)
+    broken = replace(samples, errors=np.array([0.0, np.nan]))
+    with pytest.raises(ValueError, match="errors must be numbers, got 1 NaN"):
+        select_samples("influence", broken, rule=rule, seed=0)

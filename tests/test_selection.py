@@ -2,19 +2,29 @@
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.selection import COLUMNS, SelectionIdentity, SelectionTable
+from pipeline.artefacts.selection import (
+    COLUMNS,
+    SelectionIdentity,
+    SelectionTable,
+    selection_path,
+    write,
+)
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from stages import select, train_student
 from stages.config_file import with_overrides
 from stages.configs import Config
 from tests.workspaces import flipped, read_or_refusal
+
+STRINGS = ("sample_key", "reason")
 
 
 @pytest.fixture
@@ -46,9 +56,50 @@ def test_columns_have_the_documented_names_and_types(stored):
 
 def test_pandas_reads_it_without_knowing_it(table):
     frame = pd.read_parquet(table.path)
-    pd.testing.assert_frame_equal(frame, table.frame)
+    pd.testing.assert_frame_equal(frame.astype({"label_issue": "boolean"}), table.frame)
     assert frame["selected"].dtype == bool
     assert len(frame) == table.record.num_candidates + frame["held_out"].sum()
+
+
+def test_what_is_written_is_read_with_its_types_and_its_gaps(table, stored, tmp_path):
+    """Every column of other numbers than any other, a third of the label issues missing."""
+    num = len(stored)
+    rng = np.random.default_rng(0)
+    columns = {
+        name: rng.standard_normal(num).astype(kind.to_pandas_dtype())
+        for name, kind in COLUMNS.items()
+        if pa.types.is_floating(kind)
+    }
+    columns |= {
+        name: rng.integers(0, 2 if pa.types.is_boolean(kind) else 99, num)
+        for name, kind in COLUMNS.items()
+        if pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    }
+    columns = {
+        name: values.astype(COLUMNS[name].to_pandas_dtype()) for name, values in columns.items()
+    }
+    columns |= {name: np.array([f"{name} {i}" for i in range(num)]) for name in STRINGS}
+    columns["sample_index"] = np.arange(num)
+    gaps = np.arange(num) % 3 == 1
+    issues = columns["label_issue"]
+    columns["label_issue"] = np.ma.masked_array(issues, mask=gaps)
+    path = tmp_path / "x.parquet"
+    write(path, record=table.record, columns=columns)
+    read = SelectionTable.open(path)
+    assert read.record == table.record
+    assert list(read.frame) == list(COLUMNS)
+    for name in columns.keys() - {"label_issue"}:
+        found = read.frame[name].to_numpy()
+        assert np.array_equal(found, columns[name]), name
+        assert name in STRINGS or found.dtype == COLUMNS[name].to_pandas_dtype(), name
+    assert read.frame["label_issue"].dtype == "boolean"
+    assert np.array_equal(read.frame["label_issue"].isna(), gaps)
+    assert (read.frame["label_issue"][~gaps] == issues[~gaps]).all()
+
+
+def test_a_table_lies_under_its_name_or_else_under_its_id(tmp_path):
+    assert selection_path(tmp_path, "f" * 64) == tmp_path / "ffffffffffff.parquet"
+    assert selection_path(tmp_path, "f" * 64, name="mine") == tmp_path / "mine.parquet"
 
 
 def test_a_table_belongs_to_the_samples_that_it_was_made_of(table, digits):
@@ -85,6 +136,67 @@ def test_a_table_from_another_writer_is_accepted(stored, tmp_path):
     assert table.labels.dtype == np.int64
 
 
+def by_pandas(path: Path, edited: Path, selected: np.ndarray) -> None:
+    frame = pd.read_parquet(path)
+    frame["selected"] = selected
+    frame.to_parquet(edited)
+
+
+def by_polars(path: Path, edited: Path, selected: np.ndarray) -> None:
+    record = pl.read_parquet_metadata(path)["heartcut"]
+    frame = pl.read_parquet(path).with_columns(selected=pl.Series(selected))
+    frame.write_parquet(edited, metadata={"heartcut": record})
+
+
+def by_duckdb(path: Path, edited: Path, selected: np.ndarray) -> None:
+    wanted = pl.DataFrame({"sample_index": np.arange(len(selected)), "wanted": selected})
+    connection = duckdb.connect()
+    connection.register("edits", wanted.to_arrow())
+    connection.execute(
+        f"""
+        SET VARIABLE record = (
+            SELECT decode(value) FROM parquet_kv_metadata('{path}') WHERE decode(key) = 'heartcut');
+        COPY (
+            SELECT * EXCLUDE (wanted) REPLACE (wanted AS selected)
+            FROM '{path}' JOIN edits USING (sample_index) ORDER BY sample_index
+        ) TO '{edited}' (FORMAT parquet, KV_METADATA {{heartcut: getvariable('record')}});
+        """
+    )
+
+
+@pytest.mark.parametrize("edit", [by_pandas, by_polars, by_duckdb])
+def test_an_edit_by_another_program_keeps_everything_else(table, digits, tmp_path, edit):
+    selected = ~table.selected
+    edit(table.path, tmp_path / "mine.parquet", selected)
+    read = SelectionTable.open(tmp_path / "mine.parquet")
+    samples = Dataset.open(digits.data_folder).train.samples
+    read.require_samples(samples.keys, samples.labels)
+    assert read.record == table.record
+    assert np.array_equal(read.selected, selected)
+    expected = table.frame.assign(selected=selected)
+    pd.testing.assert_frame_equal(read.frame, expected, check_dtype=False)
+
+
+def test_pandas_without_the_attributes_is_told_what_is_missing(table, tmp_path):
+    frame = pd.read_parquet(table.path)
+    frame.attrs.clear()
+    frame.to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(ArtefactMismatch, match=r"no `heartcut` entry.*docs/selection\.md"):
+        SelectionTable.open(tmp_path / "mine.parquet")
+
+
+@pytest.mark.parametrize("length", ["shorter", "longer"])
+def test_rows_that_were_removed_or_added_are_refused_with_the_first(table, tmp_path, length):
+    frame = pd.read_parquet(table.path)
+    rows = frame.drop(index=7) if length == "shorter" else pd.concat([frame[:8], frame[7:]])
+    rows.attrs = frame.attrs
+    rows.to_parquet(tmp_path / "mine.parquet")
+    told = "row 7 has sample 8" if length == "shorter" else "row 8 has sample 7"
+    with pytest.raises(ArtefactMismatch, match=told) as caught:
+        SelectionTable.open(tmp_path / "mine.parquet")
+    assert "\n" not in str(caught.value)
+
+
 def test_fewer_rows_are_refused_with_both_counts(stored, digits, tmp_path):
     samples = Dataset.open(digits.data_folder).train.samples
     short = SelectionTable.open(saved(stored.slice(0, 100), tmp_path))
@@ -110,6 +222,22 @@ def with_a_null(stored: pa.Table, name: str) -> pa.Table:
     return with_column(stored, name, [None, *stored.column(name).to_pylist()[1:]])
 
 
+def with_record(stored: pa.Table, found: str, text: str) -> pa.Table:
+    """Other words in the record."""
+    record = stored.schema.metadata[b"heartcut"].decode()
+    assert found in record
+    return stored.replace_schema_metadata({"heartcut": record.replace(found, text)})
+
+
+def test_a_table_without_label_issues_opens_whoever_wrote_it(stored, tmp_path):
+    path = saved(with_column(stored, "label_issue", pa.nulls(len(stored), pa.bool_())), tmp_path)
+    assert SelectionTable.open(path).frame["label_issue"].isna().all()
+    pd.read_parquet(path).to_parquet(path)  # pandas writes a column of nothing
+    assert pa.types.is_null(pq.read_schema(path).field("label_issue").type)
+    assert SelectionTable.open(path).frame["label_issue"].isna().all()
+    assert SelectionTable.open(path).frame["label_issue"].dtype == "boolean"
+
+
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
@@ -123,6 +251,17 @@ def with_a_null(stored: pa.Table, name: str) -> pa.Table:
         (lambda t: t.replace_schema_metadata(None), "metadata has no `heartcut` entry"),
         (lambda t: t.replace_schema_metadata({"heartcut": "{"}), "has damaged metadata"),
         (lambda t: t.replace_schema_metadata({"heartcut": "{}"}), "does not follow its format: id"),
+        (lambda t: t.replace_schema_metadata({"heartcut": "[" * 99_999}), "has damaged metadata"),
+        (lambda t: t.replace_schema_metadata({"PANDAS_ATTRS": "{"}), "has no `heartcut` entry"),
+        (lambda t: t.replace_schema_metadata({"PANDAS_ATTRS": "[1]"}), "has no `heartcut` entry"),
+        (lambda t: with_record(t, '"version":3', '"version":2'), "version: Input should be 3"),
+        (
+            lambda t: with_record(t, '"heartcut.selection"', '"heartcut.scores"'),
+            "is not a selection table: its metadata says heartcut.scores",
+        ),
+        (lambda t: with_column(t, "beta", ["x"] * len(t)), "`beta` column of string"),
+        (lambda t: with_column(t, "rank", [0.5] * len(t)), "`rank` column of double"),
+        (lambda t: with_column(t, "label_issue", [0] * len(t)), "`label_issue` column of int64"),
     ],
 )
 def test_an_edit_that_breaks_the_table_is_refused_in_one_line(stored, tmp_path, edit, told):
@@ -175,10 +314,14 @@ def test_a_missing_table_is_told_how_to_make(tmp_path):
         {"held_out": "b"},
         {"soft_labels": "b"},
         {"strategy": "correct"},
+        {"score": "dloss_swap"},
         {"fraction": 0.5},
+        {"threshold": 0.1},
+        {"standard_errors": 2.0},
         {"class_quota": 0.1},
+        {"beta": (0.5, 4.0)},
         {"seed": 1},
-        {"influence": {"l2": 1e-3}},
+        {"scores": "b"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -186,4 +329,4 @@ def test_every_field_of_the_identity_changes_the_id(table, change):
     identity = table.record.identity
     changed = SelectionIdentity.model_validate(identity.model_dump() | change)
     assert changed.id != identity.id == table.id
-    assert len(SelectionIdentity.model_fields) == 8
+    assert len(SelectionIdentity.model_fields) == 12

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
+from pipeline.artefacts.repair_record import HeadQuality, RepairIdentity, RepairReport
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels, write
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
@@ -16,6 +17,19 @@ from tests.workspaces import flipped, read_or_refusal
 
 NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES = 3, 7, 5
 TOP_K = {"dense": 0, "packed": 2}
+
+REPAIR = RepairIdentity(folds=5, seed=0, held_out="e" * 64)
+REPORT = RepairReport(
+    before=HeadQuality(accuracy=0.5, loss=1.5, calibration_error=0.125, num_wrong=9),
+    after=HeadQuality(accuracy=0.75, loss=1.1, calibration_error=0.03, num_wrong=4),
+    num_held_out=(3, 2),
+    l2=1e-3,
+    tried=[(1e-2, 1.25), (1e-3, 1.0)],
+    folds=5,
+    seed=0,
+    gradient_norm=3e-11,
+    weights="f" * 64,
+)
 
 
 def identity_of(**changes) -> SoftLabelIdentity:
@@ -141,12 +155,20 @@ def test_labels_of_cached_views_belong_to_them(path):
         {"revise_at": 1.0},
         {"views": (0,)},
         {"top_k": 2},
+        {"repair": REPAIR},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_every_field_of_the_identity_changes_the_id(change):
     assert identity_of(**change).id != identity_of().id
-    assert len(SoftLabelIdentity.model_fields) == 11
+    assert len(SoftLabelIdentity.model_fields) == 12
+
+
+@pytest.mark.parametrize("change", [{"folds": 4}, {"seed": 1}, {"held_out": "b" * 64}])
+def test_every_setting_of_a_repair_changes_the_id(change):
+    other = identity_of(repair=REPAIR.model_copy(update=change))
+    assert other.id != identity_of(repair=REPAIR).id
+    assert RepairIdentity.model_fields.keys() == {"kind", "folds", "seed", "held_out"}
 
 
 def test_a_flipped_byte_in_any_view_is_refused(path):
@@ -156,13 +178,69 @@ def test_a_flipped_byte_in_any_view_is_refused(path):
                 SoftLabels.open(path)
 
 
-def test_a_changed_bit_in_the_record_is_refused_or_harmless(path):
+def test_what_a_repair_did_is_told(tmp_path, layout):
+    identity = identity_of(top_k=TOP_K[layout], repair=REPAIR)
+    path = write_rows(tmp_path / "a.soft", layout, identity=identity, repaired=REPORT)
+    record = SoftLabels.open(path).record
+    assert (record.identity.repair, record.repaired) == (REPAIR, REPORT)
+
+
+@pytest.mark.parametrize("given", [{"repaired": REPORT}, {"identity": identity_of(repair=REPAIR)}])
+def test_a_repair_without_its_report_is_not_written(tmp_path, given):
+    with pytest.raises(AssertionError, match="a repair has a report"):
+        write_rows(tmp_path / "a.soft", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_repair_without_its_report_is_refused(tmp_path):
+    path = write_rows(tmp_path / "a.soft", identity=identity_of(repair=REPAIR), repaired=REPORT)
+    record = path / "soft_labels.json"
+    value = json.loads(record.read_text())
+    del value["repaired"]
+    record.write_text(json.dumps(value))
+    with pytest.raises(ArtefactMismatch, match=r"tells of a repair .* in one place only"):
+        SoftLabels.open(path)
+
+
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_another_version_is_refused_in_one_line(path, version):
+    record = path / "soft_labels.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": version}))
+    with pytest.raises(
+        ArtefactMismatch,
+        match=r"^\S+soft_labels.json does not follow its format: version: Input should be 3. "
+        r"Remove \S+a.soft and run `heartcut select` again.$",
+    ):
+        SoftLabels.open(path)
+
+
+def test_a_version_without_repairs_is_refused_in_one_line(path):
+    """As version 2 wrote it: neither the identity nor the record tells of a repair."""
+    record = path / "soft_labels.json"
+    value = json.loads(record.read_text()) | {"version": 2}
+    del value["repaired"], value["identity"]["repair"]
+    record.write_text(json.dumps(value))
+    with pytest.raises(ArtefactMismatch, match=r"format: version: Input should be 3. Remove"):
+        SoftLabels.open(path)
+
+
+def assert_no_bit_is_changed_unseen(path: Path) -> None:
     reference = SoftLabels.open(path).record
     record = path / "soft_labels.json"
     for offset in range(record.stat().st_size):
         with flipped(record, offset, mask=1 << (offset % 7)):
             read = read_or_refusal(lambda: SoftLabels.open(path))
         assert isinstance(read, str) or read.record == reference
+
+
+def test_a_changed_bit_in_the_record_is_refused_or_harmless(path):
+    assert_no_bit_is_changed_unseen(path)
+
+
+def test_a_changed_bit_in_the_report_of_a_repair_is_refused_or_harmless(tmp_path):
+    identity = identity_of(repair=REPAIR)
+    path = write_rows(tmp_path / "a.soft", identity=identity, repaired=REPORT)
+    assert_no_bit_is_changed_unseen(path)
 
 
 @pytest.mark.parametrize("change", [-1, 1, None])

@@ -38,6 +38,7 @@ from pipeline.progress import progress
 from pipeline.provenance import array_sha256, file_sha256, short
 
 HYDRATED: Final = ".hydrated"
+_SPARSE: Final = (TOP_CLASS, TOP_LOGIT, TARGET_LOGIT, LOGSUMEXP)
 _MADE_BY = "heartcut select"
 
 Rows = NDArray[np.generic]
@@ -107,31 +108,48 @@ class HydratedCache:
             yield LogitBlock(samples=samples, logits=torch.from_numpy(rows), classes=None)
             start = samples.stop
 
+    def logit_rows(self, view: int, samples: Tensor, *, temperature: float) -> Tensor:
+        """Logits of some samples in one view for use at ``temperature``, (n, C).
+
+        Raises:
+            ArtefactMismatch: if an object is damaged, or what ``temperature`` needs was not kept.
+        """
+        if not self.cache.is_sparse:
+            return torch.from_numpy(self._array(LOGITS, view))[samples]
+        self.cache.require_temperature(temperature)
+        parts = [torch.from_numpy(self._array(name, view))[samples] for name in _SPARSE]
+        return self._dense(parts, samples.numpy(), temperature)
+
     def _sparse_blocks(self, view: int, temperature: float) -> Iterator[LogitBlock]:
         self.cache.require_temperature(temperature)
-        known = self.joined.known
-        labels = np.where(known, self.cache.labels[self.joined.rows], 0)
-        names = (TOP_CLASS, TOP_LOGIT, TARGET_LOGIT, LOGSUMEXP)
         start = 0
-        for parts in zip(*(self._blocks(name, view) for name in names), strict=True):
-            classes, logits, target, logsumexp = (torch.from_numpy(p) for p in parts)
-            samples = slice(start, start + len(logits))
-            sparse = SparseLogits(
-                classes=classes.long(),
-                logits=logits,
-                target=target,
-                logsumexp=logsumexp,
-                temperatures=self.cache.manifest.identity.temperatures,
-            )
-            dense = reconstruct(
-                sparse,
-                torch.from_numpy(labels[samples]),
-                num_classes=self.cache.shape.num_classes,
-                temperature=temperature,
-            )
-            dense[torch.from_numpy(~known[samples])] = torch.nan
-            yield LogitBlock(samples=samples, logits=dense, classes=sparse.classes)
+        for arrays in zip(*(self._blocks(name, view) for name in _SPARSE), strict=True):
+            parts = [torch.from_numpy(part) for part in arrays]
+            samples = slice(start, start + len(parts[0]))
+            dense = self._dense(parts, samples, temperature)
+            yield LogitBlock(samples=samples, logits=dense, classes=parts[0].long())
             start = samples.stop
+
+    def _dense(
+        self, parts: list[Tensor], samples: slice | NDArray[np.int64], temperature: float
+    ) -> Tensor:
+        """Logits of some samples from what a top-k cache keeps of them; NaN where it has none."""
+        classes, logits, target, logsumexp = parts
+        known = self.joined.known[samples]
+        labels = np.where(known, self.cache.labels[self.joined.rows[samples]], 0)
+        sparse = SparseLogits(
+            classes=classes.long(),
+            logits=logits,
+            target=target,
+            logsumexp=logsumexp,
+            temperatures=self.cache.manifest.identity.temperatures,
+        )
+        num_classes = self.cache.shape.num_classes
+        dense = reconstruct(
+            sparse, torch.from_numpy(labels), num_classes=num_classes, temperature=temperature
+        )
+        dense[torch.from_numpy(~known)] = torch.nan
+        return dense
 
     def _blocks(self, name: str, view: int) -> Iterator[Rows]:
         """Rows of an array in the data set's order, a shard's worth at a time."""

@@ -3,17 +3,19 @@
     sample_index int64, sample_key (32 hex digits), label int32, held_out bool,
     teacher_class int32, teacher_correct bool, p_target, p_max, beta, cross_entropy, el2n,
     grand_head, margin, entropy float32           all of the clean view at temperature 1 but beta
-    dloss_undistill, dloss_swap, dloss_remove float64, view_std float32
-                                                  NaN on held-out rows and where not computed
+    label_issue bool, nullable; p_refit float32   null and NaN where not computed
+    dloss_undistill, dloss_swap, dloss_remove float64, each with standard error `_se` float32;
+    dloss_add, dloss_current float64; self_influence, leverage, view_std float32
+                                                  NaN on rows that were not scored
     rank int32 (0 = distil first, -1 = no candidate), selected bool, reason string
 
     file metadata, key `heartcut`: `SelectionRecord` as JSON
+                   key `PANDAS_ATTRS`: the same, so that pandas carries it along
 
 Any reader of parquet opens it. A user may edit `selected` and train on the result: opening checks
-rows, keys and ids, not who wrote it.
+rows, keys and ids, not who wrote it. The influence columns are those of the score file (`scores`).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -21,25 +23,27 @@ from typing import Final, Literal, Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artefacts.records import Record, parse_record
-from pipeline.artefacts.store import publishing_file
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import Json, identity, short
+from pipeline.artefacts import tables
+from pipeline.artefacts.records import Record
+from pipeline.artefacts.scores import ScoreRecord
+from pipeline.artefacts.tables import Columns
+from pipeline.errors import ArtefactExists, ArtefactMismatch
+from pipeline.provenance import identity, short
 
-FORMAT_VERSION: Final = 2
-MADE_BY = "heartcut select"
-SIGN_CONVENTION = (
-    "predicted change of the mean held-out cross-entropy of the refitted head: "
+FORMAT_VERSION: Final = 3
+SIGN_CONVENTION: Final = (
+    "predicted change of the target's mean cross-entropy by the refitted head: "
     "dloss_undistill if the sample went from soft to hard label, everything being distilled "
-    "(positive = distilling it helps); dloss_swap if it went from hard to soft label, nothing "
-    "being distilled (negative = distilling it helps); dloss_remove if it were left out, nothing "
-    "being distilled (positive = the sample helps)"
+    "(positive = distil it); dloss_swap if it went from hard to soft label, nothing being "
+    "distilled (negative = distil it); dloss_remove if it were left out, nothing being distilled "
+    "(positive = the sample helps); dloss_add if the distillation term were added to its hard "
+    "label, nothing being distilled (negative = distil it); dloss_current if it went from soft to "
+    "hard label, the selection of the last round being distilled (positive = distil it)"
 )
-_METADATA_KEY = b"heartcut"
-_ROW_GROUP = 65_536
+_SUFFIX: Final = ".parquet"
+_WHAT: Final = "selection table"
 
 COLUMNS: dict[str, pa.DataType] = {
     "sample_index": pa.int64(),
@@ -56,16 +60,25 @@ COLUMNS: dict[str, pa.DataType] = {
     "grand_head": pa.float32(),
     "margin": pa.float32(),
     "entropy": pa.float32(),
+    "label_issue": pa.bool_(),
+    "p_refit": pa.float32(),
     "dloss_undistill": pa.float64(),
+    "dloss_undistill_se": pa.float32(),
     "dloss_swap": pa.float64(),
+    "dloss_swap_se": pa.float32(),
     "dloss_remove": pa.float64(),
+    "dloss_remove_se": pa.float32(),
+    "dloss_add": pa.float64(),
+    "dloss_current": pa.float64(),
+    "self_influence": pa.float32(),
+    "leverage": pa.float32(),
     "view_std": pa.float32(),
     "rank": pa.int32(),
     "selected": pa.bool_(),
     "reason": pa.string(),
 }
-_JOINED = ("sample_index", "sample_key", "label", "teacher_class", "selected")
-"""What training reads."""
+_JOINED: Final = ("sample_index", "sample_key", "label", "teacher_class", "selected")
+"""What training reads: none may be missing."""
 
 
 class SelectionIdentity(Record):
@@ -77,42 +90,29 @@ class SelectionIdentity(Record):
     soft_labels: str
     """Id of the soft labels that were selected from; beta is theirs."""
     strategy: str
+    score: str | None
+    """Column that the strategy reads; None where it reads no influence score."""
     fraction: float | None
+    threshold: float | None
+    standard_errors: float | None
+    """By which a score has to be above its threshold."""
     class_quota: float | None
+    beta: tuple[float, float] | None
+    """Mean percentile and concentration of the strategy `beta`."""
     seed: int
-    influence: dict[str, float | str] | None
-    """Settings of the influence scores; None where none were computed."""
+    scores: str | None
+    """Id of the score file; None where the strategy reads none."""
 
     @property
     def id(self) -> str:
         return identity("selection", [FORMAT_VERSION, self.model_dump(mode="json")])
 
 
-class SolveRecord(Record):
-    """How well one head was fitted and one linear system solved."""
-
-    linearised_at: str
-    l2: float
-    gradient_norm: float
-    newton_iterations: int
-    solver: str
-    residual: float
-    """Relative, of the linear solve."""
-    iterations: int
-    """Of the linear solve."""
-    effective_parameters: float
-    """p_eff / N; above 0.25 first-order scores are not to be trusted."""
-    sum_rule_error: float
-    held_out_loss: float
-    """Mean cross-entropy of the refitted head on the held-out rows."""
-    held_out_gradient_norm: float
-
-
 class SelectionRecord(Record):
     """The table's own description."""
 
     format: Literal["heartcut.selection"] = "heartcut.selection"
-    version: Literal[2] = FORMAT_VERSION
+    version: Literal[3] = FORMAT_VERSION
     id: str
     identity: SelectionIdentity
     sign_convention: str = SIGN_CONVENTION
@@ -130,7 +130,8 @@ class SelectionRecord(Record):
     """Samples that the teacher never saw; they keep their hard labels."""
     accepted: list[str]
     """Differences between cache and data set that the user accepted by name."""
-    solves: list[SolveRecord]
+    scores: ScoreRecord | None
+    """How the influence columns were made; None where there are none."""
     versions: dict[str, str]
 
 
@@ -150,16 +151,10 @@ class SelectionTable:
             ArtefactNotFound: if there is none.
             ArtefactMismatch: if it is no selection table, or its rows are not one per sample.
         """
-        stored = _read_table(path)
-        record = _read_metadata(path, stored)
-        _require_columns(path, stored)
-        frame = stored.replace_schema_metadata(None).to_pandas()  # pandas' own may be anything
-        if not np.array_equal(frame["sample_index"], np.arange(len(frame))):
-            raise ArtefactMismatch(
-                f"{path} does not have one row per sample in the order of sample_index. "
-                "Sort it by sample_index, or run `heartcut select` again."
-            )
-        return cls(path=path, record=record, frame=frame)
+        stored = tables.read(path)
+        record = _read_record(path, stored)
+        tables.require_columns(path, stored, COLUMNS, joined=_JOINED)
+        return cls(path=path, record=record, frame=tables.as_frame(path, stored))
 
     @property
     def id(self) -> str:
@@ -193,25 +188,36 @@ class SelectionTable:
             )
 
 
-def write(path: Path, *, record: SelectionRecord, columns: dict[str, NDArray[np.generic]]) -> None:
+def write(path: Path, *, record: SelectionRecord, columns: Columns) -> None:
     """Write a table and publish it under ``path`` when it is complete."""
-    arrays = [pa.array(columns[name], type=kind) for name, kind in COLUMNS.items()]
-    schema = pa.schema(
-        list(COLUMNS.items()), metadata={_METADATA_KEY: record.model_dump_json().encode()}
+    text = record.model_dump_json()
+    metadata = {tables.RECORD: text, **tables.for_pandas(text)}
+    tables.write(path, tables.as_table(columns, COLUMNS), metadata=metadata)
+
+
+def selection_path(selections: Path, selection_id: str, *, name: str = "") -> Path:
+    """Where a table lies: under its name, or under its id where it has none."""
+    return selections / f"{name or short(selection_id)}{_SUFFIX}"
+
+
+def require_same_selection(path: Path, wanted: SelectionIdentity) -> None:
+    """Refuse a table whose name was given to another selection.
+
+    Raises:
+        ArtefactExists: if it is another one.
+    """
+    found = SelectionTable.open(path).record
+    if found.id == wanted.id:
+        return
+    differing = [
+        f"{name} {was} (expected {wants})"
+        for (name, was), (_, wants) in zip(found.identity, wanted, strict=True)
+        if was != wants
+    ]
+    raise ArtefactExists(
+        f"{path} holds another selection: {', '.join(differing)}. Choose another `--name`, or "
+        "remove the file."
     )
-    with publishing_file(path) as partial:
-        pq.write_table(
-            pa.Table.from_arrays(arrays, schema=schema),
-            partial,
-            compression="zstd",
-            row_group_size=_ROW_GROUP,
-            write_page_checksum=True,
-        )
-
-
-def selection_path(selections: Path, selection_id: str) -> Path:
-    """Where a table lies by default."""
-    return selections / f"{short(selection_id)}.parquet"
 
 
 def key_text(keys: NDArray[np.uint8]) -> list[str]:
@@ -220,61 +226,13 @@ def key_text(keys: NDArray[np.uint8]) -> list[str]:
     return [text[i : i + 32] for i in range(0, len(text), 32)]
 
 
-def _read_table(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        _ = table.column_names  # decoded here: damaged names raise no earlier
-        return table
-    except FileNotFoundError as error:
-        raise ArtefactNotFound(f"{path} does not exist. Make it with `{MADE_BY}`.") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        raise ArtefactMismatch(
-            f"{path} is not a readable parquet file: {told}. Remove it and run `{MADE_BY}` again."
-        ) from error
-
-
-def _read_metadata(path: Path, stored: pa.Table) -> SelectionRecord:
-    metadata = (stored.schema.metadata or {}).get(_METADATA_KEY)
-    if metadata is None:
+def _read_record(path: Path, stored: pa.Table) -> SelectionRecord:
+    text = tables.metadata_text(stored, tables.RECORD) or tables.carried_by_pandas(stored)
+    if text is None:
         raise ArtefactMismatch(
             f"{path} is not a selection table: its metadata has no `heartcut` entry. If it was "
-            "edited, write it with pyarrow and the original schema's metadata (docs/selection.md)."
+            "edited, write it with the original's metadata (docs/selection.md)."
         )
-    remedy = f"Run `{MADE_BY}` again."
-    try:
-        value: Json = json.loads(metadata)
-    except ValueError as error:
-        raise ArtefactMismatch(f"{path} has damaged metadata: {error}. {remedy}") from error
-    record = parse_record(SelectionRecord, value, path=path, remedy=remedy)
-    if record.identity.id != record.id:
-        raise ArtefactMismatch(
-            f"{path} has an id that its settings do not give: {short(record.id)} (expected "
-            f"{short(record.identity.id)}). {remedy}"
-        )
+    record = tables.parse(SelectionRecord, text, path=path, what=_WHAT)
+    tables.require_own_id(path, found=record.id, expected=record.identity.id)
     return record
-
-
-def _require_columns(path: Path, stored: pa.Table) -> None:
-    missing = [name for name in COLUMNS if name not in stored.column_names]
-    if missing:
-        raise ArtefactMismatch(
-            f"{path} lacks the columns {', '.join(missing)}. "
-            f"Restore them, or run `{MADE_BY}` again."
-        )
-    for name in _JOINED:
-        column, wanted = stored.column(name), COLUMNS[name]
-        if column.null_count or not _serves_as(column.type, wanted):
-            raise ArtefactMismatch(
-                f"{path} has a `{name}` column of {column.type} with {column.null_count} missing "
-                f"values (expected {wanted}, none missing). Mend the column."
-            )
-
-
-def _serves_as(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether other writers of parquet store ``wanted`` as ``found``: wider numbers and strings."""
-    if pa.types.is_integer(wanted):
-        return bool(pa.types.is_integer(found))
-    if pa.types.is_string(wanted):
-        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
-    return bool(found == wanted)

@@ -26,12 +26,13 @@ from zarr.abc.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from pipeline.artefacts.records import Record, read_record
+from pipeline.artefacts.repair_record import RepairIdentity, RepairReport
 from pipeline.artefacts.store import publish_json, publishing_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
 from pipeline.provenance import file_sha256, identity, short
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MADE_BY = "heartcut select"
 
 LabelRows: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
@@ -61,6 +62,8 @@ class SoftLabelIdentity(Record):
     views: tuple[int, ...]
     top_k: int
     """Classes listed in a packed row beside the label; 0: rows are dense."""
+    repair: RepairIdentity | None = None
+    """How the teacher's logits were repaired before they were revised; None: they were not."""
 
     @property
     def id(self) -> str:
@@ -71,7 +74,7 @@ class SoftLabelRecord(Record):
     """soft_labels.json."""
 
     format: Literal["heartcut.soft_labels"] = "heartcut.soft_labels"
-    version: Literal[2] = FORMAT_VERSION
+    version: Literal[3] = FORMAT_VERSION
     id: str
     identity: SoftLabelIdentity
     shape: tuple[int, int, int]
@@ -79,13 +82,15 @@ class SoftLabelRecord(Record):
     num_classes: int
     sha256: list[str]
     """Of each view's file."""
+    repaired: RepairReport | None = None
+    """What the repair did, where there was one."""
     content: str
     """Digest of what the id does not cover: packed rows do not tell how many classes."""
 
     @property
     def expected_content(self) -> str:
         """`content`, computed again."""
-        return _content(self.shape, self.num_classes, self.sha256)
+        return _content(self.shape, self.num_classes, self.sha256, self.repaired)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,10 @@ class SoftLabels:
             raise ArtefactMismatch(
                 f"{path} has an id that its settings do not give: {short(record.id)} (expected "
                 f"{short(record.identity.id)}). {remedy}"
+            )
+        if (record.repaired is None) != (record.identity.repair is None):
+            raise ArtefactMismatch(
+                f"{record_path} tells of a repair of the teacher in one place only. {remedy}"
             )
         num_views = len(record.identity.views)
         if record.shape[0] != num_views or len(record.sha256) != num_views:
@@ -162,6 +171,7 @@ def write(
     views: Iterable[Iterable[LabelRows]],
     num_samples: int,
     num_classes: int,
+    repaired: RepairReport | None = None,
 ) -> None:
     """Write the views in order and publish them under ``path`` when all are there.
 
@@ -173,7 +183,9 @@ def write(
         views: for each view its rows in order, as blocks (b, W); one block is held at a time.
         num_samples: N, rows of every view.
         num_classes: C.
+        repaired: of the logits; there where ``identity`` says that they were repaired.
     """
+    assert (repaired is None) == (identity.repair is None), "a repair has a report"
     shape = (len(identity.views), num_samples, _row_width(num_classes, identity.top_k))
     dtype = _dtype(identity.top_k)
     with publishing_folder(path) as folder:
@@ -189,7 +201,8 @@ def write(
             shape=shape,
             num_classes=num_classes,
             sha256=digests,
-            content=_content(shape, num_classes, digests),
+            repaired=repaired,
+            content=_content(shape, num_classes, digests, repaired),
         )
         publish_json(folder / "soft_labels.json", record.model_dump(mode="json"))
 
@@ -207,8 +220,14 @@ def _dtype(top_k: int) -> np.dtype[np.float16] | np.dtype[np.uint16]:
     return np.dtype("<u2") if top_k else np.dtype("<f2")
 
 
-def _content(shape: tuple[int, int, int], num_classes: int, digests: list[str]) -> str:
-    return identity("soft_labels.content", [list(shape), num_classes, digests])
+def _content(
+    shape: tuple[int, int, int],
+    num_classes: int,
+    digests: list[str],
+    repaired: RepairReport | None,
+) -> str:
+    report = None if repaired is None else repaired.model_dump(mode="json")
+    return identity("soft_labels.content", [list(shape), num_classes, digests, report])
 
 
 def _write_view(

@@ -1,15 +1,29 @@
 """Data selection: which samples are distilled; the rest are supervised by their labels.
 
-Lan et al. 2024, arXiv:2404.03693 (the set D^t). Strategies `random`, `correct`, `all`
-and `none` are the baselines that an influence score has to beat.
+Lan et al. 2024, arXiv:2404.03693 (the set D^t). A strategy puts the candidates into an order and
+keeps its beginning: a ``fraction`` of the candidates, or the rows that pass its own threshold.
 
-Every strategy ranks the candidates, keeps the best, and lets no class collapse:
-``class_quota`` q keeps at least ceil(q * kept_share * n_class) rows of each class, where
-kept_share is the share of the candidates that the strategy keeps on its own. A strategy
-with a threshold adds the best-ranked rows of a class that falls short; one with a fixed
-count reserves the quotas first and fills up by rank, so that its count stays exact.
+    influence         held-out loss falls most by distilling them; own threshold:
+                      score - num_errors * error > threshold (0 unless set)
+    class-balanced    the same by fraction, but the same share of every class
+    beta              drawn around a percentile of self-influence (IF-Beta, arXiv:2606.25488)
+    param-change      the head would move most without their soft labels (Yang et al. 2023,
+                      arXiv:2205.09329)
+    label-issue-free  no label issue; all of those, or these first
+    correct           the teacher is right; all of those, or these first
+    el2n              lowest EL2N; own threshold: EL2N < threshold
+    random            a draw of the same size, which every score has to beat
+    all, none         without regard to anything
 
-Nested (10 % is inside 20 %): always without a quota. With one, at most
+No class collapses: ``class_quota`` q keeps at least ceil(q * kept_share * n_class) rows of each
+class, where kept_share is the share of the candidates that the strategy keeps on its own. A
+threshold adds the best-ranked rows of a class that falls short; a fraction reserves the quotas
+first and fills up by rank, so that its count stays exact. "class-balanced" keeps its own shares
+and "all" and "none" have nothing to mend: no quota is applied to them.
+
+Nested (10 % is inside 20 %, whatever the strategy; a higher threshold inside a lower one): always
+without a quota, and always for "class-balanced", whose count is exact as well and whose every
+class is kept to within one row of its share. With a quota, at most
 max(0, C - (1 - q)(k2 - k1)) rows of the smaller set of k1 rows are missing from the larger
 one of k2, because every ceil can round up by one; so the sets are nested once
 (1 - q)(k2 - k1) >= C. (Fill up by rank to the depth reached at k1: the quotas have grown by
@@ -18,22 +32,29 @@ less than q (k2 - k1) + C rows in all, and k2 - k1 rows are free for them.)
 Shapes: N samples, C classes.
 """
 
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Strategy = Literal["influence", "correct", "random", "all", "none"]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.floating]
-Strings = NDArray[np.str_]
+from pipeline.methods.data_selection_orders import (
+    Bools,
+    Floats,
+    Ints,
+    best_first,
+    classes_alike,
+    drawn_by_percentile,
+    places_in_class,
+)
+from pipeline.methods.data_selection_rules import Rule, Samples, Strategy, require_readable
 
-_T = TypeVar("_T")
+Strings: TypeAlias = NDArray[np.str_]
+Words: TypeAlias = tuple[str, str]
 
 HELD_OUT = "held out"
 CLASS_QUOTA = "class quota"
+BY_FRACTION = ("top fraction", "below fraction")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,155 +71,101 @@ class Selection:
     """Why the row is selected or not, two or three words."""
 
 
-def select_influence(
-    scores: Floats,
-    *,
-    labels: Ints,
-    candidates: Bools,
-    fraction: float | None,
-    class_quota: float,
-    seed: int,
-) -> Selection:
-    """Keep the rows whose distillation is predicted to help.
+def select_samples(strategy: Strategy, samples: Samples, *, rule: Rule, seed: int) -> Selection:
+    """Apply a strategy by its name.
 
     Args:
-        scores: (N,) float, positive = distilling the row lowers the held-out loss.
-        labels: ground-truth class ids, (N,) int64.
-        candidates: rows that may be selected, (N,) bool.
-        fraction: share of the candidates to keep, in [0, 1]; None keeps every score > 0.
-        class_quota: in [0, 1], see the module.
-        seed: of the order among equal scores.
-
-    Raises:
-        ValueError: if a setting is out of range, a candidate's score is NaN or the quotas
-            do not fit into ``fraction``.
-
-    >>> select_influence(np.array([0.2, -0.1, 0.3]), labels=np.zeros(3, np.int64),
-    ...     candidates=np.ones(3, bool), fraction=None, class_quota=0.0, seed=0).selected
-    array([ True, False,  True])
-    """
-    if np.isnan(scores[candidates]).any():
-        raise ValueError(f"scores must be numbers, got {_num_nan(scores[candidates])} NaN")
-    order = _Order.by_score(scores, labels=labels, candidates=candidates, seed=seed)
-    if fraction is None:
-        wanted = candidates & (scores > 0)
-        kept = wanted | order.best_of_each_class(order.quotas(int(wanted.sum()), class_quota))
-        return order.selection(kept, wanted=wanted, words=("score > 0", "score <= 0"))
-    return order.top(fraction, class_quota=class_quota, words=("top fraction", "below fraction"))
-
-
-def select_correct(
-    teacher_correct: Bools, *, labels: Ints, candidates: Bools, class_quota: float, seed: int
-) -> Selection:
-    """Keep the rows that the teacher got right.
-
-    Args:
-        teacher_correct: (N,) bool.
-        labels: ground-truth class ids, (N,) int64.
-        candidates: rows that may be selected, (N,) bool.
-        class_quota: in [0, 1], see the module.
-        seed: of the order among the right rows and among the wrong ones.
-    """
-    scores = teacher_correct.astype(np.float64)
-    order = _Order.by_score(scores, labels=labels, candidates=candidates, seed=seed)
-    wanted = candidates & teacher_correct
-    kept = wanted | order.best_of_each_class(order.quotas(int(wanted.sum()), class_quota))
-    return order.selection(kept, wanted=wanted, words=("teacher correct", "teacher wrong"))
-
-
-def select_random(
-    *, labels: Ints, candidates: Bools, fraction: float, class_quota: float, seed: int
-) -> Selection:
-    """Keep a share of the candidates drawn by ``seed``; the baseline of the same size.
-
-    The draw is keyed by row position alone: holding rows out does not reorder the others.
-
-    Args:
-        labels: ground-truth class ids, (N,) int64.
-        candidates: rows that may be selected, (N,) bool.
-        fraction: share of the candidates to keep, in [0, 1].
-        class_quota: in [0, 1], see the module; 1 draws every class alike, where the
-            count can be divided so.
-        seed: of the draw.
-    """
-    flat = np.zeros(len(labels))
-    order = _Order.by_score(flat, labels=labels, candidates=candidates, seed=seed)
-    return order.top(fraction, class_quota=class_quota, words=("random", "not drawn"))
-
-
-def select_all(*, candidates: Bools) -> Selection:
-    """Keep every candidate, ranked by position."""
-    return _unranked(candidates, selected=candidates, reason="all")
-
-
-def select_none(*, candidates: Bools) -> Selection:
-    """Keep no row: plain training."""
-    return _unranked(candidates, selected=np.zeros_like(candidates), reason="none")
-
-
-def select_samples(
-    strategy: Strategy,
-    *,
-    labels: Ints,
-    candidates: Bools,
-    seed: int,
-    scores: Floats | None = None,
-    teacher_correct: Bools | None = None,
-    fraction: float | None = None,
-    class_quota: float = 0.0,
-) -> Selection:
-    """Apply a strategy by its name; refuses a setting that the strategy would not read.
-
-    Args:
-        strategy: one of `Strategy`.
-        labels: ground-truth class ids, (N,) int64.
-        candidates: rows that may be selected, (N,) bool; the others are held out.
-        seed: of draws and of the order among equal scores.
-        scores: (N,) float, positive = helpful; required by "influence", which alone reads it.
-        teacher_correct: (N,) bool; required by "correct", which alone reads it.
-        fraction: share of the candidates to keep, in [0, 1]; required by "random", optional
-            for "influence", refused by the others.
-        class_quota: in [0, 1], see the module; "all" and "none" meet every quota as they are.
+        strategy: see the module.
+        samples: labels, candidates and the score that the strategy reads.
+        rule: how much to keep.
+        seed: of draws and of the order among equal scores, both by row position.
 
     Raises:
         ValueError: if a setting is out of range, missing, or without effect; if the shapes
-            differ; or if the quotas do not fit into ``fraction``.
+            differ; if a candidate's score is NaN; or if the quotas do not fit into the fraction.
+
+    >>> samples = Samples(labels=np.zeros(3, np.int64), candidates=np.ones(3, bool),
+    ...     scores=np.array([0.2, -0.1, 0.3]))
+    >>> select_samples("influence", samples, rule=Rule(), seed=0).selected
+    array([ True, False,  True])
     """
-    _require_vectors(labels, candidates, scores, teacher_correct)
-    if strategy not in ("influence", "correct", "random", "all", "none"):
-        raise ValueError(f"strategy {strategy!r} is unknown")
-    if fraction is not None and strategy in ("correct", "all", "none"):
-        raise ValueError(f'fraction has no effect on strategy "{strategy}", got {fraction}')
+    require_readable(strategy, samples, rule=rule)
     match strategy:
         case "influence":
-            return select_influence(
-                _required(scores, name="scores", strategy=strategy),
-                labels=labels,
-                candidates=candidates,
-                fraction=fraction,
-                class_quota=class_quota,
-                seed=seed,
-            )
+            return _influence(samples, rule=rule, seed=seed)
+        case "class-balanced":
+            return _class_balanced(samples, rule=rule, seed=seed)
+        case "beta":
+            return _beta(samples, rule=rule, seed=seed)
+        case "param-change":
+            return _Order.by(_scores(samples), samples, rule=rule, seed=seed).top(BY_FRACTION)
+        case "label-issue-free":
+            return _flagged(samples, rule=rule, seed=seed, words=("no label issue", "label issue"))
         case "correct":
-            return select_correct(
-                _required(teacher_correct, name="teacher_correct", strategy=strategy),
-                labels=labels,
-                candidates=candidates,
-                class_quota=class_quota,
-                seed=seed,
+            return _flagged(
+                samples, rule=rule, seed=seed, words=("teacher correct", "teacher wrong")
             )
+        case "el2n":
+            return _el2n(samples, rule=rule, seed=seed)
         case "random":
-            return select_random(
-                labels=labels,
-                candidates=candidates,
-                fraction=_required(fraction, name="fraction", strategy=strategy),
-                class_quota=class_quota,
-                seed=seed,
-            )
+            flat = np.zeros(len(samples.labels))
+            return _Order.by(flat, samples, rule=rule, seed=seed).top(("random", "not drawn"))
         case "all":
-            return select_all(candidates=candidates)
+            return _unranked(samples, selected=samples.candidates, reason="all")
         case "none":
-            return select_none(candidates=candidates)
+            return _unranked(samples, selected=np.zeros_like(samples.candidates), reason="none")
+
+
+def _influence(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+    """The fraction that helps most, or all that help by ``num_errors`` standard errors."""
+    scores, name = _scores(samples), "score"
+    if samples.errors is not None:
+        scores, name = scores - rule.num_errors * samples.errors, "lower bound"
+    order = _Order.by(scores, samples, rule=rule, seed=seed)
+    if rule.fraction is not None:
+        return order.top(BY_FRACTION)
+    bound = 0.0 if rule.threshold is None else rule.threshold
+    return order.passing(scores > bound, words=(f"{name} > {bound:g}", f"{name} <= {bound:g}"))
+
+
+def _class_balanced(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+    rows = best_first(_scores(samples), candidates=samples.candidates, seed=seed)
+    rows = classes_alike(rows, labels=samples.labels)
+    no_quota = replace(rule, class_quota=0.0)
+    return _Order(rows=rows, samples=samples, rule=no_quota).top(("top of class", "below top"))
+
+
+def _beta(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+    assert rule.beta is not None
+    mean, concentration = rule.beta
+    rows = drawn_by_percentile(
+        best_first(_scores(samples), candidates=samples.candidates, seed=seed),
+        mean=mean,
+        concentration=concentration,
+        num_samples=len(samples.labels),
+        seed=seed,
+    )
+    return _Order(rows=rows, samples=samples, rule=rule).top(("drawn", "not drawn"))
+
+
+def _flagged(samples: Samples, *, rule: Rule, seed: int, words: Words) -> Selection:
+    """The rows of score 1, or the fraction with these first."""
+    scores = _scores(samples)
+    if not np.isin(scores[samples.candidates], (0.0, 1.0)).all():
+        raise ValueError("scores must be 0 or 1 for this strategy, got others")
+    order = _Order.by(scores, samples, rule=rule, seed=seed)
+    if rule.fraction is not None:
+        return order.top(BY_FRACTION)
+    return order.passing(scores == 1.0, words=words)
+
+
+def _el2n(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+    scores = _scores(samples)
+    order = _Order.by(scores, samples, rule=rule, seed=seed)
+    if rule.threshold is None:
+        return order.top(BY_FRACTION)
+    words = (f"el2n < {rule.threshold:g}", f"el2n >= {rule.threshold:g}")
+    return order.passing(-scores < rule.threshold, words=words)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,62 +175,66 @@ class _Order:
     rows: Ints
     """Positions of the n candidates, best first, (n,)."""
 
-    labels: Ints
-    candidates: Bools
+    samples: Samples
+    rule: Rule
 
     @classmethod
-    def by_score(cls, scores: Floats, *, labels: Ints, candidates: Bools, seed: int) -> "_Order":
-        """Highest score first; equal scores in an order drawn from ``seed`` by position."""
-        ties = np.random.default_rng(seed).permutation(len(labels))
-        rows = np.lexsort((ties, -scores))
-        return cls(rows=rows[candidates[rows]], labels=labels, candidates=candidates)
+    def by(cls, scores: Floats, samples: Samples, *, rule: Rule, seed: int) -> "_Order":
+        rows = best_first(scores, candidates=samples.candidates, seed=seed)
+        return cls(rows=rows, samples=samples, rule=rule)
 
-    def quotas(self, num_kept: int, class_quota: float) -> Ints:
-        """Rows that each class must keep when the strategy keeps ``num_kept``, (C,)."""
-        if not 0.0 <= class_quota <= 1.0:
-            raise ValueError(f"class_quota must be in [0, 1], got {class_quota}")
-        sizes = np.bincount(self.labels[self.rows])
-        exact = class_quota * num_kept * sizes / max(len(self.rows), 1)
-        # 0.55 * 27000 / 10 comes out a hair above 1485, which must not become 1486.
-        return np.ceil(exact - 1e-9).astype(np.int64)
-
-    def best_of_each_class(self, counts: Ints) -> Bools:
-        """The first ``counts[c]`` rows of every class c, (N,) bool."""
-        best = np.zeros(len(self.labels), dtype=np.bool_)
-        for label, count in enumerate(counts):
-            best[self.rows[self.labels[self.rows] == label][:count]] = True
-        return best
-
-    def top(self, fraction: float, *, class_quota: float, words: tuple[str, str]) -> Selection:
+    def top(self, words: Words) -> Selection:
         """Keep exactly round(fraction * n): the quotas first, then by rank."""
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"fraction must be in [0, 1], got {fraction}")
-        num_kept = round(fraction * len(self.rows))
-        quotas = self.quotas(num_kept, class_quota)
+        assert self.rule.fraction is not None
+        num_kept = round(self.rule.fraction * len(self.rows))
+        quotas = self._quotas(num_kept)
         if quotas.sum() > num_kept:
             raise ValueError(
-                f"class_quota {class_quota} reserves {quotas.sum()} rows, but fraction "
-                f"{fraction} keeps {num_kept}. Lower class_quota or raise fraction."
+                f"class_quota {self.rule.class_quota} reserves {quotas.sum()} rows, but fraction "
+                f"{self.rule.fraction} keeps {num_kept}. Lower class_quota or raise fraction."
             )
-        kept = self.best_of_each_class(quotas)
+        kept = self._best_of_each_class(quotas)
         spare = self.rows[~kept[self.rows]]
         kept[spare[: num_kept - int(quotas.sum())]] = True
         wanted = np.zeros_like(kept)
         wanted[self.rows[:num_kept]] = True
-        return self.selection(kept, wanted=wanted, words=words)
+        return self._selection(kept, wanted=wanted, words=words)
 
-    def selection(self, kept: Bools, *, wanted: Bools, words: tuple[str, str]) -> Selection:
+    def passing(self, passed: Bools, *, words: Words) -> Selection:
+        """Keep the candidates that passed, and the best others of a class that falls short."""
+        wanted = self.samples.candidates & passed
+        kept = wanted | self._best_of_each_class(self._quotas(int(wanted.sum())))
+        return self._selection(kept, wanted=wanted, words=words)
+
+    def _quotas(self, num_kept: int) -> Ints:
+        """Rows that each class must keep when the strategy keeps ``num_kept``, (C,)."""
+        sizes = np.bincount(self.samples.labels[self.rows])
+        exact = self.rule.class_quota * num_kept * sizes / max(len(self.rows), 1)
+        # 0.55 * 27000 / 10 comes out a hair above 1485, which must not become 1486.
+        return np.ceil(exact - 1e-9).astype(np.int64)
+
+    def _best_of_each_class(self, counts: Ints) -> Bools:
+        """The first ``counts[c]`` rows of every class c, (N,) bool."""
+        labels = self.samples.labels
+        best = np.zeros(len(labels), dtype=np.bool_)
+        places = places_in_class(self.rows, labels=labels)
+        best[self.rows[places < counts[labels[self.rows]]]] = True
+        return best
+
+    def _selection(self, kept: Bools, *, wanted: Bools, words: Words) -> Selection:
         """Word the outcome: ``wanted`` rows would be kept without a quota."""
         yes, no = words
+        candidates = self.samples.candidates
         reason = np.where(kept, np.where(wanted, yes, CLASS_QUOTA), no)
         return Selection(
             selected=kept,
-            rank=_ranks(self.rows, candidates=self.candidates),
-            reason=np.where(self.candidates, reason, HELD_OUT),
+            rank=_ranks(self.rows, candidates=candidates),
+            reason=np.where(candidates, reason, HELD_OUT),
         )
 
 
-def _unranked(candidates: Bools, *, selected: Bools, reason: str) -> Selection:
+def _unranked(samples: Samples, *, selected: Bools, reason: str) -> Selection:
+    candidates = samples.candidates
     return Selection(
         selected=selected.copy(),
         rank=_ranks(np.flatnonzero(candidates), candidates=candidates),
@@ -278,20 +249,6 @@ def _ranks(rows: Ints, *, candidates: Bools) -> Ints:
     return ranks
 
 
-def _require_vectors(labels: Ints, *others: NDArray[np.generic] | None) -> None:
-    for other in others:
-        if other is not None and other.shape != labels.shape:
-            raise ValueError(
-                f"inputs must have one value per sample, got {other.shape} "
-                f"beside {labels.shape} labels"
-            )
-
-
-def _required(value: _T | None, *, name: str, strategy: Strategy) -> _T:
-    if value is None:
-        raise ValueError(f'strategy "{strategy}" needs {name}, got None')
-    return value
-
-
-def _num_nan(scores: Floats) -> int:
-    return int(np.isnan(scores).sum())
+def _scores(samples: Samples) -> Floats:
+    assert samples.scores is not None
+    return samples.scores.astype(np.float64)

@@ -7,7 +7,8 @@ Sign convention: every score is the predicted change of the MEAN held-out cross-
 a negative score announces an improvement. The number of samples N in the objective stays
 fixed, and so does the regulariser.
 
-Shapes: N samples, M held-out samples, K views, D features, C classes, n samples of a chunk.
+Shapes: N samples, M held-out samples, K views, D features, C classes, G groups, n samples of a
+chunk.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.methods.head_data import Rows, read_rows
+from pipeline.methods.head_ekfac import Ekfac, class_variances
 from pipeline.methods.head_problem import Linearisation, centred
-from pipeline.methods.head_rows import LinearRows, SoftSide, with_bias_input
+from pipeline.methods.head_rows import LinearRows, with_bias_input
+
+SILENT = 1e-6
+"""Pull of soft labels, in probability, below which they are the head's own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +34,9 @@ class RowScores:
 
     std: Tensor
     """Standard deviation over views (of the K views themselves: 0 for one), (N,) float64."""
+
+    error: Tensor | None = None
+    """Standard error over the groups of held-out samples, (N,) float64; None without groups."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +56,7 @@ class HeadScores:
 
 
 def heldout_gradient(
-    weight: Tensor, features: Tensor, labels: Tensor, *, rows_per_chunk: int = 4096
+    weight: Tensor, features: Rows, labels: Tensor, *, rows_per_chunk: int = 4096
 ) -> Tensor:
     """Gradient of the mean held-out cross-entropy on hard labels.
 
@@ -55,7 +64,7 @@ def heldout_gradient(
 
     Args:
         weight: W, (C, D + 1), bias last.
-        features: of the clean view, (M, D), any floating dtype.
+        features: of the clean view, (M, D) or (1, M, D), any floating dtype.
         labels: (M,) int64 in [0, C).
         rows_per_chunk: samples read at once; changes the result by rounding only.
 
@@ -65,16 +74,18 @@ def heldout_gradient(
     Raises:
         ValueError: if the shapes do not fit together or there are no rows.
     """
-    if features.ndim != 2 or len(labels) != len(features) or len(labels) == 0:
+    if isinstance(features, Tensor) and features.ndim == 2:
+        features = features[None]
+    shape = tuple(features.shape)
+    if len(shape) != 3 or shape[0] != 1 or len(labels) != shape[1] or len(labels) == 0:
         raise ValueError(
-            f"features and labels must be (M, D) and (M,), got {tuple(features.shape)} "
-            f"and {tuple(labels.shape)}"
+            f"features and labels must be (M, D) and (M,), got {shape} and {tuple(labels.shape)}"
         )
     weight = weight.double()
     total = torch.zeros_like(weight)
     for start in range(0, len(labels), rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
-        inputs = with_bias_input(features[rows].to(weight.device, torch.float64))
+        inputs = with_bias_input(read_rows(features, rows)[0].to(weight.device, torch.float64))
         column = labels[rows].to(weight.device)[:, None]
         residuals = torch.softmax(inputs @ weight.T, dim=1)
         residuals = residuals.scatter_add(1, column, -torch.ones_like(residuals[:, :1]))
@@ -82,7 +93,9 @@ def heldout_gradient(
     return centred(total / len(labels))
 
 
-def score_rows(linear: Linearisation, solution: Tensor) -> HeadScores:
+def score_rows(
+    linear: Linearisation, solution: Tensor, *, group_solutions: Tensor | None = None
+) -> HeadScores:
     """Score every sample in one pass.
 
         dloss_remove_i    =  (1/N) mean_k < r_ik h~_ik^T, V >
@@ -97,26 +110,115 @@ def score_rows(linear: Linearisation, solution: Tensor) -> HeadScores:
     Args:
         linear: the problem at its minimum.
         solution: V = H^-1 dL_V there, (C, D + 1).
+        group_solutions: V of G equal parts of the held-out samples, (G, C, D + 1), for standard
+            errors: the deviation of the G scores of a sample over the root of G.
 
     Returns:
         Scores of all N samples, float64; see the fields for what their signs mean.
     """
-    remove, swap = [], []
+    remove = _Collected(linear)
+    swap = _Collected(linear)
     for chunk in linear.chunks():
-        scale = 1.0 / linear.problem.num_samples
-        pulls = scale * (chunk.rows.inputs @ solution.double().T)
-        remove.append(_per_view((chunk.residuals() * pulls).sum(dim=1), linear=linear))
-        if chunk.rows.soft is not None:
-            deltas = _swap_residuals(chunk, soft=chunk.rows.soft, linear=linear)
-            swap.append(_per_view(-(deltas * pulls).sum(dim=1), linear=linear))
-    swapped = _over_views(torch.cat(swap, dim=1)) if swap else None
+        residuals = chunk.residuals()
+        deltas = None if chunk.rows.soft is None else swap_residuals(chunk, linear=linear)
+        for group, part in enumerate(_all_solutions(solution, group_solutions)):
+            pulls = chunk.rows.inputs @ part.to(chunk.rows.inputs).T
+            remove.add((residuals * pulls).sum(dim=1), group=group)
+            if deltas is not None:
+                swap.add(-(deltas * pulls).sum(dim=1), group=group)
+    swapped = None if linear.problem.soft_labels is None else swap.scores()
     return HeadScores(
-        dloss_remove=_over_views(torch.cat(remove, dim=1)),
+        dloss_remove=remove.scores(),
         dloss_swap=swapped,
         dloss_undistill=(
-            None if swapped is None else RowScores(mean=-swapped.mean, std=swapped.std)
+            None
+            if swapped is None
+            else RowScores(mean=-swapped.mean, std=swapped.std, error=swapped.error)
         ),
     )
+
+
+def score_added(linear: Linearisation, solution: Tensor) -> RowScores:
+    """Predicted change if a distillation term were added to a sample's loss.
+
+        dloss_add_i = -(1/N) mean_k < w tau (p^tau_ik - t_ik) h~_ik^T, V >
+
+    Negative: distil it. The weight w is the problem's ``kd_weight``.
+
+    Args:
+        linear: the problem at its minimum.
+        solution: V = H^-1 dL_V there, (C, D + 1).
+
+    Raises:
+        ValueError: without soft labels; or if they are the head's own, as at the teacher's head,
+            where the added term has no gradient and every score would be 0.
+    """
+    if linear.problem.soft_labels is None:
+        raise ValueError("soft_labels are missing: adding a term needs them")
+    collected, loudest = _Collected(linear), 0.0
+    for chunk in linear.chunks():
+        assert chunk.rows.soft is not None, "the problem has soft labels"
+        residuals = chunk.soft_residuals(chunk.rows.soft)
+        loudest = max(loudest, float(residuals.abs().max()) / linear.problem.temperature)
+        pulls = chunk.rows.inputs @ solution.to(chunk.rows.inputs).T
+        collected.add(-linear.problem.kd_weight * (residuals * pulls).sum(dim=1))
+    if loudest < SILENT:
+        raise ValueError(
+            "the soft labels are the head's own (the largest difference is "
+            f"{loudest:.1e}), so adding them has no gradient. Refit the head first."
+        )
+    return collected.scores()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Difficulty:
+    """What the curvature says of every sample, by EK-FAC."""
+
+    self_influence: Tensor
+    """Predicted rise of the sample's own loss if it were left out, (N,) float64, >= 0."""
+
+    leverage: Tensor
+    """Parameters that the sample decides, (N,) float64, >= 0; their sum is p_eff."""
+
+
+def score_difficulty(linear: Linearisation, factors: Ekfac) -> Difficulty:
+    """Self-influence and leverage of every sample.
+
+        self_influence_i = (1/N) <g_i, F^-1 g_i>,  g_i = mean_k r_ik h~_ik^T
+        leverage_i       = (1/N) mean_k tr(S_ik (h~_ik^T F^-1 h~_ik))
+
+    with F the EK-FAC Hessian, whose inverse is diagonal in its basis. The scores of several views
+    have K^2 cross terms, because the mean is inside.
+
+    Args:
+        linear: the problem at its minimum.
+        factors: its EK-FAC.
+    """
+    problem = linear.problem
+    inverse = (1.0 / (factors.eigenvalues + factors.l2)).T
+    own, leverage = [], []
+    for chunk in linear.chunks():
+        inputs = chunk.rows.inputs @ factors.input_basis.to(chunk.rows.inputs)
+        stretch = inputs.square() @ inverse.to(inputs)
+        bent = sum(
+            (share * class_variances(probs, factors.class_basis) * stretch).sum(dim=1)
+            for share, probs in chunk.curvatures()
+        )
+        assert isinstance(bent, Tensor), "a chunk has at least one softmax"
+        leverage.append(bent.double().view(problem.num_views, -1).mean(dim=0))
+        residuals = chunk.residuals() @ factors.class_basis.to(inputs)
+        own.append(_squared_means(residuals, inputs, inverse.to(inputs), views=problem.num_views))
+    return Difficulty(
+        self_influence=torch.cat(own) / problem.num_samples,
+        leverage=torch.cat(leverage) / problem.num_samples,
+    )
+
+
+def swap_residuals(chunk: LinearRows, *, linear: Linearisation) -> Tensor:
+    """delta of `score_rows`: what distilling adds to a row's logit gradient, (M, C)."""
+    soft = chunk.rows.soft
+    assert soft is not None, "the problem has soft labels"
+    return linear.problem.kd_weight * (chunk.soft_residuals(soft) - chunk.hard_residuals())
 
 
 def sum_rule_error(scores: HeadScores, *, linear: Linearisation, solution: Tensor) -> float:
@@ -142,15 +244,46 @@ def sum_rule_error(scores: HeadScores, *, linear: Linearisation, solution: Tenso
     return abs(left - right) / size if size else 0.0
 
 
-def _swap_residuals(chunk: LinearRows, *, soft: SoftSide, linear: Linearisation) -> Tensor:
-    """delta: what distilling adds to a row's logit gradient, (M, C)."""
-    return linear.problem.kd_weight * (chunk.soft_residuals(soft) - chunk.hard_residuals())
+class _Collected:
+    """A score of all samples, chunk after chunk: of all held-out samples, then of each group."""
+
+    def __init__(self, linear: Linearisation) -> None:
+        self._problem = linear.problem
+        self._means: list[Tensor] = []
+        self._stds: list[Tensor] = []
+        self._groups: list[list[Tensor]] = []
+
+    def add(self, values: Tensor, *, group: int = 0) -> None:
+        """One value of every row of a chunk, (K n,); group 0 is all held-out samples."""
+        scaled = values.double() / self._problem.num_samples
+        views = scaled.view(self._problem.num_views, -1)
+        if group == 0:
+            self._means.append(views.mean(dim=0))
+            self._stds.append(views.std(dim=0, correction=0))
+            self._groups.append([])
+        else:
+            self._groups[-1].append(views.mean(dim=0))
+
+    def scores(self) -> RowScores:
+        error = None
+        if self._groups[0]:
+            errors = [torch.stack(groups).std(dim=0) for groups in self._groups]
+            error = torch.cat(errors) / len(self._groups[0]) ** 0.5
+        return RowScores(mean=torch.cat(self._means), std=torch.cat(self._stds), error=error)
 
 
-def _per_view(values: Tensor, *, linear: Linearisation) -> Tensor:
-    """(K n,) to (K, n)."""
-    return values.reshape(linear.problem.num_views, -1)
+def _all_solutions(solution: Tensor, groups: Tensor | None) -> list[Tensor]:
+    return [solution] if groups is None else [solution, *groups]
 
 
-def _over_views(values: Tensor) -> RowScores:
-    return RowScores(mean=values.mean(dim=0), std=values.std(dim=0, correction=0))
+def _squared_means(residuals: Tensor, inputs: Tensor, inverse: Tensor, *, views: int) -> Tensor:
+    """sum_cd inverse_dc (mean_k residuals_kc inputs_kd)^2 of every sample, (n,) float64."""
+    residuals = residuals.view(views, -1, residuals.shape[1])
+    inputs = inputs.view(views, -1, inputs.shape[1])
+    total = torch.zeros(residuals.shape[1], dtype=torch.float64, device=residuals.device)
+    for one in range(views):
+        for other in range(one, views):
+            stretch = (inputs[one] * inputs[other]) @ inverse
+            part = (residuals[one] * residuals[other] * stretch).sum(dim=1).double()
+            total += part if one == other else 2.0 * part
+    return total / views**2

@@ -13,37 +13,43 @@ The softmax makes the Hessian exact without autograd (it is the Gauss-Newton mat
 true Fisher), and a product with it costs two matrix products. Views of a sample are averaged
 as losses; averaging p or h first would be another objective.
 
+Losses, gradients and scores are computed in ``dtype``, Hessian products in ``products``; sums over
+chunks are float64 always. With float32 products the solver measures its residual in ``dtype`` and
+refines, so the answer has the accuracy of ``dtype``.
+
 Shapes: N samples, K views, D features, C classes, M = K n rows of a chunk of n samples.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_rows import HeadRows, LinearRows, SoftSide, with_bias_input
+from pipeline.methods.head_data import PickedRows, Rows, Samples, read_rows
+from pipeline.methods.head_rows import BentRows, HeadRows, LinearRows, SoftSide, with_bias_input
 
-CACHE_BYTES = 2**30  # 36,000 samples, 10 classes and 64 features need 22 MB per view
+CACHE_BYTES = 2**30  # 50,000 samples, 100 classes and 256 features need 71 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadProblem:
     """Cached features and what supervises each sample; see the module for the objective.
 
-    Chunks are read in float64 and on the device of the weights, so that the features may be
-    float16, memory-mapped or on another device. The weights are W, (C, D + 1), bias last.
+    Rows are read a chunk at a time and moved to the device of the weights, so that the features
+    may be float16, on the disk or on another device. The weights are W, (C, D + 1), bias last.
     """
 
-    features: Tensor
+    features: Rows
     """What the head reads, (K, N, D), any floating dtype."""
 
     labels: Tensor
     """Ground-truth class ids, (N,) int64."""
 
-    soft_labels: Tensor | None = None
-    """(K, N, C), rows sum to 1 (normalised again in float64); None if nothing is distilled."""
+    soft_labels: Rows | None = None
+    """(K, N, C), rows sum to 1 (normalised again); None if nothing is distilled."""
 
     distilled: Tensor | None = None
     """s, (N,) in [0, 1]: 1 where a sample is distilled; None is 0 everywhere."""
@@ -57,6 +63,15 @@ class HeadProblem:
     rows_per_chunk: int = 4096
     """Samples read at once; changes the result by rounding only."""
 
+    hessian_samples: Tensor | None = None
+    """Positions of the samples that the curvature is taken of, ascending; None is all."""
+
+    dtype: torch.dtype = torch.float64
+    """Of losses, gradients and scores."""
+
+    products: torch.dtype = torch.float64
+    """Of Hessian products."""
+
     def __post_init__(self) -> None:
         _require_shapes(self)
         _require_settings(self)
@@ -69,12 +84,33 @@ class HeadProblem:
     def num_samples(self) -> int:
         return self.features.shape[1]
 
+    @property
+    def num_rows(self) -> int:
+        """K N."""
+        return self.num_views * self.num_samples
+
+    @cached_property
+    def curvature(self) -> "HeadProblem":
+        """The problem whose Hessian stands for this one's: itself, or a part of it."""
+        return self if self.hessian_samples is None else self.part(self.hessian_samples)
+
+    def part(self, samples: Tensor) -> "HeadProblem":
+        """The same objective over some of the samples (positions, ascending)."""
+        soft, distilled = self.soft_labels, self.distilled
+        return replace(
+            self,
+            features=PickedRows(rows=self.features, samples=samples),
+            labels=self.labels[samples],
+            soft_labels=None if soft is None else PickedRows(rows=soft, samples=samples),
+            distilled=None if distilled is None else distilled[samples],
+            hessian_samples=None,
+        )
+
     def loss(self, weight: Tensor) -> float:
         """J(W)."""
         weight = self._checked(weight)
         data = sum(float(rows.losses(weight).sum()) for rows in self.chunks(weight.device))
-        penalty = 0.5 * self.l2 * float((self.mask(weight) * weight).square().sum())
-        return data / (self.num_views * self.num_samples) + penalty
+        return data / self.num_rows + self._penalty(weight)
 
     def gradient(self, weight: Tensor) -> Tensor:
         """dJ(W), (C, D + 1) float64; its columns sum to 0 where those of W do."""
@@ -85,19 +121,44 @@ class HeadProblem:
         return self.linearise(weight, cache_bytes=0).hvp(direction)
 
     def linearise(self, weight: Tensor, *, cache_bytes: int = CACHE_BYTES) -> "Linearisation":
-        """The objective's derivatives at W; softmax rows are kept if they fit ``cache_bytes``."""
+        """Loss and derivatives at W, in one pass; softmax rows are kept if they fit."""
         weight = self._checked(weight)
-        point = Linearisation(problem=self, weight=weight, kept=None)
+        keeps = self.curvature.curvature_bytes(weight) <= cache_bytes
+        kept: list[BentRows] = []
+        total, losses = torch.zeros_like(weight), 0.0
+        for chunk in self.linear_chunks(weight):
+            losses += float(chunk.losses().double().sum())
+            total += (chunk.residuals().T @ chunk.rows.inputs).double()
+            if keeps and self.curvature is self:
+                kept.append(chunk.bends().to(self.products))
+        if keeps and self.curvature is not self:
+            kept = [
+                chunk.bends().to(self.products) for chunk in self.curvature.linear_chunks(weight)
+            ]
+        return Linearisation(
+            problem=self,
+            weight=weight,
+            loss=losses / self.num_rows + self._penalty(weight),
+            slope=total / self.num_rows + self.l2 * self.mask(weight) * weight,
+            kept=tuple(kept) if keeps else None,
+        )
+
+    def curvature_bytes(self, weight: Tensor) -> int:
+        """What keeping a linearisation costs."""
         num_classes, num_inputs = weight.shape
-        columns = num_inputs + 3 * num_classes  # h~, p, p^tau and t
-        if 8 * columns * self.num_views * self.num_samples > cache_bytes:
-            return point
-        return Linearisation(problem=self, weight=weight, kept=tuple(point.chunks()))
+        softmaxes = 1 if self.soft_labels is None or self.temperature == 1.0 else 2
+        columns = num_inputs + softmaxes * (num_classes + 1)
+        return self.products.itemsize * columns * self.num_rows
 
     def chunks(self, device: torch.device) -> Iterator[HeadRows]:
-        """All samples in order, ``rows_per_chunk`` at a time."""
+        """All samples in order, ``rows_per_chunk`` at a time, in ``dtype``."""
         for start in range(0, self.num_samples, self.rows_per_chunk):
             yield self._rows(slice(start, start + self.rows_per_chunk), device=device)
+
+    def linear_chunks(self, weight: Tensor) -> Iterator[LinearRows]:
+        """The chunks at W."""
+        for rows in self.chunks(weight.device):
+            yield rows.linearise(weight)
 
     def mask(self, weight: Tensor) -> Tensor:
         """m, (1, D + 1): 1 in the columns that are regularised."""
@@ -105,21 +166,28 @@ class HeadProblem:
         mask[:, -1] = float(self.regularise_bias)
         return mask
 
-    def _rows(self, samples: slice, *, device: torch.device) -> HeadRows:
+    def _penalty(self, weight: Tensor) -> float:
+        return 0.5 * self.l2 * float((self.mask(weight) * weight).square().sum())
+
+    def _rows(self, samples: Samples, *, device: torch.device) -> HeadRows:
         labels = self.labels[samples].to(device).repeat(self.num_views)
-        inputs = with_bias_input(_flat(self.features[:, samples], device=device))
+        inputs = with_bias_input(self._flat(self.features, samples, device=device))
         if self.soft_labels is None:
             return HeadRows(inputs=inputs, labels=labels, soft=None, temperature=1.0)
         none = torch.zeros_like(self.labels[samples])
         distilled = none if self.distilled is None else self.distilled[samples]
-        share = self.kd_weight * distilled.to(device, torch.float64)
-        targets = _flat(self.soft_labels[:, samples], device=device)
+        share = self.kd_weight * distilled.to(device, self.dtype)
+        targets = self._flat(self.soft_labels, samples, device=device)
         soft = SoftSide(
             share=share.repeat(self.num_views)[:, None],
             # Rounded rows would leave a gradient along the bias that no head can remove.
             targets=targets / targets.sum(dim=1, keepdim=True),
         )
         return HeadRows(inputs=inputs, labels=labels, soft=soft, temperature=self.temperature)
+
+    def _flat(self, rows: Rows, samples: Samples, *, device: torch.device) -> Tensor:
+        """(K, n, X) of any dtype to (K n, X)."""
+        return read_rows(rows, samples).to(device, self.dtype).reshape(-1, rows.shape[2])
 
     def _checked(self, weight: Tensor) -> Tensor:
         """W in float64, or an error if it does not fit the data."""
@@ -146,51 +214,61 @@ class Linearisation:
     weight: Tensor
     """(C, D + 1) float64."""
 
-    kept: tuple[LinearRows, ...] | None
-    """Every chunk, where memory allows; None recomputes them on each pass."""
+    loss: float
+    """J(W)."""
+
+    slope: Tensor
+    """dJ(W), (C, D + 1) float64."""
+
+    kept: tuple[BentRows, ...] | None
+    """The curvature of every chunk, where memory allows; None computes it on each pass."""
 
     def chunks(self) -> Iterator[LinearRows]:
         """The chunks in order of the samples."""
+        return self.problem.linear_chunks(self.weight)
+
+    def bends(self) -> Iterator[BentRows]:
+        """The chunks' shares of the Hessian, in the precision of products."""
         if self.kept is not None:
             yield from self.kept
             return
-        for rows in self.problem.chunks(self.weight.device):
-            yield rows.linearise(self.weight)
+        curvature = self.problem.curvature
+        for chunk in curvature.linear_chunks(self.weight):
+            yield chunk.bends().to(curvature.products)
 
     def gradient(self) -> Tensor:
         """dJ(W), (C, D + 1)."""
-        total = torch.zeros_like(self.weight)
-        for chunk in self.chunks():
-            total += chunk.residuals().T @ chunk.rows.inputs
-        return self._mean_plus_penalty(total, self.weight)
+        return self.slope
 
     def hvp(self, direction: Tensor) -> Tensor:
-        """H(W) V, (C, D + 1); 4 K N C (D + 1) flop."""
-        direction = direction.double()
-        total = torch.zeros_like(self.weight)
-        for chunk in self.chunks():
-            inputs = chunk.rows.inputs
-            total += chunk.curvature_product(inputs @ direction.T).T @ inputs
-        return self._mean_plus_penalty(total, direction)
+        """H(W) V, ([G,] C, D + 1) float64; 4 G K N C (D + 1) flop."""
+        return self._product(direction, self.bends())
 
-    def _mean_plus_penalty(self, total: Tensor, penalised: Tensor) -> Tensor:
+    def certain_hvp(self, direction: Tensor) -> Tensor:
+        """`hvp`, with products in the problem's ``dtype``: what a residual is measured with."""
         problem = self.problem
-        mean = total / (problem.num_views * problem.num_samples)
-        return mean + problem.l2 * problem.mask(self.weight) * penalised
+        if problem.products == problem.dtype:
+            return self.hvp(direction)
+        chunks = problem.curvature.linear_chunks(self.weight)
+        return self._product(direction, (chunk.bends() for chunk in chunks))
+
+    def _product(self, direction: Tensor, bends: Iterator[BentRows]) -> Tensor:
+        problem = self.problem
+        stacked = direction.double().reshape(-1, *self.weight.shape)
+        total = torch.zeros_like(stacked)
+        for chunk in bends:
+            total += chunk.product(stacked).double()
+        mean = total / problem.curvature.num_rows
+        return (mean + problem.l2 * problem.mask(self.weight) * stacked).view(direction.shape)
 
 
 def centred(weight: Tensor) -> Tensor:
     """W without the part that adds the same to every class, which no softmax sees."""
-    return weight - weight.mean(dim=0, keepdim=True)
-
-
-def _flat(views: Tensor, *, device: torch.device) -> Tensor:
-    """(K, n, X) of any dtype to (K n, X) float64."""
-    return views.to(device, torch.float64).reshape(-1, views.shape[2])
+    return weight - weight.mean(dim=-2, keepdim=True)
 
 
 def _require_shapes(problem: HeadProblem) -> None:
-    if problem.features.ndim != 3 or problem.features.numel() == 0:
+    if len(problem.features.shape) != 3 or 0 in problem.features.shape:
         raise ValueError(
             f"features must be (views, samples, features), got {tuple(problem.features.shape)}"
         )
@@ -198,7 +276,8 @@ def _require_shapes(problem: HeadProblem) -> None:
     if problem.labels.shape != (num_samples,):
         raise ValueError(f"labels must be ({num_samples},), got {tuple(problem.labels.shape)}")
     soft, distilled = problem.soft_labels, problem.distilled
-    if soft is not None and (soft.ndim != 3 or soft.shape[:2] != (num_views, num_samples)):
+    wanted = (num_views, num_samples)
+    if soft is not None and (len(soft.shape) != 3 or tuple(soft.shape[:2]) != wanted):
         raise ValueError(
             f"soft_labels must be ({num_views}, {num_samples}, classes), got {tuple(soft.shape)}"
         )

@@ -2,7 +2,7 @@
 
 The symbols are those of `head_problem`.
 
-Shapes: M rows (all views of a run of samples), D features, C classes.
+Shapes: M rows (all views of a run of samples), D features, C classes, G directions.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class SoftSide:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadRows:
-    """A chunk in float64, the views one after the other."""
+    """A chunk in one floating dtype, the views one after the other."""
 
     inputs: Tensor
     """h~, (M, D + 1)."""
@@ -39,7 +39,17 @@ class HeadRows:
 
     def losses(self, weight: Tensor) -> Tensor:
         """The data term of every row at W, (M,)."""
-        logits = self.inputs @ weight.T
+        return self._losses(self.inputs @ weight.to(self.inputs).T)
+
+    def linearise(self, weight: Tensor) -> "LinearRows":
+        """The chunk's softmax rows at W."""
+        logits = self.inputs @ weight.to(self.inputs).T
+        probs = torch.softmax(logits, dim=1)
+        same = self.soft is None or self.temperature == 1.0
+        tempered = probs if same else torch.softmax(logits / self.temperature, dim=1)
+        return LinearRows(rows=self, logits=logits, probs=probs, tempered=tempered)
+
+    def _losses(self, logits: Tensor) -> Tensor:
         hard = F.cross_entropy(logits, self.labels, reduction="none")
         if self.soft is None:
             return hard
@@ -47,25 +57,24 @@ class HeadRows:
         divergence = F.kl_div(log_tempered, self.soft.targets, reduction="none").sum(dim=1)
         return torch.lerp(hard, self.temperature**2 * divergence, self.soft.share.squeeze(1))
 
-    def linearise(self, weight: Tensor) -> "LinearRows":
-        """The chunk's softmax rows at W."""
-        logits = self.inputs @ weight.T
-        probs = torch.softmax(logits, dim=1)
-        same = self.soft is None or self.temperature == 1.0
-        tempered = probs if same else torch.softmax(logits / self.temperature, dim=1)
-        return LinearRows(rows=self, probs=probs, tempered=tempered)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearRows:
     """A chunk at a fixed W."""
 
     rows: HeadRows
+    logits: Tensor
+    """z, (M, C)."""
+
     probs: Tensor
     """p, (M, C)."""
 
     tempered: Tensor
     """p^tau, (M, C); the same tensor as ``probs`` where tau is 1."""
+
+    def losses(self) -> Tensor:
+        """The data term of every row, (M,)."""
+        return self.rows._losses(self.logits)
 
     def hard_residuals(self) -> Tensor:
         """p - y, (M, C): the logit gradient of the cross-entropy."""
@@ -83,24 +92,62 @@ class LinearRows:
             return self.hard_residuals()
         return torch.lerp(self.hard_residuals(), self.soft_residuals(soft), soft.share)
 
+    def bends(self) -> "BentRows":
+        """What a Hessian product needs of the chunk."""
+        soft = self.rows.soft
+        if soft is None or self.tempered is self.probs:
+            curvatures: tuple[tuple[Tensor | None, Tensor], ...] = ((None, self.probs),)
+        else:
+            curvatures = ((1.0 - soft.share, self.probs), (soft.share, self.tempered))
+        return BentRows(inputs=self.rows.inputs, softmaxes=curvatures)
+
     def curvatures(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(weight (M, 1), probabilities (M, C)) of each softmax that bends the objective."""
-        ones = torch.ones_like(self.probs[:, :1])
-        if self.rows.soft is None or self.tempered is self.probs:
-            yield ones, self.probs
-        else:
-            yield 1.0 - self.rows.soft.share, self.probs
-            yield self.rows.soft.share, self.tempered
+        yield from self.bends().curvatures()
 
-    def curvature_product(self, logits: Tensor) -> Tensor:
-        """S_i z_i for every row, (M, C)."""
-        product = torch.zeros_like(logits)
-        for share, probs in self.curvatures():
-            pull = share * probs
-            product += pull * (logits - (probs * logits).sum(dim=1, keepdim=True))
-        return product
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BentRows:
+    """A chunk's share of the Hessian."""
+
+    inputs: Tensor
+    """h~, (M, D + 1)."""
+
+    softmaxes: tuple[tuple[Tensor | None, Tensor], ...]
+    """(weight (M, 1) or None for 1, probabilities (M, C)) of each softmax."""
+
+    def curvatures(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(weight (M, 1), probabilities (M, C)) of each softmax that bends the objective."""
+        for share, probs in self.softmaxes:
+            yield torch.ones_like(probs[:, :1]) if share is None else share, probs
+
+    def to(self, dtype: torch.dtype) -> "BentRows":
+        """The chunk in another precision."""
+        return BentRows(
+            inputs=self.inputs.to(dtype),
+            softmaxes=tuple(
+                (None if share is None else share.to(dtype), probs.to(dtype))
+                for share, probs in self.softmaxes
+            ),
+        )
+
+    def product(self, directions: Tensor) -> Tensor:
+        """Sum over the rows of S_i (V h~_i) h~_i^T for V of (G, C, D + 1), the same shape."""
+        groups, num_classes, num_inputs = directions.shape
+        flat = directions.to(self.inputs).reshape(-1, num_inputs)
+        logits = (self.inputs @ flat.T).view(-1, groups, num_classes)
+        bent = None
+        for share, probs in self.softmaxes:
+            pull = (probs if share is None else share * probs)[:, None]
+            # One direction is the usual case; einsum would copy what a product can read.
+            means = (logits * probs[:, None]).sum(dim=2, keepdim=True)
+            part = (logits - means).mul_(pull)
+            bent = part if bent is None else bent.add_(part)
+        assert bent is not None, "a chunk has at least one softmax"
+        total = bent.view(len(self.inputs), -1).T @ self.inputs
+        return total.view(groups, num_classes, num_inputs)
 
 
 def with_bias_input(features: Tensor) -> Tensor:
-    """h~ = [h; 1] in float64, (M, D + 1)."""
-    return F.pad(features.double(), (0, 1), value=1.0)
+    """h~ = [h; 1], (M, D + 1), in the dtype of ``features``."""
+    return F.pad(features, (0, 1), value=1.0)

@@ -1,0 +1,209 @@
+"""The score file: what every sample's influence is predicted to be, one parquet row per sample.
+
+Made once for one cache and one set of influence settings, and read by every selection that has
+them, so that a second strategy does not score again. It lies beside the selection tables.
+
+    sample_index int64
+    label_issue bool, nullable     the label is probably wrong; null where not computed
+    p_refit float32                probability of the label by a head that did not see the sample
+    dloss_undistill float64, dloss_swap float64, dloss_remove float64, each with `_se` float32
+                                   `selection.SIGN_CONVENTION` says what they mean
+    dloss_add, dloss_current float64
+    self_influence, leverage, view_std float32
+    undistil_order int32           position in the order of `param-change`, -1 = no candidate
+                                   floats are NaN on rows that are not scored and where not computed
+
+    file metadata, key `heartcut`: `ScoreRecord` as JSON
+                   key `heartcut.digest`: hash of the columns and of the record
+
+Nobody edits it: a file whose columns or record are not those that were written is refused.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.artefacts import tables
+from pipeline.artefacts.records import Record
+from pipeline.artefacts.tables import Columns
+from pipeline.errors import ArtefactMismatch
+from pipeline.provenance import array_sha256, identity, short
+
+FORMAT_VERSION: Final = 1
+_SUFFIX: Final = ".scores.parquet"
+_DIGEST: Final = "heartcut.digest"
+_WHAT: Final = "score file"
+
+COLUMNS: dict[str, pa.DataType] = {
+    "sample_index": pa.int64(),
+    "label_issue": pa.bool_(),
+    "p_refit": pa.float32(),
+    "dloss_undistill": pa.float64(),
+    "dloss_undistill_se": pa.float32(),
+    "dloss_swap": pa.float64(),
+    "dloss_swap_se": pa.float32(),
+    "dloss_remove": pa.float64(),
+    "dloss_remove_se": pa.float32(),
+    "dloss_add": pa.float64(),
+    "dloss_current": pa.float64(),
+    "self_influence": pa.float32(),
+    "leverage": pa.float32(),
+    "view_std": pa.float32(),
+    "undistil_order": pa.int32(),
+}
+
+
+class ScoreIdentity(Record):
+    """Everything that the scores depend on."""
+
+    cache: str
+    root: str
+    """Root hash of the cache's bytes."""
+    rows: str
+    """Hash of the sample keys in the order of the rows."""
+    held_out: str
+    """Hash of the held-out samples' keys."""
+    accepted: tuple[str, ...]
+    """Differences between cache and data set that the user accepted by name."""
+    settings: dict[str, float | int | str | None]
+    """Of the influence."""
+    revision: dict[str, float | int | str | None] | None
+    """How the teacher's labels were revised; None where they are taken as they are."""
+    repair: str
+    """Whether the teacher's classifier was refitted: "none" or "head"."""
+
+    @property
+    def id(self) -> str:
+        return identity("scores", [FORMAT_VERSION, self.model_dump(mode="json")])
+
+
+class SolveRecord(Record):
+    """How well one head was fitted and one linear system solved."""
+
+    linearised_at: str
+    l2: float
+    gradient_norm: float
+    newton_iterations: int
+    solver: str
+    precision: str
+    residual: float
+    """Relative, of the linear solve."""
+    iterations: int
+    """Of the linear solve."""
+    num_rows: int
+    """Rows that the head was fitted to."""
+    hessian_rows: int
+    """Rows that the curvature was taken of."""
+    effective_parameters: float
+    """p_eff / N; above 0.25 first-order scores are not to be trusted."""
+    sum_rule_error: float
+    held_out_loss: float
+    """Mean cross-entropy of the refitted head on the target."""
+    held_out_gradient_norm: float
+
+
+class Diagnostics(Record):
+    """What should make a reader trust the scores or doubt them; docs/selection.md reads them."""
+
+    effective_parameters: float
+    """Largest p_eff / N of the solves."""
+    sum_rule_error: float
+    """Largest of the solves, relative: the scores of all rows have a sum that is known."""
+    target_weight_cosine: float
+    """cos<V, W>: how much the target asks only for sharper or softer predictions."""
+    l2_grid: list[tuple[float, float]]
+    """[l2, loss on the part of the target that chose it]; empty where l2 was given."""
+    rank_stability: dict[str, float]
+    """Spearman correlation of the selecting score with itself at another l2, by name of that l2."""
+    leak: float | None
+    """Teacher's accuracy on held-out rows minus on test images; None without a test cache."""
+    target: str
+    """Whose loss is predicted: held-out, cross-fit or external."""
+    target_digest: str
+    """Hash of the target's sample keys."""
+    target_in_sample: bool
+    """Whether the teacher's own training saw the target."""
+    num_target: int
+    """Samples whose loss is predicted."""
+    second_order_gain: float | None
+    """Predicted change of the target's loss by the selection, with the curvature's term."""
+
+
+class ScoreRecord(Record):
+    """The score file's own description."""
+
+    format: Literal["heartcut.scores"] = "heartcut.scores"
+    version: Literal[1] = FORMAT_VERSION
+    id: str
+    identity: ScoreIdentity
+    solves: list[SolveRecord]
+    diagnostics: Diagnostics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """A score file, open for reading."""
+
+    path: Path
+    record: ScoreRecord
+    frame: pd.DataFrame
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a score file; every byte of it is checked.
+
+        Raises:
+            ArtefactNotFound: if there is none.
+            ArtefactMismatch: if it is no score file, or not what was written.
+        """
+        stored = tables.read(path)
+        text = tables.metadata_text(stored, tables.RECORD)
+        if text is None:
+            raise ArtefactMismatch(
+                f"{path} is not a {_WHAT}: its metadata has no `heartcut` entry. {tables.REMEDY}"
+            )
+        record = tables.parse(ScoreRecord, text, path=path, what=_WHAT)
+        tables.require_own_id(path, found=record.id, expected=record.identity.id)
+        tables.require_columns(path, stored, COLUMNS, joined=COLUMNS.keys() - tables.NULLABLE)
+        if not _is_as_written(stored, text):
+            raise ArtefactMismatch(
+                f"{path} is not what was written: its columns or its record were changed. "
+                f"Remove it and run `{tables.MADE_BY}` again."
+            )
+        return cls(path=path, record=record, frame=tables.as_frame(path, stored))
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def require_samples(self, keys: NDArray[np.uint8]) -> None:
+        """Refuse a file whose rows are not these samples, in this order."""
+        found, wanted = self.record.identity.rows, array_sha256(keys)
+        if len(self.frame) != len(keys) or found != wanted:
+            raise ArtefactMismatch(
+                f"{self.path} has the scores of {len(self.frame):,} other samples: rows "
+                f"{short(found)} (expected {len(keys):,}, {short(wanted)}). {tables.REMEDY}"
+            )
+
+
+def _is_as_written(stored: pa.Table, record: str) -> bool:
+    if {field.name: field.type for field in stored.schema} != COLUMNS:
+        return False
+    return tables.metadata_text(stored, _DIGEST) == tables.digest(stored, record)
+
+
+def write(path: Path, *, record: ScoreRecord, columns: Columns) -> None:
+    """Write a score file and publish it under ``path`` when it is complete."""
+    table, text = tables.as_table(columns, COLUMNS), record.model_dump_json()
+    metadata = {tables.RECORD: text, _DIGEST: tables.digest(table, text)}
+    tables.write(path, table, metadata=metadata)
+
+
+def score_path(selections: Path, score_id: str) -> Path:
+    """Where a score file lies."""
+    return selections / f"{short(score_id)}{_SUFFIX}"

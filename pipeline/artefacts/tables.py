@@ -1,0 +1,196 @@
+"""Parquet tables that carry a record: what the selection table and the score file share.
+
+    one file, one row per sample in the order of `sample_index`, the columns that its owner names
+    file metadata, key `heartcut`: the owner's record as JSON
+
+`selection` and `scores` own columns and records; this module reads, writes and checks them.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.artefacts.records import AnyRecord, parse_record, printable
+from pipeline.artefacts.store import publishing_file
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.provenance import Json, array_sha256, identity, short
+
+MADE_BY: Final = "heartcut select"
+RECORD: Final = "heartcut"
+"""Key of the record in the file's metadata."""
+NULLABLE: Final = frozenset({"label_issue"})
+"""Columns that may have missing values; a float that is not known is NaN."""
+REMEDY: Final = f"Run `{MADE_BY}` again."
+_PANDAS: Final = "PANDAS_ATTRS"
+"""Where pandas keeps `DataFrame.attrs`, from one file to the next."""
+_ROW_GROUP: Final = 65_536
+
+Kinds: TypeAlias = dict[str, pa.DataType]
+Columns: TypeAlias = Mapping[str, NDArray[np.generic]]
+"""Arrays of one length by name; masked where a value is missing."""
+
+
+def as_table(columns: Columns, kinds: Kinds) -> pa.Table:
+    """The columns of ``kinds``, in that order and of these types."""
+    arrays = [pa.array(columns[name], type=kind) for name, kind in kinds.items()]
+    return pa.Table.from_arrays(arrays, names=list(kinds))
+
+
+def write(path: Path, table: pa.Table, *, metadata: Mapping[str, str]) -> None:
+    """Write a table and publish it under ``path`` when it is complete."""
+    with publishing_file(path) as partial:
+        pq.write_table(
+            table.replace_schema_metadata(dict(metadata)),
+            partial,
+            compression="zstd",
+            row_group_size=_ROW_GROUP,
+            write_page_checksum=True,
+        )
+
+
+def for_pandas(record: str) -> dict[str, str]:
+    """Metadata that makes pandas carry ``record`` from `read_parquet` to `to_parquet`."""
+    return {_PANDAS: json.dumps({RECORD: record})}
+
+
+def read(path: Path) -> pa.Table:
+    """Every byte of a table, checked, and the metadata of its file.
+
+    Not `read_table`, which forgets the file's metadata where the writer was Polars.
+
+    Raises:
+        ArtefactNotFound: if there is none.
+        ArtefactMismatch: if it is no parquet file or a damaged one.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        _ = table.column_names  # decoded here: damaged names raise no earlier
+        return table
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(f"{path} does not exist. Make it with `{MADE_BY}`.") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise ArtefactMismatch(
+            f"{path} is not a readable parquet file: {told}. Remove it and run `{MADE_BY}` again."
+        ) from error
+
+
+def metadata_text(stored: pa.Table, key: str) -> str | None:
+    """One entry of the file's metadata; None where there is none."""
+    value = (stored.schema.metadata or {}).get(key.encode())
+    return None if value is None else value.decode(errors="replace")
+
+
+def carried_by_pandas(stored: pa.Table) -> str | None:
+    """The record that pandas carried over; None where it did not."""
+    try:
+        attributes: Json = json.loads(metadata_text(stored, _PANDAS) or "null")
+    except (ValueError, RecursionError):
+        return None
+    found = attributes.get(RECORD) if isinstance(attributes, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def parse(model: type[AnyRecord], text: str, *, path: Path, what: str) -> AnyRecord:
+    """The record in ``text``; ``what`` is the kind of file in words.
+
+    Raises:
+        ArtefactMismatch: if it is damaged, or of another kind or version.
+    """
+    try:
+        value: Json = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactMismatch(f"{path} has damaged metadata: {error}. {REMEDY}") from error
+    wanted = model.model_fields["format"].default
+    found = value.get("format", wanted) if isinstance(value, dict) else wanted
+    if found != wanted:
+        raise ArtefactMismatch(
+            f"{path} is not a {what}: its metadata says {printable(str(found))} "
+            f"(expected {wanted}). Pass the {what}."
+        )
+    return parse_record(model, value, path=path, remedy=REMEDY)
+
+
+def require_own_id(path: Path, *, found: str, expected: str) -> None:
+    """Refuse a record whose settings were changed."""
+    if found != expected:
+        raise ArtefactMismatch(
+            f"{path} has an id that its settings do not give: {short(found)} "
+            f"(expected {short(expected)}). {REMEDY}"
+        )
+
+
+def require_columns(path: Path, stored: pa.Table, kinds: Kinds, *, joined: Collection[str]) -> None:
+    """Refuse a table that lacks a column, has one of another kind, or gaps in ``joined`` ones."""
+    missing = [name for name in kinds if name not in stored.column_names]
+    if missing:
+        raise ArtefactMismatch(
+            f"{path} lacks the columns {', '.join(missing)}. "
+            f"Restore them, or run `{MADE_BY}` again."
+        )
+    for name, wanted in kinds.items():
+        column = stored.column(name)
+        num_missing = column.null_count if name in joined else 0
+        is_empty = name in NULLABLE and pa.types.is_null(column.type)
+        if num_missing or not (is_empty or _serves_as(column.type, wanted)):
+            raise ArtefactMismatch(
+                f"{path} has a `{name}` column of {column.type} with {column.null_count} missing "
+                f"values (expected {wanted}, none missing). Mend the column."
+            )
+
+
+def as_frame(path: Path, stored: pa.Table) -> pd.DataFrame:
+    """The rows, for pandas; missing values of a bool column stay missing.
+
+    Raises:
+        ArtefactMismatch: if there is not one row per sample, in the order of sample_index.
+    """
+    # Without its metadata, because pandas' own may be anything.
+    frame: pd.DataFrame = stored.replace_schema_metadata(None).to_pandas()
+    differing = np.flatnonzero(frame["sample_index"].to_numpy() != np.arange(len(frame)))
+    if len(differing):
+        row = differing[0]
+        raise ArtefactMismatch(
+            f"{path} does not have one row per sample in the order of sample_index: row {row} has "
+            f"sample {frame['sample_index'].iloc[row]}. Restore the rows and sort them by "
+            f"sample_index, or run `{MADE_BY}` again."
+        )
+    return frame.astype(dict.fromkeys(NULLABLE & set(frame.columns), "boolean"))
+
+
+def digest(table: pa.Table, record: str) -> str:
+    """Hash of every value of every column and of the record's text."""
+    columns: list[Json] = [
+        [field.name, str(field.type), array_sha256(_values(table.column(field.name)))]
+        for field in table.schema
+    ]
+    return identity("table", [record, columns])
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[np.generic]:
+    """A missing bool is -1."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8()).fill_null(-1)
+    values: NDArray[np.generic] = column.to_numpy()
+    return values
+
+
+def _serves_as(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether other writers of parquet store ``wanted`` as ``found``: wider numbers and strings."""
+    kinds = pa.types
+    if kinds.is_integer(wanted):
+        return bool(kinds.is_integer(found))
+    if kinds.is_floating(wanted):
+        return bool(kinds.is_floating(found))
+    if kinds.is_string(wanted):
+        tests = (kinds.is_string, kinds.is_large_string, kinds.is_string_view)
+        return any(test(found) for test in tests)
+    return bool(found == wanted)

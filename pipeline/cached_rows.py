@@ -1,0 +1,87 @@
+"""Rows of a head problem that are read from a cache when they are asked for.
+
+Shapes: K views, N samples of a problem, n samples that are read at once, D features, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.methods.head_data import Samples
+from pipeline.methods.label_revision import soft_labels
+from pipeline.repair import TeacherRows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CachedFeatures:
+    """Penultimate features of some samples in some views."""
+
+    views: tuple[Tensor, ...]
+    """All samples of the data set in each view, (any, D), memory-mapped."""
+    samples: Tensor
+    """Sample indices of the problem's samples, (N,) int64."""
+
+    @classmethod
+    def of(cls, cached: TeacherRows, views: tuple[int, ...], samples: Tensor) -> "CachedFeatures":
+        """Of a cache that keeps features.
+
+        Raises:
+            ArtefactMismatch: if it does not.
+        """
+        mapped = tuple(torch.from_numpy(cached.features(view)) for view in views)
+        return cls(views=mapped, samples=samples)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, N, D)"""
+        return len(self.views), len(self.samples), self.views[0].shape[1]
+
+    def read(self, samples: Samples) -> Tensor:
+        """(K, n, D) float16"""
+        rows = self.samples[samples]
+        return torch.stack([view[rows] for view in self.views])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """How soft labels are made of logits."""
+
+    revision: Literal["none", "wrong", "all", "swap", "drop-wrong"]
+    eta: float
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CachedSoftLabels:
+    """The teacher's labels of some samples in some views, made of its logits."""
+
+    cached: TeacherRows
+    views: tuple[int, ...]
+    samples: Tensor
+    """Sample indices of the problem's samples, (N,) int64."""
+    labels: Tensor
+    """Ground truth of all samples of the data set, int64."""
+    labelling: Labelling
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, N, C)"""
+        return len(self.views), len(self.samples), self.cached.cache.shape.num_classes
+
+    def read(self, samples: Samples) -> Tensor:
+        """(K, n, C) float32"""
+        rows, how = self.samples[samples], self.labelling
+        return torch.stack(
+            [
+                soft_labels(
+                    self.cached.logit_rows(view, rows, temperature=how.temperature),
+                    self.labels[rows],
+                    revision=how.revision,
+                    eta=how.eta,
+                    temperature=how.temperature,
+                )
+                for view in self.views
+            ]
+        )

@@ -1,0 +1,192 @@
+"""Heads that have not seen the samples that they predict, and the L2 weight that fits a problem.
+
+The training rows are cut into folds; head f is fitted to the labels of all folds but f and predicts
+the rows of fold f. What is no training row, such as a held-out row, has fold -1 and is predicted by
+a head of all training rows.
+
+Shapes: N samples, F folds, K views, C classes, D features.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from pipeline.head_precision import least_gradient, with_precision
+from pipeline.methods.head_data import Rows
+from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.head_rows import with_bias_input
+from pipeline.methods.head_solver import HeadFit, NotConverged, fit
+
+logger = logging.getLogger(__name__)
+
+L2_GRID: Final = tuple(10 ** (-power / 2) for power in range(2, 15))
+"""1e-1, 3e-2, ... 1e-7"""
+_ROWS: Final = 16_384
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossFit:
+    """The heads of all folds."""
+
+    weights: Tensor
+    """Head f has not seen fold f, (F, C, D + 1) float64."""
+
+    overall: Tensor
+    """The head that has seen every fold, (C, D + 1) float64."""
+
+    gradient_norm: float
+    """The largest ||dJ|| of all heads."""
+
+    def logits_of(self, features: Tensor, folds: Tensor) -> Tensor:
+        """Each row by the head that has not seen it.
+
+        Args:
+            features: of some samples in any view, (n, D), any floating dtype.
+            folds: theirs, (n,) int64 in [-1, F); -1 is predicted by `overall`.
+        Returns:
+            (n, C) float32, computed in float64.
+        """
+        heads = torch.cat([self.weights, self.overall[None]])
+        logits = torch.empty(len(features), heads.shape[1], dtype=torch.float32)
+        for start in range(0, len(features), _ROWS):
+            rows = slice(start, start + _ROWS)
+            inputs = with_bias_input(features[rows].double())
+            for fold in torch.unique(folds[rows]).tolist():
+                own = folds[rows] == fold
+                logits[rows][own] = (inputs[own] @ heads[fold].T).float()
+        return logits
+
+
+def cross_fit(
+    features: Rows, labels: Tensor, *, folds: Tensor, l2: float, start: Tensor
+) -> CrossFit:
+    """Fit a head without each fold, and one with all.
+
+        J_f(W) = mean over the rows outside f of CE(y_i, W h~_i) + (l2/2) ||W without bias||^2
+
+    Every head begins at ``start``, so that not even rounding tells a head of its own fold.
+
+    Args:
+        features: (K, N, D), any floating dtype; may be memory-mapped. The losses of several views
+            of a sample are averaged.
+        labels: class ids, (N,) int64.
+        folds: (N,) int64; the rows of fold -1 are not read.
+        l2: weight of the L2 term.
+        start: W to begin at, (C, D + 1), the teacher's head for example.
+    Raises:
+        NotConverged: if a head cannot be fitted to tolerance.
+        ValueError: if there are fewer than two folds, or one of them is empty.
+    """
+    counts = torch.bincount(folds[folds >= 0])
+    if len(counts) < 2 or bool((counts == 0).any()):
+        raise ValueError(f"folds must be 2 or more with rows in each, got {counts.tolist()} rows")
+    problem = HeadProblem(features=features, labels=labels, l2=l2)
+    problem = with_precision(problem, num_classes=len(start))
+
+    def fitted(rows: Tensor) -> HeadFit:
+        part = problem.part(rows.nonzero().squeeze(1))
+        return fit(part, start=start, gtol=least_gradient(part))
+
+    heads = [fitted((folds >= 0) & (folds != fold)) for fold in range(len(counts))]
+    overall = fitted(folds >= 0)
+    return CrossFit(
+        weights=torch.stack([head.weight for head in heads]),
+        overall=overall.weight,
+        gradient_norm=max(head.gradient_norm for head in [*heads, overall]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class L2Choice:
+    """The L2 weight whose head has the least loss on a target."""
+
+    l2: float
+
+    weight: Tensor
+    """The problem's minimum there, (C, D + 1) float64."""
+
+    losses: list[tuple[float, float]]
+    """(l2, target loss) of all that were tried, from large to small l2."""
+
+
+def choose_l2(
+    problem_at: Callable[[float], HeadProblem],
+    target_loss: Callable[[Tensor], float],
+    start: Tensor,
+    *,
+    grid: Sequence[float] = L2_GRID,
+    gtol: float = 1e-6,
+) -> L2Choice:
+    """Fit a problem at ever smaller l2 and keep the one with the least loss on a target.
+
+    Each fit begins at the last one. The path ends where the loss has risen twice in a row, or where
+    a head cannot be fitted any more; what follows is harder still.
+
+    Args:
+        problem_at: the problem at an l2.
+        target_loss: of weights (C, D + 1), on rows that the problem does not have.
+        start: W to begin at, (C, D + 1).
+        grid: of l2, falling.
+        gtol: bound of each head's gradient; a loss is not worth more.
+    Raises:
+        NotConverged: if even the first head cannot be fitted.
+        ValueError: if the target's loss is not finite, or the grid is empty or does not fall.
+    """
+    if not grid or any(one <= other for one, other in pairwise(grid)):
+        raise ValueError(f"grid must be falling and have a value, got {list(grid)}")
+    losses: list[tuple[float, float]] = []
+    best = weight = start
+    for l2 in grid:
+        try:
+            weight = fit(problem_at(l2), start=weight, gtol=gtol).weight
+        except NotConverged as error:
+            if not losses:
+                raise
+            logger.info("l2 below %.1e is not tried: %s", losses[-1][0], error)
+            break
+        losses.append((l2, _finite(target_loss(weight), l2=l2)))
+        if losses[-1] == min(losses, key=_loss):
+            best = weight
+        if _has_risen([loss for _, loss in losses]):
+            break
+    return L2Choice(l2=min(losses, key=_loss)[0], weight=best, losses=losses)
+
+
+def simplest_within_error(losses: Sequence[Tensor]) -> int:
+    """The first of several models whose loss is not shown to be above the least one.
+
+    The one-standard-error rule (Breiman et al. 1984; Hastie et al. 2009, section 7.10) on paired
+    differences: mean(d_i) <= sd(d_i) / sqrt(M), where d_i is the loss of model i minus that of the
+    best one, row by row.
+
+    Args:
+        losses: of each model, the simplest first, on the same M rows, (M,) float64.
+    Returns:
+        Its position.
+    """
+    rows = torch.stack(list(losses))
+    differences = rows - rows[rows.mean(dim=1).argmin()]
+    errors = differences.std(dim=1) / differences.shape[1] ** 0.5
+    within = differences.mean(dim=1) <= errors.nan_to_num()
+    return int(within.int().argmax())
+
+
+def _loss(tried: tuple[float, float]) -> float:
+    return tried[1]
+
+
+def _finite(loss: float, *, l2: float) -> float:
+    if not math.isfinite(loss):
+        raise ValueError(f"the target's loss is not finite: {loss} at l2 {l2:.1e}")
+    return loss
+
+
+def _has_risen(losses: list[float]) -> bool:
+    """The last two are each above the one before."""
+    return len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]

@@ -1,0 +1,154 @@
+"""What a selection reads: samples, and a rule of how much to keep. What has no effect is refused.
+
+Shapes: N samples.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from pipeline.methods.data_selection_orders import Bools, Floats, Ints
+
+Strategy: TypeAlias = Literal[
+    "influence",
+    "class-balanced",
+    "beta",
+    "param-change",
+    "label-issue-free",
+    "correct",
+    "el2n",
+    "random",
+    "all",
+    "none",
+]
+NEEDS: dict[Strategy, frozenset[str]] = {
+    "influence": frozenset({"scores"}),
+    "class-balanced": frozenset({"scores", "fraction"}),
+    "beta": frozenset({"scores", "fraction", "beta"}),
+    "param-change": frozenset({"scores", "fraction"}),
+    "label-issue-free": frozenset({"scores"}),
+    "correct": frozenset({"scores"}),
+    "el2n": frozenset({"scores"}),
+    "random": frozenset({"fraction"}),
+    "all": frozenset(),
+    "none": frozenset(),
+}
+MAY_READ: dict[Strategy, frozenset[str]] = {
+    "influence": frozenset({"errors", "num_errors", "fraction", "threshold"}),
+    "label-issue-free": frozenset({"fraction"}),
+    "correct": frozenset({"fraction"}),
+    "el2n": frozenset({"fraction", "threshold"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What a strategy reads of the samples, each (N,)."""
+
+    labels: Ints
+    """Ground-truth class ids."""
+
+    candidates: Bools
+    """Rows that may be selected; the others are held out."""
+
+    scores: Floats | None = None
+    """Higher = keep. influence, class-balanced: predicted rise of the held-out loss without the
+    row's distillation. beta: self-influence. param-change: place in `undistil_order`.
+    label-issue-free, correct: 1 or 0. el2n: minus EL2N. The others read none."""
+
+    errors: Floats | None = None
+    """Standard errors of the scores, for influence with ``num_errors``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How much a strategy keeps; what it does not read is refused."""
+
+    fraction: float | None = None
+    """Share of the candidates, in (0, 1]; None keeps what passes the strategy's threshold."""
+
+    threshold: float | None = None
+    """Of the score for influence, of EL2N itself for el2n."""
+
+    num_errors: float = 0.0
+    """Standard errors by which a score has to be above the threshold."""
+
+    class_quota: float = 0.0
+    """q, in [0, 1], see the module."""
+
+    beta: tuple[float, float] | None = None
+    """Mean, in (0, 1), and concentration, positive, of beta's percentiles."""
+
+
+def require_readable(strategy: Strategy, samples: Samples, *, rule: Rule) -> None:
+    """Refuse what is missing, without effect, out of range, NaN or of another shape.
+
+    Raises:
+        ValueError: with one line that names it.
+    """
+    if strategy not in NEEDS:
+        raise ValueError(f"strategy {strategy!r} is unknown (expected one of {', '.join(NEEDS)})")
+    given = _given(samples, rule)
+    for name in sorted(given - NEEDS[strategy] - MAY_READ.get(strategy, frozenset())):
+        raise ValueError(f'{name} has no effect on strategy "{strategy}"; remove it')
+    for name in sorted(NEEDS[strategy] - given):
+        raise ValueError(f'strategy "{strategy}" needs {name}, got None')
+    if strategy == "el2n" and not given & {"fraction", "threshold"}:
+        raise ValueError('strategy "el2n" needs fraction or threshold, got None')
+    _require_one_bound(given)
+    _require_in_range(rule)
+    _require_vectors(samples)
+
+
+def _given(samples: Samples, rule: Rule) -> frozenset[str]:
+    """Names of the settings that differ from none."""
+    values = {
+        "scores": samples.scores,
+        "errors": samples.errors,
+        "fraction": rule.fraction,
+        "threshold": rule.threshold,
+        "num_errors": rule.num_errors or None,
+        "beta": rule.beta,
+    }
+    return frozenset(name for name, value in values.items() if value is not None)
+
+
+def _require_one_bound(given: frozenset[str]) -> None:
+    """A fraction or a threshold; errors and their number together."""
+    if "fraction" in given and given & {"threshold", "num_errors"}:
+        raise ValueError("fraction excludes threshold and num_errors; remove one of them")
+    if ("errors" in given) != ("num_errors" in given):
+        missing = "num_errors" if "errors" in given else "errors"
+        raise ValueError(f"errors and num_errors must be set together, got no {missing}")
+
+
+def _require_in_range(rule: Rule) -> None:
+    if rule.fraction is not None and not 0.0 < rule.fraction <= 1.0:
+        raise ValueError(f"fraction must be in (0, 1], got {rule.fraction}")
+    if rule.threshold is not None and not math.isfinite(rule.threshold):
+        raise ValueError(f"threshold must be finite, got {rule.threshold}")
+    if not 0.0 <= rule.num_errors < math.inf:
+        raise ValueError(f"num_errors must be finite and at least 0, got {rule.num_errors}")
+    if not 0.0 <= rule.class_quota <= 1.0:
+        raise ValueError(f"class_quota must be in [0, 1], got {rule.class_quota}")
+    if rule.beta is not None:
+        mean, concentration = rule.beta
+        if not (0.0 < mean < 1.0 and 0.0 < concentration < math.inf):
+            raise ValueError(
+                f"beta must be a mean in (0, 1) and a positive concentration, got {rule.beta}"
+            )
+
+
+def _require_vectors(samples: Samples) -> None:
+    """One value per sample; numbers where they are read."""
+    for values in (samples.candidates, samples.scores, samples.errors):
+        if values is not None and values.shape != samples.labels.shape:
+            raise ValueError(
+                f"inputs must have one value per sample, got {values.shape} "
+                f"beside {samples.labels.shape} labels"
+            )
+    for name, numbers in (("scores", samples.scores), ("errors", samples.errors)):
+        if numbers is not None and (missing := np.isnan(numbers[samples.candidates])).any():
+            raise ValueError(f"{name} must be numbers, got {missing.sum()} NaN")

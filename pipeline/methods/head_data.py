@@ -1,0 +1,106 @@
+"""Where a head problem reads its rows: tensors, or anything that yields a run of them when asked.
+
+The features of a large cache stay on the disk, and its soft labels are made of the logits when
+they are needed, so a problem holds readers and never the numbers themselves.
+
+Shapes: K views, N samples, n samples that are read at once, X columns.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Samples: TypeAlias = slice | Tensor
+"""A run of samples, or their positions (n,) int64."""
+
+
+class RowReader(Protocol):
+    """Rows of every sample in every view."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, N, X)"""
+
+    def read(self, samples: Samples) -> Tensor:
+        """(K, n, X), any floating dtype and device."""
+
+
+Rows: TypeAlias = Tensor | RowReader
+"""(K, N, X) in memory, or a reader."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PickedRows:
+    """Some samples of other rows."""
+
+    rows: Rows
+    samples: Tensor
+    """Positions, (N,) int64, ascending: a file is read forwards."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        num_views, _, width = self.rows.shape
+        return num_views, len(self.samples), width
+
+    def read(self, samples: Samples) -> Tensor:
+        return read_rows(self.rows, self.samples[samples])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProjectedRows:
+    """Other rows seen in a subspace: (h - centre) basis."""
+
+    rows: Rows
+    centre: Tensor
+    """(D,) float64."""
+
+    basis: Tensor
+    """(D, X) float64."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        num_views, num_samples, _ = self.rows.shape
+        return num_views, num_samples, self.basis.shape[1]
+
+    def read(self, samples: Samples) -> Tensor:
+        rows = read_rows(self.rows, samples).to(self.basis)
+        return (rows - self.centre) @ self.basis
+
+
+def read_rows(rows: Rows, samples: Samples) -> Tensor:
+    """(K, n, X) of some samples."""
+    return rows[:, samples] if isinstance(rows, Tensor) else rows.read(samples)
+
+
+def principal_components(
+    rows: Rows, *, num_components: int, rows_per_chunk: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """Mean and leading eigenvectors of the covariance of all rows.
+
+    Args:
+        rows: (K, N, D), any floating dtype.
+        num_components: X, in [1, D].
+        rows_per_chunk: samples read at once; changes the result by rounding only.
+
+    Returns:
+        The centre (D,) and the basis (D, X) of `ProjectedRows`, float64; the columns are
+        orthonormal, the largest variance first.
+
+    Raises:
+        ValueError: if ``num_components`` is outside [1, D].
+    """
+    num_views, num_samples, width = rows.shape
+    if not 1 <= num_components <= width:
+        raise ValueError(f"num_components must be in [1, {width}], got {num_components}")
+    total = torch.zeros(width, dtype=torch.float64)
+    products = torch.zeros(width, width, dtype=torch.float64)
+    for start in range(0, num_samples, rows_per_chunk):
+        part = read_rows(rows, slice(start, start + rows_per_chunk)).double().reshape(-1, width)
+        total += part.sum(dim=0)
+        products += part.T @ part
+    centre = total / (num_views * num_samples)
+    covariance = products / (num_views * num_samples) - torch.outer(centre, centre)
+    vectors = torch.linalg.eigh(covariance).eigenvectors
+    return centre, vectors.flip(1)[:, :num_components].contiguous()

@@ -1,0 +1,223 @@
+"""The teacher's classifier, repaired from its cache.
+
+The classifier is a linear map of the cached features, so it can be fitted again to the training
+labels without the network: with its L2 weight chosen on held-out rows, and cross-fitted, so that no
+sample is labelled by a head that was fitted to its own label. The logits of every view then come
+from these heads.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.artefacts.cache_join import Joined
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.hydration import HydratedCache, LogitBlock
+from pipeline.artefacts.repair_record import HeadQuality, RepairReport
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.cross_fit import CrossFit, L2Choice, choose_l2, cross_fit
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.evaluation import evaluate_logits
+from pipeline.methods.folds import stratified_folds, stratified_parts
+from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.head_rows import with_bias_input
+from pipeline.methods.head_solver import NotConverged
+from pipeline.provenance import array_sha256
+
+CLEAN = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RepairedCache:
+    """A cache whose logits come from the refitted heads; everything else is the cache's own.
+
+    Logits are float32: they are computed and not stored, so rounding them would save nothing.
+    """
+
+    cached: HydratedCache
+    heads: CrossFit
+    folds: Tensor
+    """Of every sample, (N,) int64; -1 where no head has seen it."""
+    report: RepairReport
+
+    @property
+    def cache(self) -> TeacherCache:
+        return self.cached.cache
+
+    @property
+    def joined(self) -> Joined:
+        return self.cached.joined
+
+    @property
+    def folder(self) -> Path:
+        return self.cached.folder
+
+    @property
+    def num_samples(self) -> int:
+        return self.cached.num_samples
+
+    def features(self, view: int) -> NDArray[np.float16]:
+        """Penultimate features of one view, as `HydratedCache.features`."""
+        return self.cached.features(view)
+
+    def logits(self, view: int, *, temperature: float) -> Tensor:
+        """Logits of one view, (N, C) float32, whatever the temperature."""
+        return torch.cat(
+            [block.logits for block in self.logit_blocks(view, temperature=temperature)]
+        )
+
+    def logit_blocks(self, view: int, *, temperature: float) -> Iterator[LogitBlock]:
+        """Logits of one view, a shard's worth of samples at a time; all classes, also where the
+        cache keeps the top k of the teacher's."""
+        del temperature  # all logits are there, so every one can be used
+        yield from _blocks(self.cached, self.heads, self.folds, view=view)
+
+    def logit_rows(self, view: int, samples: Tensor, *, temperature: float) -> Tensor:
+        """Logits of some samples in one view, (n, C) float32, whatever the temperature."""
+        del temperature
+        features = torch.from_numpy(self.features(view))[samples]
+        return self.heads.logits_of(features, self.folds[samples])
+
+
+TeacherRows: TypeAlias = HydratedCache | RepairedCache
+"""A cache in the order of a data set, with the teacher's own logits or repaired ones."""
+
+
+def repair_head(
+    cached: HydratedCache, dataset: Dataset, *, num_folds: int, seed: int
+) -> RepairedCache:
+    """Refit the teacher's classifier to the training rows' labels, on the clean view.
+
+    L2 is chosen by the loss of one half of the held-out rows; the report is of the other half, for
+    the old head and the new.
+
+    Args:
+        cached: a teacher cache with features, in the order of ``dataset``.
+        dataset: whose labels are fitted.
+        num_folds: of the cross-fit.
+        seed: of the folds and of the halves.
+    Raises:
+        ArtefactMismatch: if the cache has no features.
+        ConfigError: if there are too few rows to cut into folds or halves.
+        PipelineError: if a head cannot be fitted.
+    """
+    rows = _Rows.of(cached, dataset, num_folds=num_folds, seed=seed)
+    features = torch.from_numpy(cached.features(CLEAN))
+    start = _teacher_head(cached.cache)
+    try:
+        choice = _choose(features, rows, start)
+        heads = cross_fit(features[None], rows.labels, folds=rows.folds, l2=choice.l2, start=start)
+    except NotConverged as error:
+        raise PipelineError(f"the teacher's head cannot be repaired: {error}") from error
+    report = RepairReport(
+        before=_quality(cached.logit_blocks(CLEAN, temperature=1.0), rows),
+        after=_quality(_blocks(cached, heads, rows.folds, view=CLEAN), rows),
+        num_held_out=(len(rows.deciding), len(rows.reported)),
+        l2=choice.l2,
+        tried=choice.losses,
+        folds=num_folds,
+        seed=seed,
+        gradient_norm=heads.gradient_norm,
+        weights=array_sha256(torch.cat([heads.weights, heads.overall[None]]).numpy()),
+    )
+    return RepairedCache(cached=cached, heads=heads, folds=rows.folds, report=report)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """Which sample plays which part."""
+
+    labels: Tensor
+    """Of all samples, (N,) int64."""
+    folds: Tensor
+    """(N,) int64; -1 but for the training rows."""
+    deciding: Tensor
+    """Held-out sample indices that decide on l2."""
+    reported: Tensor
+    """The other held-out ones."""
+
+    @classmethod
+    def of(cls, cached: HydratedCache, dataset: Dataset, *, num_folds: int, seed: int) -> "_Rows":
+        samples, known = dataset.train.samples, cached.joined.known
+        training = dataset.training[known[dataset.training]]
+        held_out = dataset.held_out[known[dataset.held_out]]
+        folds = np.full(len(samples), -1)
+        try:
+            folds[training] = stratified_folds(
+                samples.labels[training], samples.keys[training], num_folds=num_folds, seed=seed
+            )
+            halves = stratified_parts(
+                samples.labels[held_out], samples.keys[held_out], num_parts=2, seed=seed
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{cached.cache.path} has {len(training):,} training and {len(held_out):,} "
+                f"held-out rows, too few to repair the head: {error}. "
+                'Set `select.repair = "none"`, or use more images.'
+            ) from error
+        return cls(
+            labels=torch.from_numpy(samples.labels),
+            folds=torch.from_numpy(folds),
+            deciding=torch.from_numpy(held_out[halves == 0]),
+            reported=torch.from_numpy(held_out[halves == 1]),
+        )
+
+    @property
+    def training(self) -> Tensor:
+        return (self.folds >= 0).nonzero().squeeze(1)
+
+
+def _teacher_head(cache: TeacherCache) -> Tensor:
+    """W, (C, D + 1) float64."""
+    weight, bias = cache.head
+    return torch.cat([torch.from_numpy(weight), torch.from_numpy(bias)[:, None]], dim=1).double()
+
+
+def _choose(features: Tensor, rows: _Rows, start: Tensor) -> L2Choice:
+    """The L2 weight of a head of all training rows that fits the deciding rows best."""
+    inputs = with_bias_input(features[rows.deciding].double())
+    labels = rows.labels[rows.deciding]
+    read = HeadProblem(features=features[None], labels=rows.labels, l2=1.0).part(rows.training)
+    return choose_l2(
+        lambda l2: replace(read, l2=l2),
+        lambda weight: F.cross_entropy(inputs @ weight.T, labels).item(),
+        start,
+    )
+
+
+def _blocks(
+    cached: HydratedCache, heads: CrossFit, folds: Tensor, *, view: int
+) -> Iterator[LogitBlock]:
+    """Logits of one view by the heads, a shard's worth of samples at a time."""
+    features = torch.from_numpy(cached.features(view))
+    size = cached.cache.manifest.layout.shard_rows
+    for start in range(0, cached.num_samples, size):
+        samples = slice(start, min(start + size, cached.num_samples))
+        logits = heads.logits_of(features[samples], folds[samples])
+        yield LogitBlock(samples=samples, logits=logits, classes=None)
+
+
+def _quality(blocks: Iterator[LogitBlock], rows: _Rows) -> HeadQuality:
+    """Of the logits of the clean view."""
+    is_reported = torch.zeros(len(rows.labels), dtype=torch.bool)
+    is_reported[rows.reported] = True
+    reported, num_wrong = [], 0
+    for block in blocks:
+        own = block.logits.gather(1, rows.labels[block.samples, None]).squeeze(1)
+        is_wrong = own < block.logits.amax(dim=1)
+        num_wrong += int((is_wrong & (rows.folds[block.samples] >= 0)).sum())
+        reported.append(block.logits[is_reported[block.samples]].float())
+    held_out = evaluate_logits(torch.cat(reported), rows.labels[is_reported])
+    return HeadQuality(
+        accuracy=held_out.accuracy,
+        loss=held_out.loss,
+        calibration_error=held_out.calibration_error,
+        num_wrong=num_wrong,
+    )

@@ -1,0 +1,128 @@
+"""Scores at one head: fit it, solve once against a target, score every row.
+
+Shapes: N samples, C classes, D features.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.artefacts.scores import SolveRecord
+from pipeline.errors import PipelineError
+from pipeline.head_precision import describe_precision, least_gradient, least_residual
+from pipeline.methods.head_ekfac import Ekfac, ekfac
+from pipeline.methods.head_influence import HeadScores, score_rows, sum_rule_error
+from pipeline.methods.head_problem import HeadProblem, Linearisation, centred
+from pipeline.methods.head_solver import HeadSolution, NotConverged, fit, solve
+from pipeline.targets import Target
+
+logger = logging.getLogger(__name__)
+
+Solver = Literal["exact", "ekfac"]
+
+_GROUP_RTOL: Final = 1e-2  # a standard error needs two digits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Point:
+    """A head and the scores there."""
+
+    linear: Linearisation
+    factors: Ekfac
+    solution: Tensor
+    """V, (C, D + 1) float64."""
+    scores: HeadScores
+    record: SolveRecord
+
+    @property
+    def cosine(self) -> float:
+        """cos<V, W>"""
+        sizes = torch.linalg.vector_norm(self.solution) * torch.linalg.vector_norm(
+            self.linear.weight
+        )
+        return float((self.solution * self.linear.weight).sum() / sizes) if sizes > 0 else 0.0
+
+
+def score_point(
+    problem: HeadProblem, target: Target, *, start: Tensor, name: str, solver: Solver
+) -> Point:
+    """Fit a problem's head and score its rows against a target.
+
+    Args:
+        problem: what is fitted; every one of its rows is scored.
+        target: rows that the problem does not have.
+        start: W to begin at, (C, D + 1).
+        name: of the head, for records and messages.
+        solver: conjugate gradients to tolerance, or EK-FAC alone.
+    Raises:
+        PipelineError: if the head cannot be fitted or the system solved to tolerance.
+    """
+    try:
+        fitted = fit(problem, start=start, gtol=least_gradient(problem))
+        linear = fitted.linear
+        factors = ekfac(linear)
+        gradient = target.gradient(linear.weight)
+        solved = _solved(linear, gradient, factors, solver, rtol=least_residual(problem))
+        groups = target.group_gradients(linear.weight)
+        if groups is not None:
+            groups = _solved(linear, groups, factors, solver, rtol=_GROUP_RTOL).solution
+    except NotConverged as error:
+        raise PipelineError(
+            f"influence with {name} rows: {error} Set a larger `select.influence.l2`."
+        ) from error
+    except ValueError as error:
+        raise PipelineError(f"influence with {name} rows: {error}") from error
+    scores = score_rows(linear, solved.solution, group_solutions=groups)
+    record = SolveRecord(
+        linearised_at=name,
+        l2=problem.l2,
+        gradient_norm=fitted.gradient_norm,
+        newton_iterations=fitted.iterations,
+        solver="EK-FAC" if solver == "ekfac" else "preconditioned conjugate gradients",
+        precision=describe_precision(problem),
+        residual=solved.relative_residual,
+        iterations=solved.iterations,
+        num_rows=problem.num_rows,
+        hessian_rows=problem.curvature.num_rows,
+        effective_parameters=factors.effective_parameters / problem.num_samples,
+        sum_rule_error=sum_rule_error(scores, linear=linear, solution=solved.solution),
+        held_out_loss=target.loss(linear.weight),
+        held_out_gradient_norm=float(torch.linalg.vector_norm(gradient)),
+    )
+    _tell(record)
+    return Point(
+        linear=linear, factors=factors, solution=solved.solution, scores=scores, record=record
+    )
+
+
+def _solved(
+    linear: Linearisation, right_side: Tensor, factors: Ekfac, solver: Solver, *, rtol: float
+) -> HeadSolution:
+    """H^-1 R by the solver; EK-FAC's answer has the residual that it has."""
+    if solver == "exact":
+        return solve(linear, right_side, rtol=rtol)
+    solution = centred(factors.inverse(right_side))
+    residual = torch.linalg.vector_norm(right_side - linear.certain_hvp(solution))
+    norm = torch.linalg.vector_norm(right_side)
+    return HeadSolution(
+        solution=solution,
+        relative_residual=float(residual / norm) if norm > 0 else 0.0,
+        iterations=0,
+    )
+
+
+def _tell(record: SolveRecord) -> None:
+    logger.info(
+        "head refitted %s: held-out loss %.4f, |gradient| %.4f, p_eff/N %.4f, %d Newton steps, "
+        "%d iterations to %.0e",
+        record.linearised_at,
+        record.held_out_loss,
+        record.held_out_gradient_norm,
+        record.effective_parameters,
+        record.newton_iterations,
+        record.iterations,
+        record.residual,
+    )

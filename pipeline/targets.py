@@ -1,0 +1,98 @@
+"""Whose loss influence predicts: rows that the refitted head has not seen.
+
+Shapes: M samples of the target, N samples that are scored, G groups, D features, C classes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.methods.head_data import PickedRows, Rows, read_rows
+from pipeline.methods.head_influence import heldout_gradient
+from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.head_rows import with_bias_input
+
+_ROWS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """Held-out samples in the clean view."""
+
+    features: Rows
+    """(1, M, D)"""
+    labels: Tensor
+    """(M,) int64"""
+    groups: Tensor | None = None
+    """Equal parts for standard errors, (M,) int64 in [0, G); None: no errors."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, samples: Tensor) -> "Target":
+        """Some of the samples (positions, ascending)."""
+        return Target(
+            features=PickedRows(rows=self.features, samples=samples),
+            labels=self.labels[samples],
+            groups=None if self.groups is None else self.groups[samples],
+        )
+
+    def losses(self, weight: Tensor) -> Tensor:
+        """Cross-entropy of every sample at W, nats, (M,) float64."""
+        parts = []
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, start + _ROWS)
+            inputs = with_bias_input(read_rows(self.features, rows)[0].double())
+            logits = inputs @ weight.cpu().T
+            parts.append(F.cross_entropy(logits, self.labels[rows], reduction="none"))
+        return torch.cat(parts)
+
+    def loss(self, weight: Tensor) -> float:
+        """Their mean."""
+        return float(self.losses(weight).mean())
+
+    def gradient(self, weight: Tensor) -> Tensor:
+        """Of the loss at W, (C, D + 1) float64."""
+        return heldout_gradient(weight, self.features, self.labels)
+
+    def group_gradients(self, weight: Tensor) -> Tensor | None:
+        """Of the loss of each group, (G, C, D + 1) float64."""
+        if self.groups is None:
+            return None
+        members = [(self.groups == group).nonzero().squeeze(1) for group in self._group_names()]
+        parts = [self.part(rows) for rows in members]
+        return torch.stack([part.gradient(weight) for part in parts])
+
+    def as_problem(self) -> HeadProblem:
+        """The target's loss as an objective; its regulariser is next to nothing."""
+        return HeadProblem(features=self.features, labels=self.labels, l2=1e-30)
+
+    def _group_names(self) -> list[int]:
+        assert self.groups is not None, "asked for groups only where there are some"
+        names: list[int] = torch.unique(self.groups).tolist()
+        return names
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Targets:
+    """What every scored row is held against: the same target for all, or a fold for the others."""
+
+    target: Target
+    """All target samples; for a cross-fit the scored rows themselves."""
+    folds: Tensor | None = None
+    """(N,) int64: the target's fold of each scored row; None: they are others than the target."""
+    choosing: Target
+    """Samples that choose l2; the scores do not use them."""
+
+    def each(self, num_scored: int) -> Iterator[tuple[Tensor, Target]]:
+        """Positions of the rows that are fitted and scored, and the target that they are held
+        against; every row in one run, or every fold's others in turn."""
+        if self.folds is None:
+            yield torch.arange(num_scored), self.target
+            return
+        for fold in range(int(self.folds.max()) + 1):
+            own = self.folds == fold
+            yield (~own).nonzero().squeeze(1), self.target.part(own.nonzero().squeeze(1))

@@ -1,0 +1,189 @@
+"""The influence scores of a configuration: the score file, made unless it exists."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.artefacts import scores as score_format
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, ScoreTable
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.errors import ConfigError
+from pipeline.provenance import array_sha256
+from pipeline.repair import TeacherRows
+from pipeline.scoring import TRUSTED_SHARE, Influence, InfluenceSettings, score_influence
+from stages.cache_places import made_cache
+from stages.configs import Config, SelectConfig
+from stages.influence_sources import Sources
+from stages.requests import score_identity
+from stages.selection_columns import Clean
+
+logger = logging.getLogger(__name__)
+
+TRUSTED_STABILITY = 0.9
+TRUSTED_LEAK = 0.05
+
+
+def open_scores(
+    config: Config, cached: TeacherRows, dataset: Dataset, inputs: Clean
+) -> ScoreTable | None:
+    """The score file of a configuration, made unless it exists; None where it needs none.
+
+    Raises:
+        ArtefactMismatch: if the cache has no features, or other samples cannot be the target.
+        ConfigError: if there are too few rows, or classes are missing.
+        PipelineError: if a head cannot be fitted.
+    """
+    identity = score_identity(config, cached.cache, dataset)
+    if identity is None:
+        return None
+    path = score_format.score_path(config.selections_folder, identity.id)
+    if path.exists():
+        table = ScoreTable.open(path)
+        table.require_samples(dataset.train.samples.keys)
+        logger.info("%s exists, nothing is scored again", path)
+        return table
+    _require_rows(cached.cache, inputs)
+    sources = Sources.of(config.select, cached, dataset, inputs)
+    influence = score_influence(sources.rows, sources.targets, _settings(config.select))
+    record = _record(identity, influence, sources, leak=_leak(config, cached.cache, dataset))
+    score_format.write(path, record=record, columns=_columns(influence, inputs))
+    _warn(record.diagnostics)
+    return ScoreTable.open(path)
+
+
+def _require_rows(cache: TeacherCache, inputs: Clean) -> None:
+    """Refuse what no head can be fitted to."""
+    cache.require_features()
+    for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
+        if len(rows) == 0:
+            raise ConfigError(
+                f"{cache.path} has none of the {name} images (expected some, for influence). "
+                "Cache this data, or choose another `select.strategy`."
+            )
+    classes = torch.unique(inputs.labels[inputs.training])
+    if len(classes) < 2:
+        raise ConfigError(
+            f"{cache.path}: the training rows have {len(classes)} class (expected at least 2, for "
+            "influence). Choose another `select.strategy`."
+        )
+    absent = sorted(set(classes.tolist()) - set(inputs.labels[inputs.held_out].tolist()))
+    if absent:
+        raise ConfigError(
+            f"{cache.path}: the held-out rows have no sample of class {absent[0]}"
+            f"{f' and {len(absent) - 1} others' if len(absent) > 1 else ''} (expected some of "
+            "each, for influence). Raise `prepare.held_out_fraction`, or choose another "
+            "`select.strategy`."
+        )
+
+
+def _settings(config: SelectConfig) -> InfluenceSettings:
+    settings = config.influence
+    return InfluenceSettings(
+        l2=None if settings.l2 == "auto" else settings.l2,
+        kd_weight=settings.kd_weight,
+        temperature=settings.temperature,
+        rounds=settings.rounds,
+        hessian_subsample=settings.hessian_subsample,
+        solver=settings.solver,
+        label_issues=settings.label_issues,
+        diagnostics=settings.diagnostics,
+        param_change=config.strategy == "param-change",
+        seed=config.seed,
+    )
+
+
+def _record(
+    identity: ScoreIdentity, influence: Influence, sources: Sources, *, leak: float | None
+) -> ScoreRecord:
+    solves = influence.solves
+    return ScoreRecord(
+        id=identity.id,
+        identity=identity,
+        solves=solves,
+        diagnostics=Diagnostics(
+            effective_parameters=max(solve.effective_parameters for solve in solves),
+            sum_rule_error=max(solve.sum_rule_error for solve in solves),
+            target_weight_cosine=influence.target_weight_cosine,
+            l2_grid=influence.l2_grid,
+            rank_stability=influence.rank_stability,
+            leak=leak,
+            target=sources.target,
+            target_digest=array_sha256(sources.target_keys),
+            target_in_sample=sources.target_in_sample,
+            num_target=len(sources.target_keys),
+            second_order_gain=influence.second_order_gain,
+        ),
+    )
+
+
+def _columns(influence: Influence, inputs: Clean) -> dict[str, NDArray[np.generic]]:
+    """Every column of the score file; what is not scored is NaN, -1 or null."""
+    columns: dict[str, NDArray[np.generic]] = {"sample_index": np.arange(inputs.num_samples)}
+    for name in score_format.COLUMNS:
+        if name == "sample_index":
+            continue
+        values = influence.columns.get(name)
+        columns[name] = _spread(values, inputs, missing=_MISSING.get(name, np.nan))
+    return columns
+
+
+_MISSING = {"label_issue": None, "undistil_order": -1}
+
+
+def _spread(
+    values: NDArray[np.generic] | None, inputs: Clean, *, missing: float | None
+) -> NDArray[np.generic]:
+    """Values of the training rows at their sample indices."""
+    dtype = np.dtype(object) if missing is None else np.result_type(type(missing))
+    out = np.full(inputs.num_samples, missing, dtype=dtype)
+    if values is not None:
+        out[inputs.training.numpy()] = values
+    return out
+
+
+def _leak(config: Config, cache: TeacherCache, dataset: Dataset) -> float | None:
+    """How much better the teacher is on held-out rows than on test images, where both are known.
+
+    The test accuracy was printed when they were cached; it decides on nothing here.
+    """
+    test = made_cache(config, dataset, split="eval")
+    if test is None or test.manifest.identity.weights != cache.manifest.identity.weights:
+        return None
+    held_out, unseen = cache.summary.accuracy_held_out, test.summary.accuracy_training
+    return held_out[0] - unseen[0] if held_out and unseen else None
+
+
+def _warn(found: Diagnostics) -> None:
+    for line in warnings_of(found):
+        logger.warning("%s", line)
+
+
+def warnings_of(found: Diagnostics) -> Iterator[str]:
+    """What should make a reader doubt the scores, with what to do about it."""
+    if found.effective_parameters > TRUSTED_SHARE:
+        yield (
+            f"p_eff/N is {found.effective_parameters:.2f} (expected at most "
+            f"{TRUSTED_SHARE}): first-order scores do not rank like retraining. Set "
+            "a larger `select.influence.l2`, or fewer features by `select.influence.pca`."
+        )
+    lowest = min(found.rank_stability.values(), default=1.0)
+    if lowest < TRUSTED_STABILITY:
+        yield (
+            f"the order of the samples depends on l2: Spearman {lowest:.2f} to that of another l2 "
+            f"(expected at least {TRUSTED_STABILITY}). Trust the sign of large scores only."
+        )
+    if found.leak is not None and found.leak > TRUSTED_LEAK:
+        yield (
+            f"the teacher is {100 * found.leak:.1f} points better on held-out rows than on test "
+            f"images (expected at most {100 * TRUSTED_LEAK:.0f}): it has seen them, so their loss "
+            "looks lower than on new images."
+        )
+    elif found.target_in_sample:
+        yield (
+            "the teacher's training saw the images whose loss is predicted, so it looks lower than "
+            "on new images; the table says target_in_sample."
+        )

@@ -1,0 +1,277 @@
+"""What influence scores are made of: the rows that are scored, and the target's, from caches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artefacts.cache_join import Joined, join_samples
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.hydration import HydratedCache
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
+from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.methods.folds import stratified_folds, stratified_parts
+from pipeline.methods.head_data import ProjectedRows, Rows, principal_components
+from pipeline.provenance import short
+from pipeline.repair import TeacherRows
+from pipeline.scoring import ScoredRows
+from pipeline.targets import Target, Targets
+from stages.configs import SelectConfig
+from stages.requests import influence_target
+from stages.selection_columns import Clean
+
+CHOOSING_PARTS = 5
+"""One of these parts of the held-out rows chooses l2; the scores are of the others."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sources:
+    """What is scored, against what."""
+
+    rows: ScoredRows
+    targets: Targets
+    target: str
+    target_keys: NDArray[np.uint8]
+    target_in_sample: bool
+
+    @classmethod
+    def of(
+        cls, config: SelectConfig, cached: TeacherRows, dataset: Dataset, inputs: Clean
+    ) -> "Sources":
+        """Of a configuration.
+
+        Raises:
+            ArtefactMismatch: if features are missing or useless, or a cache does not fit.
+            ConfigError: if there are too few rows for its folds or parts.
+        """
+        return _Builder(config, cached, dataset, inputs).sources()
+
+
+class _Builder:
+    """Collects the rows and targets of a configuration from its caches."""
+
+    def __init__(
+        self, config: SelectConfig, cached: TeacherRows, dataset: Dataset, inputs: Clean
+    ) -> None:
+        self._config, self._settings = config, config.influence
+        self._cached, self._dataset, self._inputs = cached, dataset, inputs
+        self._target_kind = influence_target(config, cached.cache)
+        self._seen = self._proxy() or cached
+        self._views = self._scored_views()
+        self._keys = dataset.train.samples.keys
+        self._projection = self._components()
+
+    def sources(self) -> Sources:
+        settings, inputs = self._settings, self._inputs
+        how = Labelling(
+            revision=self._config.revision if settings.labels == "revised" else "none",
+            eta=self._config.eta,
+            temperature=settings.temperature,
+        )
+        training = inputs.training
+        rows = ScoredRows(
+            features=self._features(self._seen, self._views, training),
+            soft_labels=CachedSoftLabels(
+                cached=self._cached,
+                views=self._views,
+                samples=training,
+                labels=inputs.labels,
+                labelling=how,
+            ),
+            labels=inputs.labels[training],
+            start=self._start(),
+            clean=self._features(self._seen, (0,), training),
+            folds=self._folds(),
+        )
+        targets, keys, in_sample = self._targets(rows)
+        return Sources(
+            rows=rows,
+            targets=targets,
+            target=self._target_kind,
+            target_keys=keys,
+            target_in_sample=in_sample,
+        )
+
+    def _proxy(self) -> HydratedCache | None:
+        """Another network's features of the same images."""
+        if self._settings.proxy is None:
+            return None
+        cache = TeacherCache.open(self._settings.proxy)
+        cache.require_features()
+        samples = self._dataset.train.samples
+        joined = join_samples(cache, samples, place=str(self._dataset.train.path))
+        needed = torch.cat([self._inputs.training, self._inputs.held_out]).numpy()
+        if not joined.known[needed].all():
+            raise ArtefactMismatch(
+                f"{cache.path} lacks {int((~joined.known[needed]).sum()):,} of the "
+                f"{len(needed):,} images that are scored (expected all, as select.influence.proxy)."
+                " Cache the proxy on this data."
+            )
+        return HydratedCache(cache=cache, joined=joined, folder=self._cached.folder)
+
+    def _scored_views(self) -> tuple[int, ...]:
+        if self._settings.views == "clean":
+            return (0,)
+        for cache in (self._cached.cache, self._seen.cache):
+            if cache.shape.num_views == 1:
+                raise ConfigError(
+                    f"select.influence.views is 'augmented' and {cache.path} has the clean view "
+                    'only. Set `select.influence.views = "clean"`, or cache views (`views.count`).'
+                )
+        if self._seen.cache.manifest.identity.views != self._cached.cache.manifest.identity.views:
+            raise ArtefactMismatch(
+                f"{self._seen.cache.path} has other views than {self._cached.cache.path} (expected "
+                "the same, as select.influence.proxy). Cache both with the same `views`."
+            )
+        return tuple(range(1, self._cached.cache.shape.num_views))
+
+    def _components(self) -> tuple[Tensor, Tensor] | None:
+        """Centre and basis of the reduced features."""
+        rows = CachedFeatures.of(self._seen, (0,), self._inputs.training)
+        self._require_variance(rows)
+        wanted = self._settings.pca
+        if wanted is None:
+            return None
+        if wanted > rows.shape[2]:
+            raise ConfigError(
+                f"select.influence.pca is {wanted} and {self._seen.cache.path} has {rows.shape[2]} "
+                "features (expected at most as many). Lower it."
+            )
+        return principal_components(rows, num_components=wanted)
+
+    def _require_variance(self, rows: CachedFeatures) -> None:
+        first = rows.read(slice(0, min(rows.shape[1], 4096)))[0].float()
+        if not bool(torch.isfinite(first).all()) or float(first.std(dim=0).max()) == 0.0:
+            what = "the same in every row" if torch.isfinite(first).all() else "not all finite"
+            raise ArtefactMismatch(
+                f"{self._seen.cache.path} has features that are {what} (expected finite numbers "
+                "that differ). Cache the teacher again, and look at its penultimate layer."
+            )
+
+    def _features(self, cached: TeacherRows, views: tuple[int, ...], samples: Tensor) -> Rows:
+        rows = CachedFeatures.of(cached, views, samples)
+        if self._projection is None:
+            return rows
+        centre, basis = self._projection
+        return ProjectedRows(rows=rows, centre=centre, basis=basis)
+
+    def _start(self) -> Tensor:
+        """The head of the network whose features are read, in their space."""
+        weight, bias = (torch.from_numpy(part).double() for part in self._seen.cache.head)
+        if self._projection is not None:
+            centre, basis = self._projection
+            weight, bias = weight @ basis, bias + weight @ centre
+        return torch.cat([weight, bias[:, None]], dim=1)
+
+    def _folds(self) -> Tensor:
+        training = self._inputs.training
+        try:
+            folds = stratified_folds(
+                self._inputs.labels[training].numpy(),
+                self._keys[training.numpy()],
+                num_folds=self._settings.folds,
+                seed=self._config.seed,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{self._cached.cache.path} has {len(training):,} training rows, too few for "
+                f"{self._settings.folds} folds: {error}. Lower `select.influence.folds`, or choose "
+                "another `select.strategy`."
+            ) from error
+        return torch.from_numpy(folds)
+
+    def _targets(self, rows: ScoredRows) -> tuple[Targets, NDArray[np.uint8], bool]:
+        """The targets, the keys of their samples, and whether the teacher was trained on them."""
+        held_out = self._inputs.held_out
+        whole = self._target(self._seen, held_out, self._inputs.labels, self._keys)
+        if self._target_kind == "cross-fit":
+            folded = Target(features=rows.clean, labels=rows.labels)
+            targets = Targets(target=folded, folds=rows.folds, choosing=whole)
+            return targets, self._keys[self._inputs.training.numpy()], True
+        if self._target_kind == "external":
+            outside, keys = self._external()
+            return Targets(target=outside, choosing=whole), keys, False
+        in_sample = self._cached.cache.summary.target_in_sample
+        chooses = self._choosing(held_out)
+        targets = Targets(
+            target=self._target(self._seen, held_out[~chooses], self._inputs.labels, self._keys),
+            choosing=self._target(self._seen, held_out[chooses], self._inputs.labels, self._keys),
+        )
+        return targets, self._keys[held_out[~chooses].numpy()], in_sample
+
+    def _choosing(self, held_out: Tensor) -> Tensor:
+        """Which held-out rows choose l2, (M,) bool; none where it is given."""
+        if self._settings.l2 != "auto":
+            return torch.zeros(len(held_out), dtype=torch.bool)
+        parts = self._parts(held_out, self._inputs.labels, self._keys, CHOOSING_PARTS)
+        return parts == 0
+
+    def _target(
+        self,
+        cached: TeacherRows,
+        samples: Tensor,
+        labels: Tensor,
+        keys: NDArray[np.uint8],
+    ) -> Target:
+        groups = self._settings.standard_error_groups
+        return Target(
+            features=self._features(cached, (0,), samples),
+            labels=labels[samples],
+            groups=self._parts(samples, labels, keys, groups) if groups and len(samples) else None,
+        )
+
+    def _parts(
+        self, samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], num_parts: int
+    ) -> Tensor:
+        try:
+            parts = stratified_parts(
+                labels[samples].numpy(), keys[samples.numpy()], num_parts=num_parts, seed=0
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{self._cached.cache.path} has a target of {len(samples):,} rows, too few for "
+                f"{num_parts} parts: {error}. Raise `prepare.held_out_fraction`, or set "
+                "`select.influence.standard_error_groups = 0` and a number for "
+                "`select.influence.l2`."
+            ) from error
+        return torch.from_numpy(parts)
+
+    def _external(self) -> tuple[Target, NDArray[np.uint8]]:
+        """The samples of another cache of the same network."""
+        assert self._settings.external is not None, "the configuration was checked"
+        cache = TeacherCache.open(self._settings.external)
+        cache.require_features()
+        own = self._seen.cache
+        if cache.manifest.identity.weights != own.manifest.identity.weights:
+            raise ArtefactMismatch(
+                f"{cache.path} is of another network than {own.path}: weights "
+                f"{short(cache.manifest.identity.weights)} (expected "
+                f"{short(own.manifest.identity.weights)}). Cache the target with the same one."
+            )
+        self._require_apart(cache)
+        rows = np.arange(cache.shape.num_samples)
+        joined = Joined(rows=rows, accepted=())
+        outside = HydratedCache(cache=cache, joined=joined, folder=self._cached.folder)
+        labels = torch.from_numpy(np.ascontiguousarray(cache.labels))
+        return self._target(outside, torch.from_numpy(rows), labels, cache.keys), cache.keys
+
+    def _require_apart(self, cache: TeacherCache) -> None:
+        """No sample of the target is scored, and none is a test image."""
+        forbidden = (
+            ("training", self._keys[self._inputs.training.numpy()], "they are what is scored"),
+            ("test", self._dataset.eval.samples.keys, "what is chosen by them cannot be tested"),
+        )
+        for name, keys, because in forbidden:
+            shared = len(_texts(cache.keys) & _texts(keys))
+            if shared:
+                raise ArtefactMismatch(
+                    f"{cache.path} has {shared:,} of the {name} images of {self._dataset.folder} "
+                    f"(expected none as select.influence.external: {because}). Choose others."
+                )
+
+
+def _texts(keys: NDArray[np.uint8]) -> set[bytes]:
+    return {key.tobytes() for key in keys}

@@ -1,0 +1,179 @@
+"""Are the influence tests awake? Break the code in seven known ways and run them each time.
+
+    python tests/mutants.py
+
+Every mutant is a mistake that some public library has made. Prints which test failed first;
+exits 1 if a mutant lives.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+PROJECT = Path(__file__).parents[1]
+COPIED = ("pipeline", "stages", "tests", "pyproject.toml")
+TESTS = ("test_head_influence.py", "test_influence_oracles.py", "test_influence_truth.py")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One edit of one file; ``old`` must be there exactly once."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "transposed eigenbasis",
+        "pipeline/methods/head_ekfac.py",
+        """\
+        rotated = self.class_basis.T @ right_side @ self.input_basis
+        return self.class_basis @ (rotated / (self.eigenvalues + self.l2)) @ self.input_basis.T
+""",
+        """\
+        rotated = self.class_basis @ right_side @ self.input_basis.T
+        return self.class_basis.T @ (rotated / (self.eigenvalues + self.l2)) @ self.input_basis
+""",
+    ),
+    Mutant(
+        "bias appended by flatten and reshape",
+        "pipeline/methods/head_rows.py",
+        "    return F.pad(features, (0, 1), value=1.0)\n",
+        """\
+    ones = torch.ones_like(features[:, 0])
+    return torch.cat([features.flatten(), ones]).reshape(len(features), -1)
+""",
+    ),
+    Mutant(
+        "sum of per-batch inverses",
+        "pipeline/methods/head_solver.py",
+        """\
+    right_side = right_side.double()
+    _require_right_side(right_side, linear=linear)
+""",
+        """\
+    right_side = right_side.double()
+    whole, rows = linear.problem, linear.problem.rows_per_chunk
+    if whole.num_samples > rows:
+        batches = torch.arange(whole.num_samples).split(rows)
+        parts = [whole.part(batch).linearise(linear.weight) for batch in batches]
+        found = [solve(part, right_side, rtol=rtol) for part in parts]
+        return HeadSolution(
+            solution=torch.stack([part.solution for part in found]).sum(dim=0),
+            relative_residual=max(part.relative_residual for part in found),
+            iterations=max(part.iterations for part in found),
+        )
+    _require_right_side(right_side, linear=linear)
+""",
+    ),
+    Mutant(
+        "wrong sign",
+        "pipeline/methods/head_influence.py",
+        "remove.add((residuals * pulls)",
+        "remove.add(-(residuals * pulls)",
+    ),
+    Mutant(
+        "missing 1 / N",
+        "pipeline/methods/head_influence.py",
+        "scaled = values.double() / self._problem.num_samples\n",
+        "scaled = values.double()\n",
+    ),
+    Mutant(
+        "mean over views before the outer product",
+        "pipeline/methods/head_influence.py",
+        "            remove.add((residuals * pulls).sum(dim=1), group=group)\n",
+        """\
+            views = (linear.problem.num_views, -1, pulls.shape[1])
+            products = residuals.reshape(views).mean(dim=0) * pulls.reshape(views).mean(dim=0)
+            remove.add(products.sum(dim=1).repeat(linear.problem.num_views), group=group)
+""",
+    ),
+    Mutant(
+        "regularised bias",
+        "pipeline/methods/head_problem.py",
+        "        mask[:, -1] = float(self.regularise_bias)\n",
+        "        mask[:, -1] = 1.0\n",
+    ),
+)
+
+
+def copy_project(folder: Path) -> Path:
+    for name in COPIED:
+        source = PROJECT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, folder / name)
+    for script in PROJECT.glob("cli*.py"):
+        shutil.copy2(script, folder / script.name)
+    return folder
+
+
+def break_it(folder: Path, mutant: Mutant) -> None:
+    path = folder / mutant.file
+    text = path.read_text()
+    found = text.count(mutant.old)
+    if found != 1:
+        raise SystemExit(
+            f"{mutant.name}: the code to change is in {mutant.file} {found} times (expected once). "
+            "Bring the list in tests/mutants.py up to date."
+        )
+    path.write_text(text.replace(mutant.old, mutant.new))
+
+
+def first_failure(folder: Path) -> str | None:
+    """The first test that fails in a copy of the project; None if all pass."""
+    tests = [f"tests/{name}" for name in TESTS]
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode == 0:
+        return None
+    failed = re.search(r"^FAILED tests/(\S+)", ran.stdout, re.MULTILINE)
+    if ran.returncode != 1 or failed is None:
+        raise SystemExit(f"the tests did not run:\n{ran.stdout}{ran.stderr}")
+    return failed[1]
+
+
+def killed_by(mutant: Mutant | None) -> str | None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = copy_project(Path(name))
+        if mutant is not None:
+            break_it(folder, mutant)
+        return first_failure(folder)
+
+
+def main() -> int:
+    broken = killed_by(None)
+    if broken is not None:
+        raise SystemExit(f"the tests fail without a mutant: {broken}")
+    table = Table("mutant", Column("killed by", overflow="fold"), "seconds")
+    survivors = 0
+    for mutant in MUTANTS:
+        started = time.perf_counter()
+        killer = killed_by(mutant)
+        survivors += killer is None
+        seconds = f"{time.perf_counter() - started:.0f}"
+        table.add_row(mutant.name, killer or "NOTHING: it lives", seconds)
+    Console(width=120).print(table)
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
