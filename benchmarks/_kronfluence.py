@@ -6,6 +6,9 @@ loss as the one aggregated query. Its scores are sums over rows, hence the 1 / (
 
 import logging
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +81,7 @@ def kronfluence_fit(
         problem.distilled.float(),
     )
     query = TensorDataset(features.float(), labels)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quietly():
         analyzer = Analyzer(
             "head",
             prepare_model(model, task),
@@ -108,3 +111,16 @@ def kronfluence_fit(
         eigenvalues=factors["lambda_matrix"] / factors["num_lambda_processed"],
         removal=scores.double() / (len(rows) * len(query)),
     )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Its log level becomes everybody's, and it calls what torch has since renamed."""
+    root = logging.getLogger()
+    level = root.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            yield
+        finally:
+            root.setLevel(level)

@@ -235,7 +235,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="numbers of every refit go there")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("kronfluence").setLevel(logging.ERROR)
     torch.set_num_threads(num_cores())
     config = load_config(arguments.config or DIGITS, overrides=arguments.set)
     if arguments.config is None:
@@ -250,6 +249,7 @@ def main() -> None:
         for setting in chosen:
             results[setting] = measure(setting, data, bar)
             tell(setting, results[setting], num_rows)
+            sys.stdout.flush()
     tell_summary(results)
     seconds = time.perf_counter() - started
     print(f"\n{sum(map(num_refits, chosen)):,} refits, {seconds:.0f} s; {versions()}")

@@ -10,6 +10,7 @@ Shapes: N scored samples, K views, D features, C classes.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -28,11 +29,11 @@ from pipeline.methods.head_influence import RowScores, score_added, score_diffic
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_sets import undistil_effect
 from pipeline.methods.head_solver import NotConverged, fit
-from pipeline.methods.label_issues import label_issues
+from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.methods.parameter_change import undistil_order
 from pipeline.progress import Progress, progress
 from pipeline.scoring_points import Point, Solver, score_point
-from pipeline.targets import Targets
+from pipeline.targets import Target, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,17 @@ class ScoredRows:
     """A head to begin at, (C, D + 1)."""
     clean: Rows
     """Features of the clean view, (1, N, D)."""
-    folds: Tensor
-    """Of heads that are to predict rows that they have not seen, (N,) int64."""
+    folds: Tensor | None
+    """Of heads that are to predict rows that they have not seen, (N,) int64; None: none are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """Diagnostics at the all-distilled head; `artefacts.scores.Diagnostics` tells what they are."""
+
+    target_weight_cosine: float
+    rank_stability: dict[str, float] = field(default_factory=dict)
+    second_order_gain: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +95,7 @@ class Influence:
     """Columns of `artefacts.scores`, (N,)."""
     solves: list[SolveRecord]
     l2_grid: list[tuple[float, float]]
-    target_weight_cosine: float
-    rank_stability: dict[str, float]
-    second_order_gain: float | None
+    details: Details
 
 
 def score_influence(rows: ScoredRows, targets: Targets, settings: InfluenceSettings) -> Influence:
@@ -162,7 +170,12 @@ class _Run:
 
     def influence(self) -> Influence:
         self._bar.advance(1, note="all distilled")
-        undistil, distilled = self._undistil(torch.ones(self._num_rows), "all distilled")
+        undistil = _Sums()
+        details = None
+        for positions, target, point in self._points(torch.ones(self._num_rows), "all distilled"):
+            undistil.add(point.scores.dloss_undistill, positions, self._num_rows)
+            details = details or self._details(positions, target, point)
+        assert details is not None, "there is at least one target"
         columns = {
             "dloss_undistill": undistil.mean.numpy(),
             "dloss_undistill_se": undistil.error.numpy(),
@@ -172,16 +185,8 @@ class _Run:
             **self._issues(),
             "undistil_order": self._order(),
         }
-        wants_more = self._settings.diagnostics
-        stability = self._stability() if wants_more else {}
-        gain = self._gain(distilled, undistil.mean) if wants_more else None
         return Influence(
-            columns=columns,
-            solves=self._solves,
-            l2_grid=self._l2_grid,
-            target_weight_cosine=distilled.cosine,
-            rank_stability=stability,
-            second_order_gain=gain,
+            columns=columns, solves=self._solves, l2_grid=self._l2_grid, details=details
         )
 
     def _chosen_l2(self) -> float:
@@ -212,7 +217,10 @@ class _Run:
                 return l2
             l2 *= 10**0.5
 
-    def _problem(self, l2: float, *, distilled: Tensor | None) -> HeadProblem:
+    def _problem(
+        self, l2: float, *, distilled: Tensor | None, positions: Tensor | None = None
+    ) -> HeadProblem:
+        """All rows, or some (positions, ascending), in the precision that they are worth."""
         rows, settings = self._rows, self._settings
         problem = HeadProblem(
             features=rows.features,
@@ -222,35 +230,31 @@ class _Run:
             kd_weight=0.0 if distilled is None else settings.kd_weight,
             temperature=settings.temperature,
             l2=l2,
-            hessian_samples=_subsample(self._num_rows, settings.hessian_subsample),
         )
-        return with_precision(problem, num_classes=len(rows.start))
+        if positions is not None and len(positions) < self._num_rows:
+            problem = problem.part(positions)
+        few = _subsample(problem.num_samples, settings.hessian_subsample)
+        return with_precision(replace(problem, hessian_samples=few), num_classes=len(rows.start))
 
-    def _points(self, distilled: Tensor, name: str) -> list[tuple[Tensor, Point]]:
-        """Positions of the rows that were scored and the scores, for each target."""
-        problem, points = self._problem(self._l2, distilled=distilled), []
+    def _points(self, distilled: Tensor, name: str) -> Iterator[tuple[Tensor, Target, Point]]:
+        """Positions of the rows that were scored, the target, the scores; for each target."""
         for positions, target in self._targets.each(self._num_rows):
-            part = problem if len(positions) == self._num_rows else problem.part(positions)
             point = score_point(
-                part, target, start=self._start, name=name, solver=self._settings.solver
+                self._problem(self._l2, distilled=distilled, positions=positions),
+                target,
+                start=self._start,
+                name=name,
+                solver=self._settings.solver,
             )
             self._solves.append(point.record)
             self._start = point.linear.weight
-            points.append((positions, point))
-        return points
-
-    def _undistil(self, distilled: Tensor, name: str) -> tuple[_Sums, Point]:
-        """dloss_undistill where ``distilled`` are, and the last head."""
-        sums, points = _Sums(), self._points(distilled, name)
-        for positions, point in points:
-            sums.add(point.scores.dloss_undistill, positions, self._num_rows)
-        return sums, points[-1][1]
+            yield positions, target, point
 
     def _at_hard(self) -> dict[str, NDArray[np.generic]]:
         self._bar.advance(1, note="all hard")
         swap, remove, added = _Sums(), _Sums(), _Sums()
         own, leverage = [], []
-        for positions, point in self._points(torch.zeros(self._num_rows), "all hard"):
+        for positions, _, point in self._points(torch.zeros(self._num_rows), "all hard"):
             swap.add(point.scores.dloss_swap, positions, self._num_rows)
             remove.add(point.scores.dloss_remove, positions, self._num_rows)
             added.add(score_added(point.linear, point.solution), positions, self._num_rows)
@@ -272,8 +276,10 @@ class _Run:
         current = torch.full_like(scores, torch.nan)
         for number in range(self._settings.rounds):
             self._bar.advance(1, note=f"round {number + 1}")
-            selected = (scores > 0).double()
-            current = scores = self._undistil(selected, f"selected, round {number + 1}")[0].mean
+            sums, name = _Sums(), f"selected, round {number + 1}"
+            for positions, _, point in self._points((scores > 0).double(), name):
+                sums.add(point.scores.dloss_undistill, positions, self._num_rows)
+            current = scores = sums.mean
         return current
 
     def _issues(self) -> dict[str, NDArray[np.generic]]:
@@ -281,18 +287,21 @@ class _Run:
         if not self._settings.label_issues:
             return {}
         self._bar.advance(1, note="label issues")
-        rows = self._rows
-        heads = cross_fit(rows.clean, rows.labels, folds=rows.folds, l2=self._l2, start=rows.start)
-        probs = torch.cat(
-            [
-                heads.logits_of(read_rows(rows.clean, part)[0], rows.folds[part]).softmax(dim=1)
-                for part in _runs(self._num_rows)
-            ]
+        rows, folds = self._rows, self._rows.folds
+        assert folds is not None, "there are some where issues are asked for"
+        heads = cross_fit(rows.clean, rows.labels, folds=folds, l2=self._l2, start=rows.start)
+
+        def probs_of(part: slice) -> Tensor:
+            return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)
+
+        # Twice, because the probabilities of all rows may be more than fits into memory.
+        parts = [(part, rows.labels[part]) for part in _runs(self._num_rows)]
+        own = torch.cat(
+            [probs_of(part).gather(1, labels[:, None]).squeeze(1) for part, labels in parts]
         )
-        return {
-            "label_issue": label_issues(probs, rows.labels).numpy(),
-            "p_refit": probs.gather(1, rows.labels[:, None]).squeeze(1).numpy(),
-        }
+        usual = confident_thresholds(own, rows.labels, num_classes=len(rows.start))
+        issues = [label_issues(probs_of(part), labels, thresholds=usual) for part, labels in parts]
+        return {"label_issue": torch.cat(issues).numpy(), "p_refit": own.numpy()}
 
     def _order(self) -> NDArray[np.generic]:
         if not self._settings.param_change:
@@ -304,34 +313,46 @@ class _Run:
         )
         return undistil_order(fitted.linear, factors=ekfac(fitted.linear)).numpy()
 
-    def _stability(self) -> dict[str, float]:
+    def _details(self, positions: Tensor, target: Target, point: Point) -> Details:
+        """Diagnostics of the first target: what holds there holds for the others."""
+        if not self._settings.diagnostics:
+            return Details(target_weight_cosine=point.cosine)
+        harmful = _undistilled(point) <= 0
+        effect = undistil_effect(point.linear, harmful, target=target.as_problem())
+        return Details(
+            target_weight_cosine=point.cosine,
+            rank_stability=self._stability(positions, target, point),
+            second_order_gain=effect.second_order,
+        )
+
+    def _stability(self, positions: Tensor, target: Target, point: Point) -> dict[str, float]:
         """Spearman correlation of dloss_undistill with itself at other l2."""
-        positions, target = next(self._targets.each(self._num_rows))
         few = _subsample(len(positions), STABILITY_ROWS)
+        here = None if few is not None else _undistilled(point)
         positions = positions if few is None else positions[few]
-        target = replace(target, groups=None)
+        target, weight = replace(target, groups=None), point.linear.weight
 
         def scores(factor: float) -> Tensor:
-            problem = self._problem(self._l2 * factor, distilled=torch.ones(self._num_rows))
-            part = problem if len(positions) == self._num_rows else problem.part(positions)
-            point = score_point(
-                part, target, start=self._start, name=f"l2 {part.l2:.1e}", solver="exact"
+            problem = self._problem(
+                self._l2 * factor, distilled=torch.ones(self._num_rows), positions=positions
             )
-            assert point.scores.dloss_undistill is not None, "the rows have soft labels"
-            return point.scores.dloss_undistill.mean
+            name = f"l2 {problem.l2:.1e}"
+            return _undistilled(
+                score_point(problem, target, start=weight, name=name, solver="exact")
+            )
 
-        here = scores(1.0)
+        here = scores(1.0) if here is None else here
         found = {}
         for name, factor in STABILITY_FACTORS.items():
             self._bar.advance(1, note=name)
             found[name] = _spearman(here, scores(factor))
         return found
 
-    def _gain(self, point: Point, scores: Tensor) -> float:
-        """Of un-distilling every row that dloss_undistill says to."""
-        positions, target = list(self._targets.each(self._num_rows))[-1]
-        harmful = (scores <= 0)[positions]
-        return undistil_effect(point.linear, harmful, target=target.as_problem()).second_order
+
+def _undistilled(point: Point) -> Tensor:
+    """dloss_undistill of the rows of a point."""
+    assert point.scores.dloss_undistill is not None, "the rows have soft labels"
+    return point.scores.dloss_undistill.mean
 
 
 def _subsample(num_rows: int, wanted: int | None) -> Tensor | None:

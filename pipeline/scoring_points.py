@@ -70,8 +70,9 @@ def score_point(
         if groups is not None:
             groups = _solved(linear, groups, factors, solver, rtol=_GROUP_RTOL).solution
     except NotConverged as error:
+        more = "" if problem.hessian_samples is None else " or `select.influence.hessian_subsample`"
         raise PipelineError(
-            f"influence with {name} rows: {error} Set a larger `select.influence.l2`."
+            f"influence with {name} rows: {error} Set a larger `select.influence.l2`{more}."
         ) from error
     except ValueError as error:
         raise PipelineError(f"influence with {name} rows: {error}") from error

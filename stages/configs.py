@@ -311,9 +311,21 @@ class SelectConfig(Section):
         because = f"revision = {self.revision!r}, strategy = {self.strategy!r}"
         _refuse_unused(self, unused, because=because)
         self._require_one_bound()
-        if self.score == "dloss_current" and self.influence.rounds == 0:
-            raise ValueError("influence.rounds must be at least 1 for score = 'dloss_current'")
+        self._require_what_the_strategy_reads()
         return self
+
+    def _require_what_the_strategy_reads(self) -> None:
+        influence = self.influence
+        if self.score == "dloss_current" and influence.rounds == 0:
+            raise ValueError("influence.rounds must be at least 1 for score = 'dloss_current'")
+        if self.strategy == "label-issue-free" and not influence.label_issues:
+            raise ValueError("influence.label_issues must be true for strategy 'label-issue-free'")
+        if self.standard_errors > 0 and influence.standard_error_groups == 0:
+            raise ValueError(
+                "influence.standard_error_groups must be at least 2 for standard_errors above 0"
+            )
+        if self.standard_errors > 0 and self.score == "dloss_current":
+            raise ValueError("score 'dloss_current' has no standard_errors; remove one of them")
 
     def _require_one_bound(self) -> None:
         """A fraction or a threshold, and not both."""

@@ -11,14 +11,14 @@ from pipeline.artefacts import scores as score_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, ScoreTable
 from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.errors import ConfigError
-from pipeline.provenance import array_sha256
+from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.provenance import array_sha256, short
 from pipeline.repair import TeacherRows
 from pipeline.scoring import TRUSTED_SHARE, Influence, InfluenceSettings, score_influence
 from stages.cache_places import made_cache
 from stages.configs import Config, SelectConfig
 from stages.influence_sources import Sources
-from stages.requests import score_identity
+from stages.requests import influence_target, score_identity
 from stages.selection_columns import Clean
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,15 @@ def open_scores(
     path = score_format.score_path(config.selections_folder, identity.id)
     if path.exists():
         table = ScoreTable.open(path)
-        table.require_samples(dataset.train.samples.keys)
+        table.require_samples(dataset.train.samples)
+        if table.id != identity.id:
+            raise ArtefactMismatch(
+                f"{path} has the scores of other settings: id {short(table.id)} (expected "
+                f"{short(identity.id)}). Remove it, or give it back its name."
+            )
         logger.info("%s exists, nothing is scored again", path)
         return table
-    _require_rows(cached.cache, inputs)
+    _require_rows(config.select, cached.cache, inputs)
     sources = Sources.of(config.select, cached, dataset, inputs)
     influence = score_influence(sources.rows, sources.targets, _settings(config.select))
     record = _record(identity, influence, sources, leak=_leak(config, cached.cache, dataset))
@@ -55,10 +60,14 @@ def open_scores(
     return ScoreTable.open(path)
 
 
-def _require_rows(cache: TeacherCache, inputs: Clean) -> None:
+def _require_rows(config: SelectConfig, cache: TeacherCache, inputs: Clean) -> None:
     """Refuse what no head can be fitted to."""
     cache.require_features()
-    for name, rows in (("training", inputs.training), ("held-out", inputs.held_out)):
+    target = influence_target(config, cache)
+    needed = [("training", inputs.training)]
+    if target == "held-out" or config.influence.l2 == "auto":
+        needed.append(("held-out", inputs.held_out))
+    for name, rows in needed:
         if len(rows) == 0:
             raise ConfigError(
                 f"{cache.path} has none of the {name} images (expected some, for influence). "
@@ -71,7 +80,7 @@ def _require_rows(cache: TeacherCache, inputs: Clean) -> None:
             "influence). Choose another `select.strategy`."
         )
     absent = sorted(set(classes.tolist()) - set(inputs.labels[inputs.held_out].tolist()))
-    if absent:
+    if absent and target == "held-out":
         raise ConfigError(
             f"{cache.path}: the held-out rows have no sample of class {absent[0]}"
             f"{f' and {len(absent) - 1} others' if len(absent) > 1 else ''} (expected some of "
@@ -107,15 +116,15 @@ def _record(
         diagnostics=Diagnostics(
             effective_parameters=max(solve.effective_parameters for solve in solves),
             sum_rule_error=max(solve.sum_rule_error for solve in solves),
-            target_weight_cosine=influence.target_weight_cosine,
+            target_weight_cosine=influence.details.target_weight_cosine,
             l2_grid=influence.l2_grid,
-            rank_stability=influence.rank_stability,
+            rank_stability=influence.details.rank_stability,
             leak=leak,
             target=sources.target,
             target_digest=array_sha256(sources.target_keys),
             target_in_sample=sources.target_in_sample,
             num_target=len(sources.target_keys),
-            second_order_gain=influence.second_order_gain,
+            second_order_gain=influence.details.second_order_gain,
         ),
     )
 

@@ -102,7 +102,8 @@ class _Builder:
         cache = TeacherCache.open(self._settings.proxy)
         cache.require_features()
         samples = self._dataset.train.samples
-        joined = join_samples(cache, samples, place=str(self._dataset.train.path))
+        place, accept = str(self._dataset.train.path), self._config.accept_mismatch
+        joined = join_samples(cache, samples, place=place, accept=accept)
         needed = torch.cat([self._inputs.training, self._inputs.held_out]).numpy()
         if not joined.known[needed].all():
             raise ArtefactMismatch(
@@ -166,7 +167,10 @@ class _Builder:
             weight, bias = weight @ basis, bias + weight @ centre
         return torch.cat([weight, bias[:, None]], dim=1)
 
-    def _folds(self) -> Tensor:
+    def _folds(self) -> Tensor | None:
+        """Of the training rows; None where nothing is predicted by a head of the others."""
+        if self._target_kind != "cross-fit" and not self._settings.label_issues:
+            return None
         training = self._inputs.training
         try:
             folds = stratified_folds(
@@ -178,36 +182,60 @@ class _Builder:
         except ValueError as error:
             raise ConfigError(
                 f"{self._cached.cache.path} has {len(training):,} training rows, too few for "
-                f"{self._settings.folds} folds: {error}. Lower `select.influence.folds`, or choose "
-                "another `select.strategy`."
+                f"{self._settings.folds} folds: {error}. Lower `select.influence.folds`, set "
+                "`select.influence.label_issues = false`, or choose another `select.strategy`."
             ) from error
         return torch.from_numpy(folds)
 
     def _targets(self, rows: ScoredRows) -> tuple[Targets, NDArray[np.uint8], bool]:
         """The targets, the keys of their samples, and whether the teacher was trained on them."""
-        held_out = self._inputs.held_out
-        whole = self._target(self._seen, held_out, self._inputs.labels, self._keys)
+        held_out, own = self._inputs.held_out, (self._inputs.labels, self._keys)
         if self._target_kind == "cross-fit":
-            folded = Target(features=rows.clean, labels=rows.labels)
-            targets = Targets(target=folded, folds=rows.folds, choosing=whole)
+            assert rows.folds is not None, "the target is cut along them"
+            folded = Target(
+                features=rows.clean, labels=rows.labels, groups=self._groups_of_folds(rows.folds)
+            )
+            choosing = self._choosing_target(held_out)
+            targets = Targets(target=folded, folds=rows.folds, choosing=choosing)
             return targets, self._keys[self._inputs.training.numpy()], True
         if self._target_kind == "external":
             outside, keys = self._external()
-            return Targets(target=outside, choosing=whole), keys, False
-        in_sample = self._cached.cache.summary.target_in_sample
+            return Targets(target=outside, choosing=self._choosing_target(held_out)), keys, False
         chooses = self._choosing(held_out)
         targets = Targets(
-            target=self._target(self._seen, held_out[~chooses], self._inputs.labels, self._keys),
-            choosing=self._target(self._seen, held_out[chooses], self._inputs.labels, self._keys),
+            target=self._target(self._seen, held_out[~chooses], *own),
+            choosing=self._choosing_target(held_out[chooses]),
         )
+        in_sample = self._cached.cache.summary.target_in_sample
         return targets, self._keys[held_out[~chooses].numpy()], in_sample
+
+    def _choosing_target(self, samples: Tensor) -> Target:
+        """Held-out rows of which only the loss is asked."""
+        features = self._features(self._seen, (0,), samples)
+        return Target(features=features, labels=self._inputs.labels[samples])
+
+    def _groups_of_folds(self, folds: Tensor) -> Tensor | None:
+        """The parts of every fold for its standard errors, (N,) int64."""
+        training, groups = self._inputs.training, torch.empty_like(folds)
+        for fold in range(self._settings.folds):
+            parts = self._groups(training[folds == fold], self._inputs.labels, self._keys)
+            if parts is None:
+                return None
+            groups[folds == fold] = parts
+        return groups
 
     def _choosing(self, held_out: Tensor) -> Tensor:
         """Which held-out rows choose l2, (M,) bool; none where it is given."""
         if self._settings.l2 != "auto":
             return torch.zeros(len(held_out), dtype=torch.bool)
-        parts = self._parts(held_out, self._inputs.labels, self._keys, CHOOSING_PARTS)
-        return parts == 0
+        if len(held_out) < 2 * CHOOSING_PARTS:
+            raise ConfigError(
+                f"{self._cached.cache.path} has {len(held_out):,} held-out rows (expected at least "
+                f"{2 * CHOOSING_PARTS} to choose l2 by a part of them). Raise "
+                "`prepare.held_out_fraction`, or set a number for `select.influence.l2`."
+            )
+        labels, keys = self._inputs.labels, self._keys
+        return _parts(held_out, labels, keys, num_parts=CHOOSING_PARTS) == 0
 
     def _target(
         self,
@@ -216,28 +244,17 @@ class _Builder:
         labels: Tensor,
         keys: NDArray[np.uint8],
     ) -> Target:
-        groups = self._settings.standard_error_groups
         return Target(
             features=self._features(cached, (0,), samples),
             labels=labels[samples],
-            groups=self._parts(samples, labels, keys, groups) if groups and len(samples) else None,
+            groups=self._groups(samples, labels, keys),
         )
 
-    def _parts(
-        self, samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], num_parts: int
-    ) -> Tensor:
-        try:
-            parts = stratified_parts(
-                labels[samples].numpy(), keys[samples.numpy()], num_parts=num_parts, seed=0
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"{self._cached.cache.path} has a target of {len(samples):,} rows, too few for "
-                f"{num_parts} parts: {error}. Raise `prepare.held_out_fraction`, or set "
-                "`select.influence.standard_error_groups = 0` and a number for "
-                "`select.influence.l2`."
-            ) from error
-        return torch.from_numpy(parts)
+    def _groups(self, samples: Tensor, labels: Tensor, keys: NDArray[np.uint8]) -> Tensor | None:
+        """The parts of a target for its standard errors, (M,) int64; None for no errors."""
+        # Two samples a group at least: a small target has fewer groups, or no errors.
+        num_groups = min(self._settings.standard_error_groups, len(samples) // 2)
+        return _parts(samples, labels, keys, num_parts=num_groups) if num_groups > 1 else None
 
     def _external(self) -> tuple[Target, NDArray[np.uint8]]:
         """The samples of another cache of the same network."""
@@ -259,11 +276,15 @@ class _Builder:
         return self._target(outside, torch.from_numpy(rows), labels, cache.keys), cache.keys
 
     def _require_apart(self, cache: TeacherCache) -> None:
-        """No sample of the target is scored, and none is a test image."""
-        forbidden = (
-            ("training", self._keys[self._inputs.training.numpy()], "they are what is scored"),
-            ("test", self._dataset.eval.samples.keys, "what is chosen by them cannot be tested"),
-        )
+        """No sample of the target is scored, chooses l2, or is a test image."""
+        inputs, test = self._inputs, self._dataset.eval.samples.keys
+        forbidden = [
+            ("training", self._keys[inputs.training.numpy()], "they are what is scored"),
+            ("test", test, "what is chosen by them cannot be tested"),
+        ]
+        if self._settings.l2 == "auto":
+            choosing = self._keys[inputs.held_out.numpy()]
+            forbidden.append(("held-out", choosing, "they choose l2"))
         for name, keys, because in forbidden:
             shared = len(_texts(cache.keys) & _texts(keys))
             if shared:
@@ -271,6 +292,12 @@ class _Builder:
                     f"{cache.path} has {shared:,} of the {name} images of {self._dataset.folder} "
                     f"(expected none as select.influence.external: {because}). Choose others."
                 )
+
+
+def _parts(samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], *, num_parts: int) -> Tensor:
+    """The part of each of some samples, (M,) int64."""
+    own, rows = labels[samples].numpy(), keys[samples.numpy()]
+    return torch.from_numpy(stratified_parts(own, rows, num_parts=num_parts, seed=0))
 
 
 def _texts(keys: NDArray[np.uint8]) -> set[bytes]:

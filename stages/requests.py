@@ -14,7 +14,7 @@ from pipeline.artefacts.soft_labels import SoftLabelIdentity
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ConfigError
-from pipeline.provenance import Json, array_sha256, identity
+from pipeline.provenance import Json, identity
 from pipeline.runtime import resolve_runtime
 from stages.configs import (
     INFLUENCE_STRATEGIES,
@@ -81,7 +81,7 @@ def soft_label_identity(
     return SoftLabelIdentity(
         cache=cache.id,
         root=cache.root,
-        rows=array_sha256(dataset.train.samples.keys),
+        rows=dataset.train.samples.in_order,
         # A refitted head gives all logits, whatever the cache keeps of the teacher's.
         top_k=0 if config.repair == "head" else cache.manifest.identity.top_k,
         accepted=tuple(sorted(config.accept_mismatch)),
@@ -123,7 +123,7 @@ def score_identity(config: Config, cache: TeacherCache, dataset: Dataset) -> Sco
     return ScoreIdentity(
         cache=cache.id,
         root=cache.root,
-        rows=array_sha256(dataset.train.samples.keys),
+        rows=dataset.train.samples.in_order,
         held_out=dataset.held_out_digest,
         accepted=tuple(sorted(select.accept_mismatch)),
         settings=settings,

@@ -220,12 +220,11 @@ def _select(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) -
         class_quota=config.class_quota,
         beta=(config.beta_mean, config.beta_concentration) if config.strategy == "beta" else None,
     )
+    scores = _scores(config, inputs, influence)
+    errors = _errors(config, influence) if uses_errors else None
     try:
         samples = Samples(
-            labels=inputs.labels.numpy(),
-            candidates=candidates,
-            scores=_scores(config, inputs, influence),
-            errors=_errors(config, influence) if uses_errors else None,
+            labels=inputs.labels.numpy(), candidates=candidates, scores=scores, errors=errors
         )
         return select_samples(config.strategy, samples, rule=rule, seed=config.seed)
     except ValueError as error:
@@ -243,11 +242,6 @@ def _scores(
     if influence is None:
         return None
     if config.strategy == "label-issue-free":
-        if not config.influence.label_issues:
-            raise ConfigError(
-                "select.influence.label_issues is false and strategy = 'label-issue-free' reads "
-                "them. Remove it."
-            )
         return 1.0 - influence.frame["label_issue"].fillna(True).to_numpy(dtype=np.float64)
     column = {"beta": "self_influence", "param-change": "undistil_order"}.get(
         config.strategy, config.score
@@ -258,17 +252,15 @@ def _scores(
 
 def _errors(config: SelectConfig, influence: ScoreTable | None) -> NDArray[np.float64]:
     """Standard errors of the selecting score."""
-    name = f"{config.score}_se"
-    if (
-        influence is None
-        or name not in influence.frame
-        or not config.influence.standard_error_groups
-    ):
+    assert influence is not None, "the strategy reads scores"
+    errors = influence.frame[f"{config.score}_se"].to_numpy(dtype=np.float64)
+    if np.isnan(errors).all():
         raise ConfigError(
-            f"select.standard_errors is {config.standard_errors:g} and {config.score} has no "
-            "standard errors. Set `select.influence.standard_error_groups`, or another score."
+            f"{influence.path} has no standard errors: its target has "
+            f"{influence.record.diagnostics.num_target:,} samples (expected at least 4). Raise "
+            "`prepare.held_out_fraction`, or set `select.standard_errors = 0`."
         )
-    return influence.frame[name].to_numpy(dtype=np.float64)
+    return errors
 
 
 def _record(

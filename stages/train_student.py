@@ -158,10 +158,10 @@ def _require_belonging(table: SelectionTable, soft: SoftLabels, dataset: Dataset
             f"{soft.path} has {soft.record.shape[1]:,} rows of {soft.num_classes} classes "
             f"(expected {shape[0]:,} of {shape[1]}). Run `heartcut select` on this data."
         )
-    rows = array_sha256(dataset.train.samples.keys)
+    rows = dataset.train.samples.in_order
     if soft.record.identity.rows != rows:
         raise ArtefactMismatch(
-            f"{soft.path} has its rows in another order than {dataset.train.path}: "
+            f"{soft.path} has other rows than {dataset.train.path}, or in another order: "
             f"{short(soft.record.identity.rows)} (expected {short(rows)}). Run `heartcut select` "
             "on this data."
         )

@@ -145,3 +145,55 @@ def sealed_cache(
         )
     writer.seal(summary_of(num_views))
     return TeacherCache.open(folder)
+
+
+def rewritten(
+    source: TeacherCache,
+    folder: Path,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    keys: NDArray[np.uint8] | None = None,
+    features: NDArray[np.generic] | None = None,
+    weights: str | None = None,
+    target_in_sample: bool | None = None,
+) -> TeacherCache:
+    """A sealed cache of some rows of another, in the order of ``rows``, with something changed.
+
+    ``keys`` are of these rows; ``features``, (V, N, D), are of all rows of the source.
+    """
+    rows = np.arange(source.shape.num_samples) if rows is None else rows
+    samples = Samples(
+        keys=source.keys[rows] if keys is None else keys,
+        labels=source.labels[rows],
+        pixels=source.pixels[rows],
+    )
+    views = range(source.shape.num_views)
+    arrays = {LOGITS: np.stack([source.logits(view)[rows] for view in views])}
+    changes = {"fingerprint": samples.fingerprint, "pixel_digest": samples.pixel_digest}
+    if weights is not None:
+        changes["weights"] = weights
+    if source.manifest.identity.features:
+        given = np.stack([source.features(v) for v in views]) if features is None else features
+        arrays[FEATURES] = given[:, rows].astype(np.float16)
+    writer = CacheWriter.begin(
+        open_objects(folder),
+        identity=source.manifest.identity.model_copy(update=changes),
+        shape=source.shape.model_copy(update={"num_samples": len(samples)}),
+        layout=CacheLayout(shard_rows=64),
+        contents=CacheContents(
+            labels=samples.labels,
+            keys=samples.keys,
+            pixels=samples.pixels,
+            head_weight=source.head[0],
+            head_bias=source.head[1],
+        ),
+    )
+    for unit in writer.units:
+        part = slice(*writer.manifest.rows_of(unit.shard))
+        kept = {name: values[unit.view, part] for name, values in arrays.items()}
+        writer.write(unit, kept, Note())
+    told = source.summary
+    if target_in_sample is not None:
+        told = told.model_copy(update={"target_in_sample": target_in_sample})
+    writer.seal(told)
+    return TeacherCache.open(folder)

@@ -8,9 +8,11 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from pipeline.methods.head_ekfac import ekfac
 from pipeline.methods.head_influence import heldout_gradient, score_rows, sum_rule_error
+from pipeline.methods.head_preconditioner import class_blocks
 from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_solver import NotConverged, ekfac, fit, solve
+from pipeline.methods.head_solver import NotConverged, fit, solve
 from tests.head_problems import (
     class_factor,
     data_hessian,
@@ -436,3 +438,115 @@ def test_labels_beyond_the_head_are_refused():
     problem = dataclasses.replace(problem_of(), soft_labels=None, distilled=None)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 2\)"):
         problem.loss(torch.zeros(2, 6))
+
+
+def large_problem(**settings):
+    """Enough rows for a fit to begin on a part of them."""
+    return problem_of(num_samples=20_000, num_features=6, rows_per_chunk=4096, **settings)
+
+
+def test_a_fit_that_begins_on_a_part_reaches_the_minimum_of_all():
+    problem = large_problem(temperature=4.0)
+    found = fit(problem, start=random_head(problem), gtol=1e-11)
+    assert problem.gradient(found.weight).norm() <= 1e-11
+    alone = refit(problem, found.weight + 1e-3 * random_head(problem, seed=5))
+    assert found.loss == pytest.approx(float(objective(problem, alone)), rel=1e-12)
+
+
+def test_a_warm_start_is_not_thrown_away():
+    problem = large_problem()
+    found = fit(problem, start=random_head(problem), gtol=1e-10)
+    near = found.weight + 1e-6 * random_head(problem, seed=8)
+    assert fit(problem, start=near, gtol=1e-9).iterations <= 1
+
+
+def test_curvature_of_some_samples_still_leads_to_the_minimum_of_all():
+    problem = problem_of(num_samples=400, l2=1e-3)
+    few = dataclasses.replace(problem, hessian_samples=torch.arange(0, 400, 16))
+    exact = fit(problem, start=random_head(problem), gtol=1e-11)
+    found = fit(few, start=random_head(problem), gtol=1e-8)
+    assert found.iterations > exact.iterations  # it had less to go by
+    assert_close(found.weight, exact.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_the_hessian_of_some_samples_is_that_of_the_problem_of_these_samples():
+    problem = problem_of(temperature=4.0, num_views=2)
+    rows = torch.arange(0, 40, 3)
+    few = dataclasses.replace(problem, hessian_samples=rows)
+    weight, direction = random_head(problem), random_head(problem, seed=3)
+    expected = dense_hessian(
+        dataclasses.replace(
+            problem,
+            features=problem.features[:, rows],
+            labels=problem.labels[rows],
+            soft_labels=problem.soft_labels[:, rows],
+            distilled=problem.distilled[rows],
+        ),
+        weight,
+    )
+    found = few.hvp(weight, direction)
+    assert_close(found.flatten(), expected @ direction.flatten(), rtol=1e-10, atol=1e-13)
+    assert_close(few.gradient(weight), problem.gradient(weight))
+    every = dataclasses.replace(problem, hessian_samples=torch.arange(40))
+    assert torch.equal(every.hvp(weight, direction), problem.hvp(weight, direction))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_float32_products_are_refined_to_the_float64_answer(temperature):
+    problem = problem_of(num_views=2, temperature=temperature, l2=1e-4)
+    mixed = dataclasses.replace(problem, products=torch.float32)
+    weight = random_head(problem)
+    right_side = heldout_gradient(weight, *heldout_of(problem))
+    exact = solve(problem.linearise(weight), right_side, rtol=1e-12).solution
+    found = solve(mixed.linearise(weight), right_side, rtol=1e-11)
+    assert found.relative_residual <= 1e-11
+    assert_close(found.solution, exact, rtol=1e-8, atol=1e-8 * float(exact.norm()))
+    rough = dataclasses.replace(mixed, dtype=torch.float32).linearise(weight)
+    assert not torch.allclose(rough.hvp(exact), problem.hvp(weight, exact), rtol=1e-10, atol=1e-13)
+
+
+def test_right_sides_that_are_solved_together_are_solved_alone():
+    problem = problem_of(temperature=4.0, l2=1e-4)
+    linear = problem.linearise(random_head(problem))
+    sides = torch.stack(
+        [heldout_gradient(linear.weight, *heldout_of(problem, seed=seed)) for seed in (2, 5, 9)]
+    )
+    together = solve(linear, sides, rtol=1e-11)
+    for side, solution in zip(sides, together.solution, strict=True):
+        assert_close(solution, solve(linear, side, rtol=1e-11).solution, rtol=1e-7, atol=1e-9)
+    factors = ekfac(linear)
+    assert_close(factors.inverse(sides)[1], factors.inverse(sides[1]))
+    assert_close(class_blocks(linear).inverse(sides)[2], class_blocks(linear).inverse(sides[2]))
+
+
+def test_class_blocks_are_the_diagonal_blocks_of_the_hessian():
+    problem = problem_of(temperature=4.0, num_views=2, regularise_bias=True)
+    weight = random_head(problem)
+    linear = problem.linearise(weight)
+    hessian = dense_hessian(problem, weight).reshape(4, 6, 4, 6)
+    factors = class_blocks(linear).factors
+    for label in range(4):
+        block = factors[label] @ factors[label].T
+        # Every row counts among those of the largest weight but for a few of 80.
+        assert_close(block, hessian[label, :, label], rtol=0.2, atol=0.05)
+    few = problem_of(num_samples=20, regularise_bias=True)
+    exact = class_blocks(few.linearise(weight)).factors
+    hessian = dense_hessian(few, weight).reshape(4, 6, 4, 6)
+    for label in range(4):
+        assert_close(exact[label] @ exact[label].T, hessian[label, :, label])
+
+
+def test_class_blocks_need_fewer_products_than_ekfac_for_a_sure_head():
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.arange(1, 33).double() ** -0.75
+    centres = 2.0 * spectrum * torch.randn(30, 32, generator=generator).double()
+    labels = torch.randint(30, (6000,), generator=generator)
+    noise = torch.randn(6000, 32, generator=generator).double()
+    features = 5.0 * (centres[labels] + 0.6 * spectrum * noise)
+    problem = HeadProblem(features=features[None], labels=labels, l2=1e-5)
+    linear = fit(problem, start=torch.zeros(30, 33)).linear
+    right_side = heldout_gradient(linear.weight, features[:500] + 0.3, labels[:500])
+    blocks = solve(linear, right_side, rtol=1e-6)
+    kronecker = solve(linear, right_side, preconditioner=ekfac(linear), rtol=1e-6)
+    assert_close(blocks.solution, kronecker.solution, rtol=1e-3, atol=1e-3)
+    assert blocks.iterations < 0.7 * kronecker.iterations

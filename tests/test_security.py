@@ -366,10 +366,14 @@ def selection_record() -> SelectionRecord:
         held_out="1" * 64,
         soft_labels="2" * 64,
         strategy="random",
+        score=None,
         fraction=0.5,
+        threshold=None,
+        standard_errors=None,
         class_quota=None,
+        beta=None,
         seed=0,
-        influence=None,
+        scores=None,
     )
     return SelectionRecord(
         id=identity.id,
@@ -383,7 +387,7 @@ def selection_record() -> SelectionRecord:
         target_in_sample=False,
         num_not_cached=0,
         accepted=[],
-        solves=[],
+        scores=None,
         versions={},
     )
 

@@ -151,8 +151,9 @@ def test_influence_is_recorded_with_its_auc_and_gain(chosen):
     score = frame["dloss_undistill"].to_numpy()
     assert record.wrong_row_auc == pytest.approx(roc_auc_score(~frame["teacher_correct"], -score))
     assert record.predicted_gain == pytest.approx(-score[~frame["selected"]].sum())
-    assert [solve.linearised_at for solve in record.solves] == ["all distilled", "all hard"]
-    assert all(solve.residual < 1e-6 and solve.sum_rule_error < 1e-4 for solve in record.solves)
+    solves = record.scores.solves
+    assert [solve.linearised_at for solve in solves] == ["all distilled", "all hard"]
+    assert all(solve.residual < 1e-6 and solve.sum_rule_error < 1e-4 for solve in solves)
     assert record.num_candidates == len(frame)
     assert record.num_selected == frame["selected"].sum()
     assert record.num_wrong == (~frame["teacher_correct"]).sum()
@@ -176,7 +177,7 @@ def test_random_keeps_the_share_and_follows_its_seed(chosen):
     assert first.record.num_selected == round(0.4 * first.record.num_candidates)
     assert (first.selected == again.selected).all()
     assert (first.selected != other.selected).any()
-    assert first.record.solves == []
+    assert first.record.scores is None
     assert first.frame["dloss_swap"].isna().all()
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
 from stages.configs import Config
 from tests.commands import Server
-from tests.workspaces import unfinished
+from tests.workspaces import tables_in, unfinished
 
 NUM_INTERRUPTS, NUM_WHILE_WRITING = 4, 6
 
@@ -66,8 +67,10 @@ def check_what_is_left(config: Config, command) -> int:
         assert "Traceback" not in done.err
     for path in config.selections_folder.glob("*.soft"):
         SoftLabels.open(path)
-    for path in config.selections_folder.glob("*.parquet"):
+    for path in tables_in(config.selections_folder):
         SelectionTable.open(path)
+    for path in config.selections_folder.glob("*.scores.parquet"):
+        ScoreTable.open(path)
     return done.shell_code
 
 

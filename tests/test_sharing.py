@@ -49,7 +49,7 @@ from tests.servers import (
     s3_environment,
     seaweedfs,
 )
-from tests.workspaces import flip_byte, linked_copy, replace_bytes, snapshot
+from tests.workspaces import flip_byte, linked_copy, replace_bytes, snapshot, tables_in
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def test_a_cache_behind_a_web_server_is_read_and_never_written(
         work = linked_copy(digits.workspace, tmp_path / "work", without=("caches", "selections"))
         options = settings_of(f"workspace={work}", f"select.cache={place}")
         table = Path(heartcut("select", tiny_toml, *options).out.strip())
-        (made,) = digits.selections_folder.glob("*.parquet")
+        (made,) = tables_in(digits.selections_folder)
         assert table.name == made.name
 
 
@@ -383,7 +383,7 @@ def test_a_second_team_without_the_teacher_trains_the_same_student_to_the_bit(
         first[0].result.id,
         first[0].result.inputs,
     )
-    (own,) = (team.workspace / "selections").glob("*.parquet")
+    (own,) = tables_in(team.workspace / "selections")
     assert own.name == table.path.name
     assert SelectionTable.open(own).frame.equals(table.frame)
 

@@ -94,6 +94,11 @@ def read_or_refusal(read: Callable[[], T]) -> T | str:
     return line
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """The selection tables of a folder, without the score files beside them."""
+    return sorted(set(folder.glob("*.parquet")) - set(folder.glob("*.scores.parquet")))
+
+
 def unfinished(folder: Path) -> list[Path]:
     """What a stopped command left behind."""
     return sorted(folder.rglob(f"*{PARTIAL}"))

@@ -23,16 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.artefacts import tables
+from pipeline.artefacts.dataset import Samples
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.tables import Columns
 from pipeline.errors import ArtefactMismatch
-from pipeline.provenance import array_sha256, identity, short
+from pipeline.provenance import identity, short
 
 FORMAT_VERSION: Final = 1
 _SUFFIX: Final = ".scores.parquet"
@@ -65,7 +64,7 @@ class ScoreIdentity(Record):
     root: str
     """Root hash of the cache's bytes."""
     rows: str
-    """Hash of the sample keys in the order of the rows."""
+    """Hash of the samples (key, label, pixels) in the order of the rows."""
     held_out: str
     """Hash of the held-out samples' keys."""
     accepted: tuple[str, ...]
@@ -131,7 +130,8 @@ class Diagnostics(Record):
     num_target: int
     """Samples whose loss is predicted."""
     second_order_gain: float | None
-    """Predicted change of the target's loss by the selection, with the curvature's term."""
+    """Predicted change of the target's loss if every row with dloss_undistill <= 0 were supervised
+    by its hard label, with the curvature's term; None without diagnostics."""
 
 
 class ScoreRecord(Record):
@@ -181,13 +181,13 @@ class ScoreTable:
     def id(self) -> str:
         return self.record.id
 
-    def require_samples(self, keys: NDArray[np.uint8]) -> None:
+    def require_samples(self, samples: Samples) -> None:
         """Refuse a file whose rows are not these samples, in this order."""
-        found, wanted = self.record.identity.rows, array_sha256(keys)
-        if len(self.frame) != len(keys) or found != wanted:
+        found, wanted = self.record.identity.rows, samples.in_order
+        if len(self.frame) != len(samples) or found != wanted:
             raise ArtefactMismatch(
                 f"{self.path} has the scores of {len(self.frame):,} other samples: rows "
-                f"{short(found)} (expected {len(keys):,}, {short(wanted)}). {tables.REMEDY}"
+                f"{short(found)} (expected {len(samples):,}, {short(wanted)}). {tables.REMEDY}"
             )
 
 

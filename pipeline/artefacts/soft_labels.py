@@ -47,7 +47,7 @@ class SoftLabelIdentity(Record):
     root: str
     """Root hash of the cache: which bytes were revised."""
     rows: str
-    """Digest of the sample keys in the order of the beton, which is that of the rows."""
+    """Digest of the samples (key, label, pixels) in the order of the beton, that of the rows."""
     accepted: tuple[str, ...] = ()
     """Mismatches between cache and data set that the user accepted by name."""
     view_spec: dict[str, int | bool]

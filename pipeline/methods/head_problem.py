@@ -23,7 +23,6 @@ Shapes: N samples, K views, D features, C classes, M = K n rows of a chunk of n 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -89,7 +88,7 @@ class HeadProblem:
         """K N."""
         return self.num_views * self.num_samples
 
-    @cached_property
+    @property
     def curvature(self) -> "HeadProblem":
         """The problem whose Hessian stands for this one's: itself, or a part of it."""
         return self if self.hessian_samples is None else self.part(self.hessian_samples)

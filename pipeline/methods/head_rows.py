@@ -39,23 +39,25 @@ class HeadRows:
 
     def losses(self, weight: Tensor) -> Tensor:
         """The data term of every row at W, (M,)."""
-        return self._losses(self.inputs @ weight.to(self.inputs).T)
+        return self.linearise(weight).losses()
 
     def linearise(self, weight: Tensor) -> "LinearRows":
         """The chunk's softmax rows at W."""
         logits = self.inputs @ weight.to(self.inputs).T
-        probs = torch.softmax(logits, dim=1)
-        same = self.soft is None or self.temperature == 1.0
-        tempered = probs if same else torch.softmax(logits / self.temperature, dim=1)
-        return LinearRows(rows=self, logits=logits, probs=probs, tempered=tempered)
-
-    def _losses(self, logits: Tensor) -> Tensor:
-        hard = F.cross_entropy(logits, self.labels, reduction="none")
-        if self.soft is None:
-            return hard
-        log_tempered = torch.log_softmax(logits / self.temperature, dim=1)
-        divergence = F.kl_div(log_tempered, self.soft.targets, reduction="none").sum(dim=1)
-        return torch.lerp(hard, self.temperature**2 * divergence, self.soft.share.squeeze(1))
+        log_probs = torch.log_softmax(logits, dim=1)
+        probs = log_probs.exp()
+        if self.soft is None or self.temperature == 1.0:
+            log_tempered, tempered = log_probs, probs
+        else:
+            log_tempered = torch.log_softmax(logits / self.temperature, dim=1)
+            tempered = log_tempered.exp()
+        return LinearRows(
+            rows=self,
+            log_probs=log_probs,
+            probs=probs,
+            log_tempered=log_tempered,
+            tempered=tempered,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,18 +65,27 @@ class LinearRows:
     """A chunk at a fixed W."""
 
     rows: HeadRows
-    logits: Tensor
-    """z, (M, C)."""
+    log_probs: Tensor
+    """log p, (M, C)."""
 
     probs: Tensor
     """p, (M, C)."""
+
+    log_tempered: Tensor
+    """log p^tau, (M, C)."""
 
     tempered: Tensor
     """p^tau, (M, C); the same tensor as ``probs`` where tau is 1."""
 
     def losses(self) -> Tensor:
         """The data term of every row, (M,)."""
-        return self.rows._losses(self.logits)
+        hard = -self.log_probs.gather(1, self.rows.labels[:, None]).squeeze(1)
+        soft = self.rows.soft
+        if soft is None:
+            return hard
+        divergence = F.kl_div(self.log_tempered, soft.targets, reduction="none").sum(dim=1)
+        scale = self.rows.temperature**2
+        return torch.lerp(hard, scale * divergence, soft.share.squeeze(1))
 
     def hard_residuals(self) -> Tensor:
         """p - y, (M, C): the logit gradient of the cross-entropy."""

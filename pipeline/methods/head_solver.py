@@ -13,18 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_ekfac import Ekfac as Ekfac
-from pipeline.methods.head_ekfac import ekfac as ekfac
+from pipeline.methods.head_descent import QuasiNewton, line_search
 from pipeline.methods.head_preconditioner import Preconditioner
 from pipeline.methods.head_preconditioner import preconditioner as made_for
 from pipeline.methods.head_problem import HeadProblem, Linearisation, centred
 
-SMALLEST_STEP = 2.0**-40
-SUFFICIENT_DECREASE = 1e-4  # Armijo's constant, the customary value
-ROUNDING = 1e-14  # of a mean of float64 losses; a decrease below it cannot be seen
-ROUNDING_FLOAT32 = 1e-7
 FIRST_PART = 8  # a fit begins on every eighth sample, which costs an eighth and leaves little to do
 WORTH_A_PART = 16_384
+NEAR = 1e-3  # a gradient below it is a warm start, which a part would only lead away from
+MOST_ROUGH_STEPS = 50
+SHRINKAGES = 10
 STALE_AFTER = 20  # products; a preconditioner that needs more is made anew
 CYCLE = 1e-5  # float32 products carry a residual no further; then it is measured anew
 
@@ -114,6 +112,7 @@ def fit(
 
     A saturated start has hardly any curvature, so the search begins at the multiple of
     ``start`` that has the lowest loss. Large problems are fitted to a part of the samples first.
+    Where the curvature is that of some samples, the steps are quasi-Newton ones.
 
     Args:
         problem: strictly convex over the centred weights, because l2 > 0.
@@ -125,14 +124,11 @@ def fit(
         NotConverged: if ``gtol`` is not met within ``max_iterations``, or rounding stops it.
         ValueError: if the data or ``start`` are not finite.
     """
-    small = _part(problem)
-    linear = _best_multiple(small, centred(start.double()))
-    if small is not problem:
-        # The parts' minima differ by far more than this; the rest is left to all samples.
-        rough = max(gtol, 1e-2 * float(torch.linalg.vector_norm(linear.slope)))
-        found = _newton(linear, gtol=rough, max_iterations=max_iterations)
-        linear = problem.linearise(found.weight)
-    found = _newton(linear, gtol=gtol, max_iterations=max_iterations)
+    linear = problem.linearise(centred(start.double()))
+    if not float(torch.linalg.vector_norm(linear.slope)) <= NEAR:
+        linear = problem.linearise(_first_guess(problem, linear.weight, gtol=gtol).weight)
+    descend = _newton if problem.hessian_samples is None else _quasi_newton
+    found = descend(linear, gtol=gtol, max_iterations=max_iterations)
     if not found.gradient_norm <= gtol:
         raise NotConverged(
             f"fit did not converge: gradient norm {found.gradient_norm:.1e} after "
@@ -142,8 +138,21 @@ def fit(
     return found
 
 
+def _first_guess(problem: HeadProblem, start: Tensor, *, gtol: float) -> Linearisation:
+    """The best multiple of ``start``; for a large problem, the minimum of a part of it."""
+    small = _part(problem)
+    linear = _best_multiple(small, start)
+    if small is problem or problem.hessian_samples is not None:
+        return linear  # a part that the curvature is taken of may be too small to be fitted to
+    # The parts' minima differ by far more than this; the rest is left to all samples.
+    rough = max(gtol, 1e-2 * float(torch.linalg.vector_norm(linear.slope)))
+    return _newton(linear, gtol=rough, max_iterations=MOST_ROUGH_STEPS).linear
+
+
 def _part(problem: HeadProblem) -> HeadProblem:
-    """Every eighth sample, where that saves something; otherwise the problem."""
+    """Fewer of the samples, where that saves something; otherwise the problem."""
+    if problem.hessian_samples is not None:
+        return problem.curvature
     if problem.num_rows < WORTH_A_PART:
         return problem
     rows = torch.arange(0, problem.num_samples, FIRST_PART)
@@ -170,9 +179,24 @@ def _newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadF
         )
         if found.iterations > STALE_AFTER:
             helper = None
-        reached = _line_search(linear, -found.solution)
+        reached = line_search(linear, -found.solution)
         if reached is None:
             break
+        linear = reached
+    return HeadFit(linear=linear, gradient_norm=norm, iterations=iteration)
+
+
+def _quasi_newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadFit:
+    """Steps that need the curvature of some samples only, until the gradient is small."""
+    inverse = QuasiNewton(made_for(linear))
+    for iteration in range(max_iterations + 1):
+        norm = float(torch.linalg.vector_norm(linear.slope))
+        if norm <= gtol or iteration == max_iterations:
+            break
+        reached = line_search(linear, inverse.direction(linear.slope))
+        if reached is None:
+            break
+        inverse.learn(linear, reached)
         linear = reached
     return HeadFit(linear=linear, gradient_norm=norm, iterations=iteration)
 
@@ -237,28 +261,20 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below == 0, 0.0, above / torch.where(below == 0, 1.0, below))
 
 
-def _line_search(linear: Linearisation, direction: Tensor) -> Linearisation | None:
-    """The problem at the largest 2^-j step that lowers the loss enough (Armijo), or None."""
-    rounding = ROUNDING if linear.problem.dtype == torch.float64 else ROUNDING_FLOAT32
-    slope = float((linear.slope * direction).sum())
-    slack = rounding * max(1.0, abs(linear.loss))
-    step = 1.0
-    while step >= SMALLEST_STEP:
-        reached = linear.problem.linearise(centred(linear.weight + step * direction))
-        if reached.loss <= linear.loss + SUFFICIENT_DECREASE * step * slope + slack:
-            return reached
-        step /= 2.0
-    return None
-
-
 def _best_multiple(problem: HeadProblem, weight: Tensor) -> Linearisation:
-    """The problem at W, W / 4, W / 16 ... or 0, whichever has the lowest loss.
+    """The problem at W, W / 4, W / 16 ..., whichever has the lowest loss.
+
+    The loss is convex along the ray, so the first one that is no better ends the search.
 
     Raises:
         ValueError: if no loss is finite.
     """
-    multiples = [weight * 4.0**-power for power in range(8)] + [torch.zeros_like(weight)]
-    best = problem.linearise(min(multiples, key=problem.loss))
+    best = problem.linearise(weight)
+    for _ in range(SHRINKAGES):
+        smaller = problem.linearise(best.weight / 4.0)
+        if not smaller.loss < best.loss and math.isfinite(best.loss):
+            break
+        best = smaller
     if not math.isfinite(best.loss):
         raise ValueError(
             f"loss is not finite: {best.loss}. Features, soft labels or start are not."

@@ -1,0 +1,286 @@
+"""Soft labels, score files and selection tables of every format version: read to the bit, or
+refused in one line.
+
+python -m tests.test_golden_selections     write those of this version; only for a new one
+
+Unlike a cache they are made again in minutes, so older versions are refused and not read. Parquet
+files are compared by what they hold, because another release of pyarrow may lay them out otherwise.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artefacts import scores as score_format
+from pipeline.artefacts import selection as selection_format
+from pipeline.artefacts import soft_labels as soft_format
+from pipeline.artefacts.repair_record import HeadQuality, RepairIdentity, RepairReport
+from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, ScoreTable
+from pipeline.artefacts.scores import SolveRecord
+from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
+from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
+from pipeline.methods.sparse_labels import packed_width
+from tests.test_golden import GOLDEN, digests, files, formula, labels
+from tests.workspaces import read_or_refusal
+
+NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES, TOP_K = 2, 7, 5, 2
+SOFT, SCORES, SELECTION = (
+    GOLDEN / f"{name}-v{version}"
+    for name, version in (
+        ("soft_labels", soft_format.FORMAT_VERSION),
+        ("scores", score_format.FORMAT_VERSION),
+        ("selection", selection_format.FORMAT_VERSION),
+    )
+)
+OLD = {
+    "soft_labels-v2/dense": SoftLabels,
+    "soft_labels-v2/packed": SoftLabels,
+    "selection-v2/table.parquet": SelectionTable,
+}
+IDS = {}
+"""Those of a released version never change."""
+
+
+def soft_rows(kind: str) -> np.ndarray:
+    """Not probabilities, but numbers that are known."""
+    if kind == "dense":
+        return formula(NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES, step=37).astype(np.float16)
+    shape = (NUM_VIEWS, NUM_SAMPLES, packed_width(TOP_K))
+    return (np.arange(np.prod(shape)) * 4099 % 65_536).astype(np.uint16).reshape(shape)
+
+
+def soft_identity(kind: str) -> SoftLabelIdentity:
+    return SoftLabelIdentity(
+        cache="a" * 64,
+        root="b" * 64,
+        rows="c" * 64,
+        accepted=("labels",) if kind == "dense" else (),
+        view_spec={"padding": 4, "flip": True, "count": 2, "seed": 0},
+        revision="wrong",
+        eta=0.75,
+        temperature=4.0,
+        revise_at=2.0,
+        views=(1, 2),
+        top_k=0 if kind == "dense" else TOP_K,
+        repair=RepairIdentity(folds=5, seed=1, held_out="d" * 64) if kind == "dense" else None,
+    )
+
+
+def report() -> RepairReport:
+    return RepairReport(
+        before=HeadQuality(accuracy=0.5, loss=1.5, calibration_error=0.125, num_wrong=4),
+        after=HeadQuality(accuracy=0.75, loss=1.25, calibration_error=0.0625, num_wrong=3),
+        num_held_out=(2, 1),
+        l2=2**-10,
+        tried=[(2**-8, 1.375), (2**-10, 1.25)],
+        folds=5,
+        seed=1,
+        gradient_norm=2**-30,
+        weights="e" * 64,
+    )
+
+
+def write_soft(path: Path, kind: str) -> None:
+    soft_format.write(
+        path,
+        identity=soft_identity(kind),
+        views=[[view] for view in soft_rows(kind)],
+        num_samples=NUM_SAMPLES,
+        num_classes=NUM_CLASSES,
+        repaired=report() if kind == "dense" else None,
+    )
+
+
+def columns_of(kinds: dict[str, pa.DataType]) -> dict[str, np.ndarray]:
+    """Other numbers in every column; NaN and null in row 3, which is held out."""
+    made: dict[str, np.ndarray] = {}
+    for step, (name, kind) in enumerate(kinds.items()):
+        numbers = formula(NUM_SAMPLES, step=2 * step + 3)
+        if pa.types.is_string(kind):
+            made[name] = np.array([f"{name} {row}" for row in range(NUM_SAMPLES)])
+        elif pa.types.is_floating(kind):
+            made[name] = np.where(np.arange(NUM_SAMPLES) == 3, np.nan, numbers)
+        else:
+            made[name] = (numbers > 0) if pa.types.is_boolean(kind) else (8 * numbers).astype(int)
+    made["sample_index"] = np.arange(NUM_SAMPLES)
+    issues = made["label_issue"].astype(object)
+    issues[3] = None
+    return made | {"label_issue": issues}
+
+
+def score_record() -> ScoreRecord:
+    identity = ScoreIdentity(
+        cache="a" * 64,
+        root="b" * 64,
+        rows="c" * 64,
+        held_out="d" * 64,
+        accepted=("labels",),
+        settings={"l2": "auto", "folds": 5, "kd_weight": 0.75, "pca": None, "external": None},
+        revision={"revision": "wrong", "eta": 0.75},
+        repair="head",
+    )
+    solve = SolveRecord(
+        linearised_at="all distilled",
+        l2=2**-10,
+        gradient_norm=2**-30,
+        newton_iterations=7,
+        solver="preconditioned conjugate gradients",
+        precision="float64",
+        residual=2**-20,
+        iterations=11,
+        num_rows=6,
+        hessian_rows=6,
+        effective_parameters=0.125,
+        sum_rule_error=2**-18,
+        held_out_loss=0.5,
+        held_out_gradient_norm=0.25,
+    )
+    return ScoreRecord(
+        id=identity.id,
+        identity=identity,
+        solves=[solve, solve.model_copy(update={"linearised_at": "all hard"})],
+        diagnostics=Diagnostics(
+            effective_parameters=0.125,
+            sum_rule_error=2**-18,
+            target_weight_cosine=-0.5,
+            l2_grid=[(2**-8, 0.75), (2**-10, 0.5)],
+            rank_stability={"l2 / 3": 0.96875, "3 l2": 0.9375},
+            leak=0.03125,
+            target="cross-fit",
+            target_digest="e" * 64,
+            target_in_sample=True,
+            num_target=6,
+            second_order_gain=-0.25,
+        ),
+    )
+
+
+def write_scores(path: Path) -> None:
+    columns = columns_of(score_format.COLUMNS)
+    score_format.write(path, record=score_record(), columns=columns)
+
+
+def selection_record() -> SelectionRecord:
+    scores = score_record()
+    identity = SelectionIdentity(
+        cache="a" * 64,
+        held_out="d" * 64,
+        soft_labels=soft_identity("dense").id,
+        strategy="influence",
+        score="dloss_undistill",
+        fraction=None,
+        threshold=0.125,
+        standard_errors=1.0,
+        class_quota=0.5,
+        beta=None,
+        seed=3,
+        scores=scores.id,
+    )
+    return SelectionRecord(
+        id=identity.id,
+        identity=identity,
+        num_selected=4,
+        num_candidates=6,
+        num_wrong=2,
+        num_wrong_selected=1,
+        wrong_row_auc=0.75,
+        predicted_gain=0.0625,
+        target_in_sample=True,
+        num_not_cached=0,
+        accepted=["labels"],
+        scores=scores,
+        versions={"heartcut": "0", "torch": "0"},
+    )
+
+
+def selection_columns() -> dict[str, np.ndarray]:
+    keys = np.array(selection_format.key_text(digests(step=7)))
+    held_out = np.arange(NUM_SAMPLES) == 3
+    facts = {"sample_key": keys, "label": labels(), "held_out": held_out}
+    return columns_of(selection_format.COLUMNS) | facts
+
+
+def write_selection(path: Path) -> None:
+    selection_format.write(path, record=selection_record(), columns=selection_columns())
+
+
+def write_all(folder: Path) -> None:
+    """Everything of this version below ``folder``."""
+    for kind in ("dense", "packed"):
+        (folder / SOFT.name).mkdir(parents=True, exist_ok=True)
+        write_soft(folder / SOFT.name / kind, kind)
+    for name, write in ((SCORES.name, write_scores), (SELECTION.name, write_selection)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write(folder / name / "table.parquet")
+
+
+@pytest.mark.parametrize("kind", ["dense", "packed"])
+def test_released_soft_labels_read_to_the_bit_and_are_made_so_today(kind, tmp_path):
+    soft = SoftLabels.open(SOFT / kind)
+    for view, expected in zip(soft.views(), soft_rows(kind), strict=True):
+        assert (view.dtype, view.tobytes()) == (expected.dtype, expected.tobytes())
+    assert soft.record.identity == soft_identity(kind)
+    assert soft.record.repaired == (report() if kind == "dense" else None)
+    assert soft.id == IDS["soft_labels", kind]
+    write_soft(tmp_path / kind, kind)
+    assert files(tmp_path / kind) == files(SOFT / kind)
+
+
+def assert_frame(frame, columns: dict[str, np.ndarray], kinds: dict[str, pa.DataType]) -> None:
+    assert list(frame) == list(kinds)
+    issues = frame["label_issue"]
+    assert [
+        None if missing else bool(value)
+        for value, missing in zip(issues, issues.isna(), strict=True)
+    ] == columns["label_issue"].tolist()
+    for name in kinds.keys() - {"label_issue"}:
+        np.testing.assert_array_equal(frame[name].to_numpy(), columns[name], err_msg=name)
+
+
+def test_a_released_score_file_reads_to_the_bit(tmp_path):
+    table = ScoreTable.open(SCORES / "table.parquet")
+    assert_frame(table.frame, columns_of(score_format.COLUMNS), score_format.COLUMNS)
+    assert table.record == score_record()
+    assert table.id == IDS["scores", "table"]
+    write_scores(tmp_path / "table.parquet")
+    assert pq.read_table(tmp_path / "table.parquet").equals(
+        pq.read_table(SCORES / "table.parquet"), check_metadata=True
+    )
+
+
+def test_a_released_selection_table_reads_to_the_bit(tmp_path):
+    table = SelectionTable.open(SELECTION / "table.parquet")
+    assert_frame(table.frame, selection_columns(), selection_format.COLUMNS)
+    assert table.record == selection_record()
+    assert table.id == IDS["selection", "table"]
+    table.require_samples(digests(step=7), labels())
+    write_selection(tmp_path / "table.parquet")
+    assert pq.read_table(tmp_path / "table.parquet").equals(
+        pq.read_table(SELECTION / "table.parquet"), check_metadata=True
+    )
+
+
+@pytest.mark.parametrize("place", OLD)
+def test_an_older_version_is_refused_in_one_line_that_says_what_to_do(place):
+    line = read_or_refusal(lambda: OLD[place].open(GOLDEN / place))
+    assert isinstance(line, str), "it was read"
+    assert str(GOLDEN / place) in line
+    assert "version 2 (expected 3" in line
+    assert "heartcut select" in line
+
+
+def test_there_are_golden_artefacts_of_this_version(tmp_path):
+    """A new version needs new ones: python -m tests.test_golden_selections."""
+    write_all(tmp_path)
+    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert all((GOLDEN / path).is_file() for path in made)
+
+
+if __name__ == "__main__":
+    for folder in (SOFT, SCORES, SELECTION):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_all(GOLDEN)

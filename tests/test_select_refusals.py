@@ -1,0 +1,364 @@
+"""What `select` refuses: one line that says what to do, and nothing written."""
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.scores import score_path
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.errors import PipelineError
+from pipeline.provenance import array_sha256
+from stages import cache_teacher, select, train_student
+from stages.cache_places import find_cache, made_cache
+from stages.config_file import with_overrides
+from stages.configs import Config
+from tests.commands import heartcut
+from tests.small_caches import rewritten
+from tests.workspaces import linked_copy, snapshot, tables_in, unfinished
+
+QUICK = [
+    "select.influence.l2=0.01",
+    "select.influence.label_issues=false",
+    "select.influence.diagnostics=false",
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(digits: Config) -> Dataset:
+    return Dataset.open(digits.data_folder)
+
+
+@pytest.fixture(scope="module")
+def cache(digits: Config, dataset: Dataset) -> TeacherCache:
+    return find_cache(digits, dataset)
+
+
+@pytest.fixture
+def own(digits, tmp_path) -> Config:
+    """`digits` without a selection."""
+    workspace = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))
+    return with_overrides(digits, [f"workspace={workspace}", *QUICK])
+
+
+@pytest.fixture
+def refused(own, tiny_toml):
+    """The line in which a command is refused; soft labels, which need no influence, are whole."""
+
+    def line(*overrides: str, command: str = "select") -> str:
+        settings = [f"workspace={own.workspace}", *QUICK, *overrides]
+        before = written(own)
+        done = heartcut(command, tiny_toml, *(p for one in settings for p in ("--set", one)))
+        assert (done.code, done.out) == (1, "")
+        *warnings, told = done.err.splitlines()
+        assert told.startswith("error: ")
+        assert all("they are supervised by their hard labels" in one for one in warnings)
+        assert unfinished(own.workspace) == []
+        assert written(own) == before
+        return told
+
+    return line
+
+
+def written(config: Config) -> dict:
+    """Everything but soft labels that select wrote."""
+    found = snapshot(config.selections_folder)
+    return {path: facts for path, facts in found.items() if ".soft" not in str(path)}
+
+
+@pytest.fixture
+def made(cache, tmp_path):
+    """A changed copy of the cache of `digits`; the setting that reads it."""
+
+    def write(name: str = "other", **changes) -> str:
+        return f"select.cache={rewritten(cache, tmp_path / name, **changes).path}"
+
+    return write
+
+
+def rows_of(dataset: Dataset, cache: TeacherCache, wanted) -> np.ndarray:
+    """Rows of the cache for which ``wanted`` of (label, is held out) holds."""
+    held_out = np.zeros(cache.shape.num_samples, dtype=bool)
+    held_out[dataset.held_out] = True
+    return np.flatnonzero(wanted(dataset.train.samples.labels, held_out))
+
+
+# Bad caches.
+
+
+def test_a_cache_without_features(own, refused):
+    bare = cache_teacher.execute(with_overrides(own, ["cache_teacher.features=false"]))
+    line = refused("cache_teacher.features=false")
+    assert f"{bare.path} has no features" in line
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (lambda label, _: label == 4, "the training rows have 1 class (expected at least 2"),
+        (
+            lambda label, held_out: held_out | (np.arange(len(label)) == np.argmin(held_out)),
+            "the training rows have 1 class (expected at least 2",
+        ),
+        (lambda _, held_out: held_out, "has none of the training images"),
+        (lambda _, held_out: ~held_out, "has none of the held-out images"),
+        (
+            lambda label, held_out: ~held_out | (label != 3),
+            "the held-out rows have no sample of class 3 (expected some",
+        ),
+        (
+            lambda label, held_out: ~held_out | (label < 3),
+            "the held-out rows have no sample of class 3 and 6 others (expected some",
+        ),
+    ],
+    ids=["one class", "one row", "no training", "no held out", "class absent", "seven absent"],
+)
+def test_too_few_rows(dataset, cache, made, refused, wanted, told):
+    assert told in refused(made(rows=rows_of(dataset, cache, wanted)))
+
+
+def test_features_that_are_the_same_in_every_row(cache, made, refused):
+    shape = (cache.shape.num_views, cache.shape.num_samples, cache.shape.num_features)
+    line = refused(made(features=np.full(shape, 0.5)))
+    assert "has features that are the same in every row (expected finite numbers that d" in line
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_do_not_get_into_a_cache(cache, made, value):
+    features = np.stack([cache.features(view) for view in range(cache.shape.num_views)])
+    features[1, 100, -1] = value
+    with pytest.raises(PipelineError, match=r"features of view 1, .* no finite number") as told:
+        made(features=features)
+    assert "\n" not in str(told.value)
+
+
+def test_more_folds_than_rows(dataset, cache, made, refused):
+    def some(label, held_out):
+        first = [np.flatnonzero(~held_out & (label == one))[:2] for one in range(10)]
+        return held_out | np.isin(np.arange(len(label)), first)
+
+    few = made(rows=rows_of(dataset, cache, some))
+    folds = ["select.influence.label_issues=true", "select.influence.folds=50"]
+    line = refused(few, *folds)
+    assert "has 20 training rows, too few for 50 folds: num_parts must be in [1, 20]" in line
+    assert "Lower `select.influence.folds`" in line
+    assert "too few for 50 folds" in refused(
+        few, "select.influence.target=cross-fit", "select.influence.folds=50"
+    )
+
+
+def test_a_class_with_a_single_row_is_refused_only_where_heads_are_cross_fitted(
+    dataset, cache, made, own, refused
+):
+    def some(label, held_out):
+        others = (label == 3) & ~held_out
+        others[np.flatnonzero(others)[0]] = False
+        return ~others
+
+    few = made(rows=rows_of(dataset, cache, some))
+    line = refused(few, "select.influence.label_issues=true")
+    assert "class 3 has a single sample" in line
+    assert "`select.influence.label_issues = false`" in line
+    assert select.execute(with_overrides(own, [few])).record.num_candidates > 0
+
+
+def test_too_few_held_out_rows_to_choose_l2(dataset, cache, made, refused, own):
+    def some(label, held_out):
+        kept = label <= 1
+        kept[np.flatnonzero(held_out & kept)[8:]] = False
+        return kept
+
+    few = made(rows=rows_of(dataset, cache, some))
+    line = refused(few, "select.influence.l2=auto")
+    assert "has 8 held-out rows (expected at least 10 to choose l2 by a part of them)" in line
+    table = select.execute(with_overrides(own, [few]))
+    assert table.record.scores.diagnostics.num_target == 8
+
+
+# Bad settings.
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["select.influence.l2=0"], "select.influence.l2"),
+        (["select.fraction=0"], "select.fraction"),
+        (["select.fraction=1.5"], "select.fraction"),
+        (["select.strategy=best"], "select.strategy"),
+        (["select.influence.folds=1"], "select.influence.folds"),
+        (["select.influence.pca=0"], "select.influence.pca"),
+        (["select.influence.pca=5000"], "select.influence.pca is 5000 and"),
+        (
+            ["select.standard_errors=1", "select.influence.standard_error_groups=0"],
+            "influence.standard_error_groups must be at least 2",
+        ),
+        (
+            [
+                "select.standard_errors=1",
+                "select.score=dloss_current",
+                "select.influence.rounds=1",
+            ],
+            "'dloss_current' has no standard_errors",
+        ),
+        (["select.strategy=label-issue-free"], "influence.label_issues must be true"),
+        (["select.influence.views=augmented", "select.cache=none"], "none"),
+        (["select.influence.proxy=nowhere"], "nowhere"),
+        (
+            ["select.influence.target=external", "select.influence.external=nowhere"],
+            "nowhere",
+        ),
+    ],
+    ids=lambda value: " ".join(value).replace("select.", "") if isinstance(value, list) else "",
+)
+def test_settings_that_cannot_be(refused, settings, told):
+    assert told in refused(*settings)
+
+
+def test_standard_errors_of_a_target_that_is_too_small_for_any(dataset, cache, made, refused, own):
+    def some(label, held_out):
+        kept = (label <= 1) & ~held_out
+        kept[[np.flatnonzero(held_out & (label == one))[0] for one in (0, 1)]] = True
+        return kept
+
+    few = made(rows=rows_of(dataset, cache, some))
+    assert select.execute(with_overrides(own, [few])).record.num_candidates > 0
+    line = refused(few, "select.standard_errors=1")
+    assert "has no standard errors: its target has 2 samples (expected at least 4)" in line
+
+
+# What a target must not be.
+
+
+def external(cache: TeacherCache) -> list[str]:
+    return ["select.influence.target=external", f"select.influence.external={cache.path}"]
+
+
+def strangers(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 16), dtype=np.uint8)
+
+
+def test_a_target_that_shares_an_image_with_what_is_scored(dataset, cache, refused, tmp_path):
+    keys = strangers(30)
+    keys[7] = cache.keys[dataset.training[11]]
+    outside = rewritten(cache, tmp_path / "outside", rows=np.arange(30), keys=keys)
+    line = refused(*external(outside))
+    assert "has 1 of the training images of" in line
+    assert "they are what is scored" in line
+
+
+def test_a_target_of_test_images(digits, dataset, refused):
+    test = made_cache(digits, dataset, split="eval")
+    line = refused(*external(test))
+    assert f"has {test.shape.num_samples:,} of the test images of" in line
+
+
+def test_a_target_that_chooses_l2(dataset, cache, refused, own, tmp_path):
+    """Held-out images may be an external target, but not while they choose l2."""
+    outside = rewritten(cache, tmp_path / "outside", rows=dataset.held_out)
+    line = refused(*external(outside), "select.influence.l2=auto")
+    assert f"has {len(dataset.held_out)} of the held-out images of" in line
+    assert "they choose l2" in line
+    assert select.execute(with_overrides(own, external(outside))).record.num_candidates > 0
+
+
+def test_a_target_of_another_teacher(cache, refused, tmp_path):
+    outside = rewritten(
+        cache, tmp_path / "outside", rows=np.arange(30), keys=strangers(30), weights="0" * 64
+    )
+    assert "is of another network than" in refused(*external(outside))
+
+
+def test_a_target_without_features(own, refused):
+    bare = cache_teacher.execute(with_overrides(own, ["cache_teacher.features=false"]))
+    assert f"{bare.path} has no features" in refused(*external(bare))
+
+
+def test_a_proxy_without_the_images(cache, refused, tmp_path):
+    rows = np.arange(cache.shape.num_samples - 3)
+    proxy = rewritten(cache, tmp_path / "proxy", rows=rows, weights="0" * 64)
+    line = refused(f"select.influence.proxy={proxy.path}")
+    assert f"{proxy.path} lacks 3 of the" in line
+
+
+def test_rows_are_never_their_own_target(dataset, cache, own):
+    """The digest of the target tells who it is: V alone, and V has no scored row."""
+    table = select.execute(own)
+    held_out = cache.keys[dataset.held_out]
+    assert table.record.scores.diagnostics.target_digest == array_sha256(held_out)
+    assert not set(dataset.held_out) & set(dataset.training)
+    frame = table.frame
+    assert frame.loc[dataset.held_out, "dloss_undistill"].isna().all()
+    assert frame.loc[dataset.training, "dloss_undistill"].notna().all()
+
+
+def test_a_public_teacher_that_saw_the_target_says_so(own, made):
+    public = made("public", target_in_sample=True)
+    told = select.execute(with_overrides(own, [public, "select.influence.target=held-out"]))
+    assert told.record.scores.diagnostics.target == "held-out"
+    assert told.record.scores.diagnostics.target_in_sample
+    assert told.record.target_in_sample
+    auto = select.execute(with_overrides(own, [public]))
+    assert auto.record.scores.diagnostics.target == "cross-fit"
+    assert auto.record.scores.diagnostics.target_in_sample
+
+
+# Names and files.
+
+
+def test_names_lie_beside_each_other_and_belong_to_their_settings(own, refused):
+    first = select.execute(with_overrides(own, ["select.name=all-of-it"]))
+    others = ["select.influence=unset", "select.strategy=random", "select.fraction=0.5"]
+    second = select.execute(with_overrides(own, [*others, "select.name=half"]))
+    assert tables_in(own.selections_folder) == sorted([first.path, second.path])
+    line = refused("select.name=all-of-it", *others)
+    assert f"{first.path} holds another selection: " in line
+    assert "strategy influence (expected random)" in line
+    assert "Choose another `--name`, or remove the file." in line
+    again = select.execute(with_overrides(own, ["select.name=all-of-it"]))
+    assert again.id == first.id
+
+
+def test_a_named_table_that_was_edited_by_hand_is_kept_and_trained_on(own):
+    config = with_overrides(own, ["select.name=mine"])
+    table = select.execute(config)
+    stored = pq.read_table(table.path)
+    edited = np.zeros(len(table.frame), dtype=bool)
+    edited[table.frame.index[~table.frame["held_out"]][:21]] = True
+    column = stored.schema.get_field_index("selected")
+    pq.write_table(stored.set_column(column, stored.schema.field(column), [edited]), table.path)
+    before = table.path.read_bytes()
+    assert (select.execute(config).selected == edited).all()
+    assert table.path.read_bytes() == before
+    assert train_student.execute(config).result.num_distilled == 21
+
+
+def test_a_table_of_another_length(own, refused):
+    config = with_overrides(own, ["select.name=short"])
+    table = select.execute(config)
+    pq.write_table(pq.read_table(table.path).slice(0, 100), table.path)
+    settings = ["select.name=short"]
+    assert f"{table.path} has 100 rows (expected" in refused(*settings, command="train-student")
+
+
+def test_a_score_file_that_was_changed(own, refused):
+    path = score_path(own.selections_folder, select.execute(own).record.identity.scores)
+    stored = pq.read_table(path)
+    column = stored.schema.get_field_index("dloss_undistill")
+    changed = stored.column(column).to_numpy().copy()
+    changed[np.nanargmin(changed)] *= -1
+    told = stored.set_column(column, stored.schema.field(column), [changed])
+    pq.write_table(told.replace_schema_metadata(stored.schema.metadata), path)
+    assert f"{path} is not what was written" in refused("select.fraction=0.31")
+
+
+def test_a_score_file_of_other_settings_under_the_name(own, refused):
+    first = select.execute(own)
+    other = select.execute(with_overrides(own, ["select.influence.kd_weight=0.5"]))
+    paths = [
+        score_path(own.selections_folder, table.record.identity.scores) for table in (first, other)
+    ]
+    shutil.copy(paths[1], paths[0])
+    line = refused("select.fraction=0.31")
+    assert f"{paths[0]} has the scores of other settings: id " in line
