@@ -51,6 +51,7 @@ class InfluenceSettings:
     l2: float | None
     kd_weight: float
     temperature: float
+    distilled: float
     rounds: int
     hessian_subsample: int | None
     solver: Solver
@@ -163,16 +164,19 @@ class _Run:
     ) -> None:
         self._rows, self._targets, self._settings, self._bar = rows, targets, settings, bar
         self._num_rows = len(rows.labels)
+        self._distilled = torch.full((self._num_rows,), settings.distilled)
+        share = settings.distilled
+        self._head = "all distilled" if share == 1.0 else f"{share:g} distilled"
         self._solves: list[SolveRecord] = []
         self._start = rows.start
         self._l2_grid: list[tuple[float, float]] = []
         self._l2 = settings.l2 if settings.l2 is not None else self._chosen_l2()
 
     def influence(self) -> Influence:
-        self._bar.advance(1, note="all distilled")
+        self._bar.advance(1, note=self._head)
         undistil = _Sums()
         details = None
-        for positions, target, point in self._points(torch.ones(self._num_rows), "all distilled"):
+        for positions, target, point in self._points(self._distilled, self._head):
             undistil.add(point.scores.dloss_undistill, positions, self._num_rows)
             details = details or self._details(positions, target, point)
         assert details is not None, "there is at least one target"
@@ -210,7 +214,7 @@ class _Run:
     def _trusted(self, l2: float) -> float:
         """l2, or the first larger one at which first-order scores are to be trusted."""
         while True:
-            problem = self._problem(l2, distilled=torch.ones(self._num_rows))
+            problem = self._problem(l2, distilled=self._distilled)
             linear = fit(problem, start=self._start, gtol=1e-4).linear
             self._start = linear.weight
             if ekfac(linear).effective_parameters <= TRUSTED_SHARE * self._num_rows:
@@ -307,7 +311,7 @@ class _Run:
         if not self._settings.param_change:
             return np.full(self._num_rows, -1)
         fitted = fit(
-            self._problem(self._l2, distilled=torch.ones(self._num_rows)),
+            self._problem(self._l2, distilled=self._distilled),
             start=self._start,
             gtol=1e-6,  # an order of blocks is not worth more
         )
@@ -334,7 +338,7 @@ class _Run:
 
         def scores(factor: float) -> Tensor:
             problem = self._problem(
-                self._l2 * factor, distilled=torch.ones(self._num_rows), positions=positions
+                self._l2 * factor, distilled=self._distilled, positions=positions
             )
             name = f"l2 {problem.l2:.1e}"
             return _undistilled(

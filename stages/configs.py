@@ -225,6 +225,9 @@ class InfluenceConfig(Section):
     trained shortly; unset: the teacher's."""
     pca: Count | None = None
     """Features are reduced to this many principal components; unset: all are used."""
+    distilled: PositiveShare = 1.0
+    """How far every row is distilled at the head where `dloss_undistill` is read: 1 finds what the
+    teacher's mistakes cost; about the share that is kept predicts what large sets do."""
     rounds: Annotated[int, Field(ge=0, le=20)] = 0
     """Times that the head is fitted again at what was just selected, and the rows scored there."""
     standard_error_groups: Annotated[int, Field(ge=0, le=100)] = 10

@@ -95,6 +95,7 @@ def _settings(config: SelectConfig) -> InfluenceSettings:
         l2=None if settings.l2 == "auto" else settings.l2,
         kd_weight=settings.kd_weight,
         temperature=settings.temperature,
+        distilled=settings.distilled,
         rounds=settings.rounds,
         hessian_subsample=settings.hessian_subsample,
         solver=settings.solver,

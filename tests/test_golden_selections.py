@@ -19,8 +19,13 @@ from pipeline.artefacts import scores as score_format
 from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts import soft_labels as soft_format
 from pipeline.artefacts.repair_record import HeadQuality, RepairIdentity, RepairReport
-from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, ScoreTable
-from pipeline.artefacts.scores import SolveRecord
+from pipeline.artefacts.scores import (
+    Diagnostics,
+    ScoreIdentity,
+    ScoreRecord,
+    ScoreTable,
+    SolveRecord,
+)
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
 from pipeline.methods.sparse_labels import packed_width
@@ -41,7 +46,12 @@ OLD = {
     "soft_labels-v2/packed": SoftLabels,
     "selection-v2/table.parquet": SelectionTable,
 }
-IDS = {}
+IDS = {
+    ("soft_labels", "dense"): "80937879cee71b6c590a643a35fb7ec209f1385c74b1b8c50f2d7a8aa2882426",
+    ("soft_labels", "packed"): "c8ccc308b38ce799592e2be1980d2186b08fec2c13c942f13bc743d72fd894ea",
+    ("scores", "table"): "906df90049d8ac315f58b36df51c32506db1a20a70f00ce893043a87368d5838",
+    ("selection", "table"): "220be5080e6dcff2ad3fda1539514820a259a3101e461d06ad522998085ca22c",
+}
 """Those of a released version never change."""
 
 
@@ -241,15 +251,21 @@ def assert_frame(frame, columns: dict[str, np.ndarray], kinds: dict[str, pa.Data
         np.testing.assert_array_equal(frame[name].to_numpy(), columns[name], err_msg=name)
 
 
+def assert_same_parquet(one: Path, other: Path) -> None:
+    """Names, types, metadata and values; NaN is NaN."""
+    ours, theirs = pq.read_table(one), pq.read_table(other)
+    assert ours.schema.equals(theirs.schema, check_metadata=True)
+    for name in ours.column_names:
+        assert str(ours[name].to_pylist()) == str(theirs[name].to_pylist()), name
+
+
 def test_a_released_score_file_reads_to_the_bit(tmp_path):
     table = ScoreTable.open(SCORES / "table.parquet")
     assert_frame(table.frame, columns_of(score_format.COLUMNS), score_format.COLUMNS)
     assert table.record == score_record()
     assert table.id == IDS["scores", "table"]
     write_scores(tmp_path / "table.parquet")
-    assert pq.read_table(tmp_path / "table.parquet").equals(
-        pq.read_table(SCORES / "table.parquet"), check_metadata=True
-    )
+    assert_same_parquet(tmp_path / "table.parquet", SCORES / "table.parquet")
 
 
 def test_a_released_selection_table_reads_to_the_bit(tmp_path):
@@ -259,9 +275,7 @@ def test_a_released_selection_table_reads_to_the_bit(tmp_path):
     assert table.id == IDS["selection", "table"]
     table.require_samples(digests(step=7), labels())
     write_selection(tmp_path / "table.parquet")
-    assert pq.read_table(tmp_path / "table.parquet").equals(
-        pq.read_table(SELECTION / "table.parquet"), check_metadata=True
-    )
+    assert_same_parquet(tmp_path / "table.parquet", SELECTION / "table.parquet")
 
 
 @pytest.mark.parametrize("place", OLD)
@@ -269,7 +283,7 @@ def test_an_older_version_is_refused_in_one_line_that_says_what_to_do(place):
     line = read_or_refusal(lambda: OLD[place].open(GOLDEN / place))
     assert isinstance(line, str), "it was read"
     assert str(GOLDEN / place) in line
-    assert "version 2 (expected 3" in line
+    assert "version: Input should be 3" in line
     assert "heartcut select" in line
 
 
