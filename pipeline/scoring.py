@@ -25,13 +25,14 @@ from pipeline.errors import PipelineError
 from pipeline.head_precision import with_precision
 from pipeline.methods.head_data import Rows, read_rows
 from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import RowScores, score_added, score_difficulty
+from pipeline.methods.head_influence import score_added, score_difficulty
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_sets import undistil_effect
 from pipeline.methods.head_solver import NotConverged, fit
 from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.methods.parameter_change import undistil_order
 from pipeline.progress import Progress, progress
+from pipeline.score_sums import ScoreSums, placed
 from pipeline.scoring_points import Point, Solver, score_point
 from pipeline.targets import Target, Targets
 
@@ -116,46 +117,6 @@ def score_influence(rows: ScoredRows, targets: Targets, settings: InfluenceSetti
             raise PipelineError(f"influence: {error}") from error
 
 
-@dataclass(kw_only=True)
-class _Sums:
-    """A score of every row, averaged over the targets that it is held against."""
-
-    means: list[Tensor] = field(default_factory=list)
-    stds: list[Tensor] = field(default_factory=list)
-    errors: list[Tensor] = field(default_factory=list)
-
-    def add(self, scores: RowScores | None, positions: Tensor, num_rows: int) -> None:
-        if scores is None:
-            return
-        self.means.append(_placed(scores.mean, positions, num_rows))
-        self.stds.append(_placed(scores.std, positions, num_rows))
-        if scores.error is not None:
-            self.errors.append(_placed(scores.error, positions, num_rows))
-
-    @property
-    def mean(self) -> Tensor:
-        return torch.stack(self.means).nanmean(dim=0)
-
-    @property
-    def std(self) -> Tensor:
-        return torch.stack(self.stds).nanmean(dim=0)
-
-    @property
-    def error(self) -> Tensor:
-        """Within one target, of its groups; over several, of the mean of independent targets."""
-        if not self.errors:
-            return torch.full_like(self.means[0], torch.nan)
-        squares = torch.stack(self.errors).square()
-        counts = (~squares.isnan()).sum(dim=0)
-        return squares.nansum(dim=0).sqrt() / counts
-
-
-def _placed(values: Tensor, positions: Tensor, num_rows: int) -> Tensor:
-    out = torch.full((num_rows,), torch.nan, dtype=torch.float64)
-    out[positions] = values.cpu()
-    return out
-
-
 class _Run:
     """One scoring: the steps share rows, targets and a warm start."""
 
@@ -174,7 +135,7 @@ class _Run:
 
     def influence(self) -> Influence:
         self._bar.advance(1, note=self._head)
-        undistil = _Sums()
+        undistil = ScoreSums()
         details = None
         for positions, target, point in self._points(self._distilled, self._head):
             undistil.add(point.scores.dloss_undistill, positions, self._num_rows)
@@ -256,15 +217,15 @@ class _Run:
 
     def _at_hard(self) -> dict[str, NDArray[np.generic]]:
         self._bar.advance(1, note="all hard")
-        swap, remove, added = _Sums(), _Sums(), _Sums()
+        swap, remove, added = ScoreSums(), ScoreSums(), ScoreSums()
         own, leverage = [], []
         for positions, _, point in self._points(torch.zeros(self._num_rows), "all hard"):
             swap.add(point.scores.dloss_swap, positions, self._num_rows)
             remove.add(point.scores.dloss_remove, positions, self._num_rows)
             added.add(score_added(point.linear, point.solution), positions, self._num_rows)
             found = score_difficulty(point.linear, point.factors)
-            own.append(_placed(found.self_influence, positions, self._num_rows))
-            leverage.append(_placed(found.leverage, positions, self._num_rows))
+            own.append(placed(found.self_influence, positions, self._num_rows))
+            leverage.append(placed(found.leverage, positions, self._num_rows))
         return {
             "dloss_swap": swap.mean.numpy(),
             "dloss_swap_se": swap.error.numpy(),
@@ -280,7 +241,7 @@ class _Run:
         current = torch.full_like(scores, torch.nan)
         for number in range(self._settings.rounds):
             self._bar.advance(1, note=f"round {number + 1}")
-            sums, name = _Sums(), f"selected, round {number + 1}"
+            sums, name = ScoreSums(), f"selected, round {number + 1}"
             for positions, _, point in self._points((scores > 0).double(), name):
                 sums.add(point.scores.dloss_undistill, positions, self._num_rows)
             current = scores = sums.mean

@@ -16,9 +16,10 @@ from pipeline.provenance import array_sha256, short
 from pipeline.repair import TeacherRows
 from pipeline.scoring import TRUSTED_SHARE, Influence, InfluenceSettings, score_influence
 from stages.cache_places import made_cache
-from stages.configs import Config, SelectConfig
+from stages.configs import Config
 from stages.influence_sources import Sources
 from stages.requests import influence_target, score_identity
+from stages.select_config import SelectConfig
 from stages.selection_columns import Clean
 
 logger = logging.getLogger(__name__)

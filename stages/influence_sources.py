@@ -19,8 +19,8 @@ from pipeline.provenance import short
 from pipeline.repair import TeacherRows
 from pipeline.scoring import ScoredRows
 from pipeline.targets import Target, Targets
-from stages.configs import SelectConfig
 from stages.requests import influence_target
+from stages.select_config import SelectConfig
 from stages.selection_columns import Clean
 
 CHOOSING_PARTS = 5
@@ -238,11 +238,7 @@ class _Builder:
         return _parts(held_out, labels, keys, num_parts=CHOOSING_PARTS) == 0
 
     def _target(
-        self,
-        cached: TeacherRows,
-        samples: Tensor,
-        labels: Tensor,
-        keys: NDArray[np.uint8],
+        self, cached: TeacherRows, samples: Tensor, labels: Tensor, keys: NDArray[np.uint8]
     ) -> Target:
         return Target(
             features=self._features(cached, (0,), samples),

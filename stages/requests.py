@@ -16,14 +16,8 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime import resolve_runtime
-from stages.configs import (
-    INFLUENCE_STRATEGIES,
-    CacheTeacherConfig,
-    Config,
-    OptimiserConfig,
-    SelectConfig,
-    ViewsConfig,
-)
+from stages.configs import CacheTeacherConfig, Config, OptimiserConfig, ViewsConfig
+from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
 
 _WITHOUT_QUOTA = ("class-balanced", "all", "none")
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels"}

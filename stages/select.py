@@ -40,9 +40,10 @@ from pipeline.provenance import short
 from pipeline.repair import RepairedCache, TeacherRows, repair_head
 from pipeline.runtime import num_cores, versions
 from stages.cache_places import find_cache
-from stages.configs import Config, SelectConfig
+from stages.configs import Config
 from stages.influence import open_scores
 from stages.requests import selection_identity, soft_label_identity
+from stages.select_config import SelectConfig
 from stages.selection_columns import Clean, table_columns
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pipeline.methods.data_selection import Selection
 from pipeline.methods.label_revision import revision_beta, softened_probs
 from pipeline.methods.sample_scores import SampleScores, score_samples
 from pipeline.repair import TeacherRows
-from stages.configs import SelectConfig
+from stages.select_config import SelectConfig
 
 NOT_CACHED = "not in the cache"
 """Reason of a sample that the teacher never saw."""

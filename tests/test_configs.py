@@ -152,6 +152,24 @@ def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, k
         ({"select": {"fraction": 0.5, "threshold": 0.1}}, "threshold exclude each other"),
         ({"select": {"fraction": 0.5, "standard_errors": 1}}, "standard_errors exclude each"),
         ({"select": {"score": "dloss_current"}}, "influence.rounds must be at least 1"),
+        (
+            {"select": {"standard_errors": 1, "influence": {"standard_error_groups": 0}}},
+            "influence.standard_error_groups must be at least 2",
+        ),
+        (
+            {
+                "select": {
+                    "standard_errors": 1,
+                    "score": "dloss_current",
+                    "influence": {"rounds": 1},
+                }
+            },
+            "'dloss_current' has no standard_errors",
+        ),
+        (
+            {"select": {"strategy": "label-issue-free", "influence": {"label_issues": False}}},
+            "influence.label_issues must be true",
+        ),
         ({"select": {"influence": {"target": "external"}}}, "external must be set"),
         ({"select": {"influence": {"external": "x"}}}, "external has no effect"),
         ({"select": {"influence": {"standard_error_groups": 1}}}, "must be 0 or at least 2"),

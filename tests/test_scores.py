@@ -1,5 +1,6 @@
 """The score file: read as written, shared by selections, and refused where anything differs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from pipeline.artefacts.scores import (
 )
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import array_sha256
+from tests.small_caches import some_samples
 from tests.workspaces import flipped, read_or_refusal
 
 NUM = 600
-KEYS = np.random.default_rng(0).integers(0, 256, (NUM, 16)).astype(np.uint8)
+SAMPLES = some_samples(NUM)
 NOT_SCORED = np.arange(NUM) % 10 == 3
 
 
@@ -33,7 +34,7 @@ def identity() -> ScoreIdentity:
     return ScoreIdentity(
         cache="0" * 64,
         root="1" * 64,
-        rows=array_sha256(KEYS),
+        rows=SAMPLES.in_order,
         held_out="2" * 64,
         accepted=(),
         settings={"l2": 1e-4, "folds": 5, "target": "held-out", "pca": None},
@@ -135,8 +136,14 @@ def test_the_same_scores_are_the_same_bytes(path, tmp_path):
 
 def test_it_belongs_to_its_samples_in_their_order(path):
     table = ScoreTable.open(path)
-    table.require_samples(KEYS)
-    for other in (KEYS[::-1], KEYS[:-1], KEYS ^ np.uint8(1)):
+    table.require_samples(SAMPLES)
+    everyone = np.arange(NUM)
+    others = [SAMPLES.rows(everyone[::-1]), SAMPLES.rows(everyone[:-1]), some_samples(NUM, seed=1)]
+    others += [
+        replace(SAMPLES, labels=(SAMPLES.labels + 1) % 5),
+        replace(SAMPLES, pixels=SAMPLES.pixels ^ np.uint8(1)),
+    ]
+    for other in others:
         with pytest.raises(ArtefactMismatch, match=r"has the scores of 600 other samples") as told:
             table.require_samples(other)
         assert "\n" not in str(told.value)

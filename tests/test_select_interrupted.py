@@ -100,3 +100,19 @@ def test_an_interrupt_while_soft_labels_are_written_leaves_nothing(select, digit
         interrupted += check_what_is_left(digits_copy, command) == 130
     assert interrupted > 0
     assert select("select.strategy=none").wait().code == 0
+
+
+def test_an_interrupt_while_the_scores_are_made_leaves_nothing(select, digits_copy):
+    """The soft labels are whole by then; neither scores nor a table are there in part."""
+    delays = np.random.default_rng(2).permutation(np.geomspace(1e-3, 0.3, NUM_INTERRUPTS))
+    folder, interrupted = digits_copy.selections_folder, 0
+    for delay in delays:
+        command = select()
+        if appeared(folder, "*.soft/soft_labels.json", command=command):
+            time.sleep(delay)
+            command.signal(signal.SIGINT)
+        if check_what_is_left(digits_copy, command) == 130:
+            interrupted += tables_in(folder) == []
+    assert interrupted > 0
+    assert select().wait().code == 0
+    assert len(tables_in(folder)) == len(list(folder.glob("*.scores.parquet"))) == 1

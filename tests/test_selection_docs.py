@@ -18,7 +18,8 @@ from pipeline.artefacts.scores import Diagnostics
 from pipeline.artefacts.selection import COLUMNS, SelectionTable
 from stages import select
 from stages.config_file import config_from_tree
-from stages.configs import Config, Strategy
+from stages.configs import Config
+from stages.select_config import Strategy
 from tests.commands import ROOT, heartcut
 
 PAGE = (ROOT / "docs" / "selection.md").read_text()
