@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.head_precision import describe_precision, least_gradient, least_residual
 from pipeline.methods.head_ekfac import Ekfac, ekfac
 from pipeline.methods.head_influence import HeadScores, score_rows, sum_rule_error
+from pipeline.methods.head_preconditioner import Preconditioner
 from pipeline.methods.head_problem import HeadProblem, Linearisation, centred
 from pipeline.methods.head_solver import HeadSolution, NotConverged, fit, solve
 from pipeline.targets import Target
@@ -65,10 +66,11 @@ def score_point(
         linear = fitted.linear
         factors = ekfac(linear)
         gradient = target.gradient(linear.weight)
-        solved = _solved(linear, gradient, factors, solver, rtol=least_residual(problem))
+        how = _How(solver=solver, factors=factors, preconditioner=fitted.preconditioner)
+        solved = how.solved(linear, gradient, rtol=least_residual(problem))
         groups = target.group_gradients(linear.weight)
         if groups is not None:
-            groups = _solved(linear, groups, factors, solver, rtol=_GROUP_RTOL).solution
+            groups = how.solved(linear, groups, rtol=_GROUP_RTOL).solution
     except NotConverged as error:
         more = "" if problem.hessian_samples is None else " or `select.influence.hessian_subsample`"
         raise PipelineError(
@@ -99,20 +101,26 @@ def score_point(
     )
 
 
-def _solved(
-    linear: Linearisation, right_side: Tensor, factors: Ekfac, solver: Solver, *, rtol: float
-) -> HeadSolution:
-    """H^-1 R by the solver; EK-FAC's answer has the residual that it has."""
-    if solver == "exact":
-        return solve(linear, right_side, rtol=rtol)
-    solution = centred(factors.inverse(right_side))
-    residual = torch.linalg.vector_norm(right_side - linear.certain_hvp(solution))
-    norm = torch.linalg.vector_norm(right_side)
-    return HeadSolution(
-        solution=solution,
-        relative_residual=float(residual / norm) if norm > 0 else 0.0,
-        iterations=0,
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _How:
+    """A way to apply the inverse of the Hessian."""
+
+    solver: Solver
+    factors: Ekfac
+    preconditioner: Preconditioner | None
+
+    def solved(self, linear: Linearisation, right_side: Tensor, *, rtol: float) -> HeadSolution:
+        """H^-1 R; EK-FAC's answer has the residual that it has."""
+        if self.solver == "exact":
+            return solve(linear, right_side, preconditioner=self.preconditioner, rtol=rtol)
+        solution = centred(self.factors.inverse(right_side))
+        residual = torch.linalg.vector_norm(right_side - linear.certain_hvp(solution))
+        norm = torch.linalg.vector_norm(right_side)
+        return HeadSolution(
+            solution=solution,
+            relative_residual=float(residual / norm) if norm > 0 else 0.0,
+            iterations=0,
+        )
 
 
 def _tell(record: SolveRecord) -> None:

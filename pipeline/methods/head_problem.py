@@ -93,6 +93,13 @@ class HeadProblem:
         """The problem whose Hessian stands for this one's: itself, or a part of it."""
         return self if self.hessian_samples is None else self.part(self.hessian_samples)
 
+    @property
+    def bending(self) -> "HeadProblem":
+        """The least that has the same Hessian: at temperature 1 soft labels do not bend it."""
+        if self.temperature != 1.0:
+            return self.curvature
+        return replace(self.curvature, soft_labels=None, distilled=None)
+
     def part(self, samples: Tensor) -> "HeadProblem":
         """The same objective over some of the samples (positions, ascending)."""
         soft, distilled = self.soft_labels, self.distilled
@@ -231,9 +238,9 @@ class Linearisation:
         if self.kept is not None:
             yield from self.kept
             return
-        curvature = self.problem.curvature
-        for chunk in curvature.linear_chunks(self.weight):
-            yield chunk.bends().to(curvature.products)
+        bending = self.problem.bending
+        for chunk in bending.linear_chunks(self.weight):
+            yield chunk.bends().to(bending.products)
 
     def gradient(self) -> Tensor:
         """dJ(W), (C, D + 1)."""
@@ -248,7 +255,7 @@ class Linearisation:
         problem = self.problem
         if problem.products == problem.dtype:
             return self.hvp(direction)
-        chunks = problem.curvature.linear_chunks(self.weight)
+        chunks = problem.bending.linear_chunks(self.weight)
         return self._product(direction, (chunk.bends() for chunk in chunks))
 
     def _product(self, direction: Tensor, bends: Iterator[BentRows]) -> Tensor:

@@ -55,6 +55,9 @@ class HeadFit:
     iterations: int
     """Newton steps with all samples."""
 
+    preconditioner: Preconditioner | None
+    """What helped the last steps, and helps to solve at the minimum; None where there was none."""
+
     @property
     def weight(self) -> Tensor:
         """W, (C, D + 1) float64, centred over classes."""
@@ -183,12 +186,13 @@ def _newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadF
         if reached is None:
             break
         linear = reached
-    return HeadFit(linear=linear, gradient_norm=norm, iterations=iteration)
+    return HeadFit(linear=linear, gradient_norm=norm, iterations=iteration, preconditioner=helper)
 
 
 def _quasi_newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadFit:
     """Steps that need the curvature of some samples only, until the gradient is small."""
-    inverse = QuasiNewton(made_for(linear))
+    helper = made_for(linear)
+    inverse = QuasiNewton(helper)
     for iteration in range(max_iterations + 1):
         norm = float(torch.linalg.vector_norm(linear.slope))
         if norm <= gtol or iteration == max_iterations:
@@ -198,7 +202,7 @@ def _quasi_newton(linear: Linearisation, *, gtol: float, max_iterations: int) ->
             break
         inverse.learn(linear, reached)
         linear = reached
-    return HeadFit(linear=linear, gradient_norm=norm, iterations=iteration)
+    return HeadFit(linear=linear, gradient_norm=norm, iterations=iteration, preconditioner=helper)
 
 
 def _conjugate_gradients(
