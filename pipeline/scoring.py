@@ -283,11 +283,13 @@ class _Run:
         if not self._settings.diagnostics:
             return Details(target_weight_cosine=point.cosine)
         harmful = _undistilled(point) <= 0
-        effect = undistil_effect(point.linear, harmful, target=target.as_problem())
+        effect = undistil_effect(
+            point.linear, harmful, target=target.as_problem(), step=self._settings.distilled
+        )
         return Details(
             target_weight_cosine=point.cosine,
             rank_stability=self._stability(positions, target, point),
-            second_order_gain=effect.second_order,
+            second_order_gain=-effect.second_order,
         )
 
     def _stability(self, positions: Tensor, target: Target, point: Point) -> dict[str, float]:

@@ -101,6 +101,12 @@ class _Builder:
             return None
         cache = TeacherCache.open(self._settings.proxy)
         cache.require_features()
+        if cache.shape.num_classes != self._dataset.num_classes:
+            raise ArtefactMismatch(
+                f"{cache.path} has {cache.shape.num_classes} classes (expected "
+                f"{self._dataset.num_classes}, as select.influence.proxy of "
+                f"{self._dataset.folder}). Cache a network of these classes."
+            )
         samples = self._dataset.train.samples
         place, accept = str(self._dataset.train.path), self._config.accept_mismatch
         joined = join_samples(cache, samples, place=place, accept=accept)

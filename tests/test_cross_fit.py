@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from pipeline.cross_fit import L2_GRID, choose_l2, cross_fit
+from pipeline.cross_fit import L2_GRID, choose_l2, cross_fit, simplest_within_error
 from pipeline.methods.folds import stratified_folds
 from pipeline.methods.head_problem import HeadProblem, centred
 from pipeline.methods.head_rows import with_bias_input
@@ -212,3 +212,17 @@ def test_a_grid_that_does_not_fall_is_refused(problem, grid):
 def test_a_loss_that_is_no_number_is_refused(problem):
     with pytest.raises(ValueError, match=r"the target's loss is not finite: nan at l2 1.0e-01"):
         choose_l2(lambda l2: replace(problem, l2=l2), lambda _: float("nan"), START)
+
+
+def test_the_simplest_model_that_is_not_shown_to_be_worse_is_taken():
+    best = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    noisy = best + torch.tensor([0.2, -0.1, 0.1, -0.1]).double()  # 0.025 worse, error 0.075
+    worse = best + torch.tensor([0.1, 0.1, 0.1, 0.2]).double()  # 0.125 worse, error 0.025
+    assert simplest_within_error([worse, noisy, best]) == 1
+    assert simplest_within_error([noisy, worse, best]) == 0
+    assert simplest_within_error([worse, best, noisy]) == 1
+    assert simplest_within_error([best, best]) == 0
+
+
+def test_one_row_has_no_error_so_the_least_loss_is_taken():
+    assert simplest_within_error([torch.tensor([0.3]), torch.tensor([0.1])]) == 1

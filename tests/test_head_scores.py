@@ -230,3 +230,17 @@ def test_all_components_change_no_score():
     there = scored(turned, heldout=((features - centre) @ basis, labels))[0]
     for name in ("dloss_remove", "dloss_swap"):
         assert_close(getattr(there, name).mean, getattr(here, name).mean, rtol=1e-6, atol=1e-10)
+
+
+def test_a_shorter_step_scales_both_terms_of_a_set():
+    problem = problem_of(temperature=4.0)
+    problem = dataclasses.replace(problem, distilled=torch.full((40,), 0.5).double())
+    heldout = heldout_of(problem)
+    _, linear, _ = scored(problem, heldout=heldout)
+    chosen = torch.arange(40) % 2 == 0
+    target = HeadProblem(features=heldout[0][None], labels=heldout[1], l2=1e-30)
+    whole = undistil_effect(linear, chosen, target=target, rtol=1e-12)
+    half = undistil_effect(linear, chosen, target=target, step=0.5, rtol=1e-12)
+    assert half.first_order == pytest.approx(0.5 * whole.first_order, rel=1e-9)
+    bend = whole.second_order - whole.first_order
+    assert half.second_order - half.first_order == pytest.approx(0.25 * bend, rel=1e-8)

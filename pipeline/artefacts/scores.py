@@ -130,8 +130,8 @@ class Diagnostics(Record):
     num_target: int
     """Samples whose loss is predicted."""
     second_order_gain: float | None
-    """Predicted change of the target's loss if every row with dloss_undistill <= 0 were supervised
-    by its hard label, with the curvature's term; None without diagnostics."""
+    """Predicted fall of the target's loss if every row with dloss_undistill <= 0 were supervised by
+    its hard label, with the curvature's term; None without diagnostics."""
 
 
 class ScoreRecord(Record):

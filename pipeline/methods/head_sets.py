@@ -21,24 +21,30 @@ class SetEffect:
     """Predicted change of mean held-out cross-entropy."""
 
     first_order: float
-    """The sum of the samples' scores."""
+    """The sum of the samples' scores, times the step."""
 
     second_order: float
     """The same with the curvature of the held-out loss: first order + (1/2) <dW, H_V dW>."""
 
 
 def undistil_effect(
-    linear: Linearisation, undistilled: Tensor, *, target: HeadProblem, rtol: float = 1e-4
+    linear: Linearisation,
+    undistilled: Tensor,
+    *,
+    target: HeadProblem,
+    step: float = 1.0,
+    rtol: float = 1e-4,
 ) -> SetEffect:
     """Predict what supervising a set of samples by their hard labels does.
 
-        dW = H^-1 (1/N) sum_i mean_k delta_ik h~_ik^T      over the set
+        dW = H^-1 (step / N) sum_i mean_k delta_ik h~_ik^T      over the set
         dL = <dL_V, dW> + (1/2) <dW, H_V dW>
 
     Args:
         linear: the problem at its minimum with the samples distilled.
         undistilled: the set, (N,) bool.
         target: the held-out samples as a problem of their own; only its data term is used.
+        step: how far the samples were distilled, which is how far they have to go.
         rtol: of the linear solve.
 
     Raises:
@@ -47,7 +53,7 @@ def undistil_effect(
     """
     if linear.problem.soft_labels is None:
         raise ValueError("soft_labels are missing: nothing is distilled")
-    pull = _summed_pull(linear, undistilled.to(linear.weight.device))
+    pull = step * _summed_pull(linear, undistilled.to(linear.weight.device))
     moved = solve(linear, pull, rtol=rtol).solution
     there = target.linearise(linear.weight)
     regulariser = target.l2 * target.mask(linear.weight)
