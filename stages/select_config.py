@@ -68,7 +68,8 @@ class InfluenceConfig(Section):
     standard_error_groups: Annotated[int, Field(ge=0, le=100)] = 10
     """Parts of the target whose scores are compared for standard errors; 0: none are computed."""
     hessian_subsample: Annotated[int, Field(ge=2)] | None = None
-    """Rows that the curvature is taken of; unset: all."""
+    """Rows that the curvature is taken of, for very many rows; unset: all. The fewer there are for
+    each class, the less the ranks are worth."""
     solver: Literal["exact", "ekfac"] = "exact"
     label_issues: bool = True
     """Find labels that are probably wrong, by `folds` more heads."""
