@@ -13,6 +13,7 @@ from cli_common import (
     AcceptMismatch,
     ConfigFile,
     Overrides,
+    Resume,
     Seed,
     accepting,
     load,
@@ -84,13 +85,18 @@ def prepare(
 
 
 @app.command()
-def train_teacher(config: ConfigFile, override: Overrides = None, seed: Seed = None) -> None:
+def train_teacher(
+    config: ConfigFile,
+    override: Overrides = None,
+    seed: Seed = None,
+    resume: Resume = None,
+) -> None:
     """Train a teacher of your own; not needed where there is a checkpoint."""
     with one_line_errors():
         settings = load(config, override, seed_override("train_teacher", seed))
         from stages import train_teacher as stage
 
-        typer.echo(stage.execute(settings).path)
+        typer.echo(stage.execute(settings, resume=resume).path)
 
 
 @app.command()
@@ -180,16 +186,34 @@ def train_student(
         ),
     ] = None,
     accept_mismatch: AcceptMismatch = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Run the teacher in the loop, to compare with.")
+    ] = False,
+    resume: Resume = None,
 ) -> None:
-    """Train a student from the cached, revised labels; the teacher is not needed."""
+    """Train a student from the cached, revised labels; the teacher is not needed.
+
+    After a kill or an interrupt, the same command goes on from the last checkpoint.
+    """
     extra = seed_override("train_student", seed)
+    extra += ["train_student.online=true"] if online else []
     with one_line_errors():
         settings = load(config, override, [*extra, *accepting(accept_mismatch)])
         if selection is not None:
             settings = with_selection(settings, selection)
         from stages import train_student as stage
 
-        typer.echo(stage.execute(settings).path)
+        typer.echo(stage.execute(settings, resume=resume).path)
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """List the methods of distillation, what each needs of the cache, and its defaults."""
+    from stages import methods as stage
+
+    typer.echo(stage.as_json() if as_json else stage.as_text())
 
 
 @app.command()

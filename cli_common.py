@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import ArtefactNotFound, ConfigError, PipelineError
+from pipeline.errors import ArtefactNotFound, ConfigError, PipelineError, Terminated
 
 if TYPE_CHECKING:
     from stages.configs import Config
 
-FAILED, DAMAGED, DIFFERENT, INCOMPLETE, INTERRUPTED = 1, 3, 4, 5, 130
+FAILED, DAMAGED, DIFFERENT, INCOMPLETE, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 130, 143
 """Exit codes; 2 is a wrong command line."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, see configs/.")]
@@ -25,6 +25,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. select.eta=0.7."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Go on with this training (a .training folder), or say what differs. Without it, a "
+        "training of the same settings goes on by itself.",
+    ),
+]
 AcceptMismatch = Annotated[
     list[str] | None,
     typer.Option(
@@ -102,6 +110,9 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
     except KeyboardInterrupt as error:  # here, because typer would exit without a word
         tell_interrupt()
         raise typer.Exit(code=INTERRUPTED) from error
+    except Terminated as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(code=TERMINATED) from error
     except PipelineError as error:
         typer.echo(f"error: {error}", err=True)
         known = [(codes or {}).get(kind) for kind in type(error).__mro__]

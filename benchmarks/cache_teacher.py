@@ -24,9 +24,9 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.models import Classifier
 from pipeline.models.zoo import build
+from pipeline.normalisation import Normaliser
 from pipeline.runtime import Runtime, resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views
-from pipeline.training import Normaliser
 
 CLASSES = 10
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

@@ -9,26 +9,22 @@ loss and optimiser: no loader, no augmentation, no gather.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from _common import interleaved, report, synthetic_beton
-from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ViewSpec
 from pipeline.models.zoo import build
+from pipeline.normalisation import Normaliser
+from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.runtime import Runtime, resolve_runtime
-from pipeline.training import (
-    Normaliser,
-    make_optimizer,
-    make_schedule,
-    three_term_loss,
-    train_epoch,
-)
+from pipeline.student_loss import DistillationLoss, Weights
+from pipeline.training import EpochSize, Learner, Totals, outputs_of
 
 CLASSES = 10
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -42,12 +38,12 @@ class Contestant:
         self.runtime = runtime
         self.model = build(arch, num_classes=CLASSES).to(runtime.device)
         self.model = self.model.to(memory_format=torch.channels_last)
-        self.loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
+        self.loss = DistillationLoss("kd", weights=Weights(ce=0.1, kd=0.9), temperature=4.0)
         self.normalise = Normaliser(mean=MEAN, std=STD, device=runtime.device)
         self.optimizer = make_optimizer(
-            self.model, kind="sgd", lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
+            [self.model], kind="sgd", lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
-        self.schedule: LRScheduler = make_schedule(
+        self.schedule = make_schedule(
             self.optimizer,
             kind="constant",
             epochs=1,
@@ -56,17 +52,21 @@ class Contestant:
             milestones=(),
             gamma=0.1,
         )
-
-    def stage_epoch(self, batches: Iterable[Batch]) -> int:
-        """What train-student does."""
-        metrics = train_epoch(
+        self.learner = Learner(
             self.model,
-            batches,
-            loss=self.loss,
+            self.loss,
             optimizer=self.optimizer,
             schedule=self.schedule,
             normalise=self.normalise,
-            runtime=self.runtime,
+            runtime=runtime,
+        )
+
+    def stage_epoch(self, loader: BatchLoader, epoch: int, *, batch_size: int) -> int:
+        """What train-student does."""
+        metrics = self.learner.epoch(
+            loader.epoch(epoch),
+            Totals(self.runtime.device),
+            size=EpochSize(num_samples=loader.num_samples, batch_size=batch_size),
         )
         return metrics.num_samples
 
@@ -75,8 +75,8 @@ class Contestant:
         self.model.train()
         for images, batch in batches:
             with self.runtime.autocast():
-                logits = self.model(images)
-            loss = self.loss(logits, batch)
+                outputs = outputs_of(self.model, images)
+            loss = self.loss(outputs, batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -149,7 +149,9 @@ def main() -> None:
         epoch = iter(range(10**9))
         measured = interleaved(
             {
-                "train-student": timed(lambda: stage.stage_epoch(loader.epoch(next(epoch)))),
+                "train-student": timed(
+                    lambda: stage.stage_epoch(loader, next(epoch), batch_size=arguments.batch)
+                ),
                 "bare step, resident tensors": timed(lambda: bare.bare_epoch(batches)),
             },
             rounds=arguments.rounds,

@@ -30,3 +30,7 @@ class ArtefactMismatch(PipelineError, ValueError):
 
 class Damaged(ArtefactMismatch):
     """An artefact is not what was written: an object is missing, torn or changed."""
+
+
+class Terminated(PipelineError):
+    """The process was asked to end, and did, at a place where it can go on."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.loaders import Batch
+from pipeline.normalisation import Normaliser
 from pipeline.runtime import Runtime
-from pipeline.training import Normaliser
 
 CALIBRATION_BINS = 15
 

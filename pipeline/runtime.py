@@ -9,7 +9,9 @@ from typing import Literal, TypeAlias
 
 import torch
 
-Precision: TypeAlias = Literal["bf16", "fp32"]
+Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
+
+_LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,9 @@ class Runtime:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Run matrix products in bfloat16 where that is the precision; the rest in float32."""
-        enabled = self.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+        """Run matrix products in the precision where it is a low one; the rest in float32."""
+        dtype = _LOW_PRECISION.get(self.precision, torch.bfloat16)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32"):
             yield
 
     def loader_workers(self, wanted: int) -> int:
@@ -45,7 +47,7 @@ class Runtime:
         return f"{name}, {self.precision}"
 
 
-def resolve_runtime(precision: Literal["auto", "bf16", "fp32"]) -> Runtime:
+def resolve_runtime(precision: Literal["auto", "bf16", "fp16", "fp32"]) -> Runtime:
     """The device of this machine and the precision that ``auto`` means on it."""
     device = torch.device("cpu")
     if torch.cuda.is_available():  # torchrun gives every process of a machine a GPU of its own

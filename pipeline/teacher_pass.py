@@ -48,9 +48,9 @@ from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.models import Classifier
+from pipeline.normalisation import Normaliser
 from pipeline.progress import Progress, progress
 from pipeline.runtime import Runtime
-from pipeline.training import Normaliser
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def cache_identity(
     temperatures: tuple[float, ...] = (),
 ) -> CacheIdentity:
     """Everything that the cached numbers depend on."""
+    assert runtime.precision != "fp16", "a cache is made in bf16 or fp32"
     return CacheIdentity(
         weights=teacher.digest,
         arch=teacher.model.arch,

@@ -1,31 +1,30 @@
-"""One epoch of training, and what it is made of: loss, optimiser, schedule.
+"""One epoch of training: a learner takes batches, and stops where its loss is no number.
 
 Images arrive as uint8 and are normalised here; matrix products run in the runtime's precision,
 losses and weights stay in float32.
 """
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    LRScheduler,
-    MultiStepLR,
-    OneCycleLR,
-)
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.data.loaders import Batch
 from pipeline.errors import PipelineError
-from pipeline.methods.distillation import distillation_loss
-from pipeline.methods.sparse_labels import unpack
+from pipeline.models import Classifier
+from pipeline.normalisation import Normaliser
 from pipeline.runtime import Runtime
+from pipeline.student_loss import Outputs, StudentLoss
 
-BatchLoss: TypeAlias = Callable[[Tensor, Batch], Tensor]
-"""Mean loss of a batch from the student's logits, (B, C), and the batch."""
+CHECK_EVERY = {"cpu": 1}
+"""Batches between two looks at whether the loss is finite, 50 where a look makes a device wait."""
+SHOWN_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,139 +36,236 @@ class EpochMetrics:
     num_samples: int
 
 
-class Normaliser:
-    """(B, 3, H, W) uint8 to float32 on a device: ``(pixels / 255 - mean) / std``."""
+@dataclass(frozen=True, kw_only=True)
+class EpochSize:
+    """How an epoch is cut."""
+
+    num_samples: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRules:
+    """What one step of the optimiser is made of."""
+
+    accumulate: int = 1
+    """Batches of which the gradients are averaged, each by its samples."""
+    clip_norm: float | None = None
+    """Longest gradient over all weights."""
+
+
+class Totals:
+    """Running sums of an epoch, kept on the device; a checkpoint holds them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.num_correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.num_samples = 0
+        self.num_batches = 0
+        self.seconds = 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count one more batch."""
+        self.loss += loss * len(labels)
+        self.num_correct += (logits.argmax(dim=1) == labels).sum()
+        self.num_samples += len(labels)
+        self.num_batches += 1
+
+    @property
+    def metrics(self) -> EpochMetrics:
+        return EpochMetrics(
+            loss=self.loss.item() / self.num_samples,
+            accuracy=self.num_correct.item() / self.num_samples,
+            num_samples=self.num_samples,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss.item(),
+            "num_correct": self.num_correct.item(),
+            "num_samples": self.num_samples,
+            "num_batches": self.num_batches,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> Self:
+        totals = cls(device)
+        totals.loss += state["loss"]
+        totals.num_correct += state["num_correct"]
+        totals.num_samples, totals.num_batches = state["num_samples"], state["num_batches"]
+        totals.seconds = state["seconds"]
+        return totals
+
+
+class Learner:
+    """A network with its loss, optimiser and schedule: everything that a step changes.
+
+    Args:
+        model: the network, on the runtime's device.
+        loss: what it minimises; the optimiser must hold the loss's own weights too.
+        optimizer: over the weights of both.
+        schedule: advances by one for every step of the optimiser.
+        normalise: uint8 images to what the network takes.
+        runtime: device and precision.
+        rules: what a step is made of.
+        ema_decay: above 0: keep a moving average of the weights, for evaluation.
+        compile: compile the forward pass.
+    """
 
     def __init__(
-        self, *, mean: Iterable[float], std: Iterable[float], device: torch.device
+        self,
+        model: Classifier,
+        loss: StudentLoss,
+        *,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        normalise: Normaliser,
+        runtime: Runtime,
+        rules: StepRules | None = None,
+        ema_decay: float = 0.0,
+        compile: bool = False,  # noqa: A002
     ) -> None:
-        self._device = device
-        std_tensor = torch.tensor(list(std), dtype=torch.float64).view(1, 3, 1, 1)
-        mean_tensor = torch.tensor(list(mean), dtype=torch.float64).view(1, 3, 1, 1)
-        self._scale = (1.0 / (255.0 * std_tensor)).float().to(device)
-        self._shift = (-mean_tensor / std_tensor).float().to(device)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, images.to(self._device).float(), self._scale)
-
-
-def plain_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy with the labels: nothing is distilled."""
-    return nn.functional.cross_entropy(logits.float(), batch.labels.to(logits.device))
-
-
-def three_term_loss(*, lambda_ce: float, lambda_kd: float, temperature: float) -> BatchLoss:
-    """`distillation_loss` of a batch that carries soft labels and flags."""
-
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
-        assert batch.soft_labels is not None
-        assert batch.selected is not None
-        return distillation_loss(
-            logits,
-            batch.labels.to(logits.device),
-            soft_labels=_dense(batch.soft_labels.to(logits.device), num_classes=logits.shape[1]),
-            selected=batch.selected.to(logits.device),
-            lambda_ce=lambda_ce,
-            lambda_kd=lambda_kd,
-            temperature=temperature,
+        self.model, self.loss = model, loss
+        self.optimizer, self.schedule = optimizer, schedule
+        self.normalise, self.runtime = normalise, runtime
+        self.rules = rules or StepRules()
+        self.num_steps = 0
+        self._scaler = torch.amp.GradScaler(
+            runtime.device.type, enabled=runtime.precision == "fp16"
         )
+        self._average = None
+        if ema_decay:
+            average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
+            self._average = AveragedModel(model, multi_avg_fn=average)
+        self._outputs = torch.compile(outputs_of) if compile else outputs_of
+        self._weights: list[Tensor] = [
+            w for group in optimizer.param_groups for w in group["params"]
+        ]
+        self._unchecked: list[tuple[int, Tensor, Tensor]] = []
 
-    return loss
+    @property
+    def evaluated(self) -> Classifier:
+        """The network to evaluate and to keep: the average of the weights, where there is one."""
+        return self.model if self._average is None else self._average.module  # type: ignore[return-value]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def epoch(
+        self,
+        batches: Generator[Batch],
+        totals: Totals,
+        *,
+        size: EpochSize,
+        on_step: Callable[[int], None] = lambda _: None,
+    ) -> EpochMetrics:
+        """Take the rest of an epoch's batches.
+
+        Args:
+            batches: those that ``totals`` has not counted.
+            totals: of the epoch so far.
+            size: of the whole epoch.
+            on_step: told the number of samples after every step; the learner's state is whole then.
+
+        Raises:
+            PipelineError: if the loss is not finite.
+        """
+        self.model.train()
+        started = time.monotonic() - totals.seconds
+        begun = totals.num_samples
+        with closing(batches):
+            for batch in batches:
+                num_samples = min(self.rules.accumulate * size.batch_size, size.num_samples - begun)
+                self._backward(batch, totals, share=len(batch) / num_samples)
+                if totals.num_samples - begun == num_samples:
+                    self._step()
+                    begun = totals.num_samples
+                    totals.seconds = time.monotonic() - started
+                    on_step(num_samples)
+        self.require_finite()
+        return totals.metrics
+
+    def require_finite(self) -> None:
+        """Look at the losses that were not looked at yet.
+
+        Raises:
+            PipelineError: naming the step and the samples of the first one that is no number.
+        """
+        for step, loss, indices in self._unchecked:
+            if not torch.isfinite(loss):
+                raise PipelineError(_not_finite(step, loss, indices))
+        self._unchecked.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, but the place among the batches."""
+        self.require_finite()
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "num_steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` told."""
+        self.model.load_state_dict(state["model"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        self.num_steps = state["num_steps"]
+
+    def _backward(self, batch: Batch, totals: Totals, *, share: float) -> None:
+        """Add a batch's gradient, weighted by its share of the step."""
+        with self.runtime.autocast():
+            outputs = self._outputs(self.model, self.normalise(batch.images))
+        loss = self.loss(outputs, batch)
+        self._watch(loss.detach(), batch)
+        part = loss if share == 1.0 else share * loss
+        torch.autograd.backward(self._scaler.scale(part))
+        totals.add(loss.detach(), outputs.logits.detach(), batch.labels.to(self.runtime.device))
+
+    def _watch(self, loss: Tensor, batch: Batch) -> None:
+        self._unchecked.append((self.num_steps + 1, loss, batch.indices.clone()))
+        if len(self._unchecked) >= CHECK_EVERY.get(self.runtime.device.type, 50):
+            self.require_finite()
+
+    def _step(self) -> None:
+        """Move the weights, and the average and the rate with them."""
+        if self.rules.clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._weights, self.rules.clip_norm)
+        scale = self._scaler.get_scale()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_steps += 1
+        if self._scaler.get_scale() < scale:
+            return  # float16 overflowed: the scaler left the step out and halved the scale
+        self.schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
 
 
-def _dense(soft_labels: Tensor, *, num_classes: int) -> Tensor:
-    """(B, C) probabilities of rows as stored; packed ones become dense on the device."""
-    if soft_labels.is_floating_point():
-        return soft_labels
-    return unpack(soft_labels, num_classes)
+def outputs_of(model: Classifier, images: Tensor) -> Outputs:
+    """Logits and the features that they are made of."""
+    features = model.features(images)
+    return Outputs(logits=model.head(features), features=features)
 
 
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    loss: BatchLoss,
-    optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    normalise: Normaliser,
-    runtime: Runtime,
-    on_batch: Callable[[int], None] = lambda _: None,
-) -> EpochMetrics:
-    """Go once over ``batches``; the schedule advances by one step per batch.
-
-    Raises:
-        PipelineError: if the loss is not finite at the end of the epoch.
-    """
-    model.train()
-    total_loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
-    num_correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
-    num_samples = 0
-    for batch in batches:
-        with runtime.autocast():
-            logits = model(normalise(batch.images))
-        batch_loss = loss(logits, batch)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(batch_loss)
-        optimizer.step()
-        schedule.step()
-        labels = batch.labels.to(runtime.device)
-        total_loss += batch_loss.detach() * len(batch)
-        num_correct += (logits.detach().argmax(dim=1) == labels).sum()
-        num_samples += len(batch)
-        on_batch(len(batch))
-    mean_loss = total_loss.item() / num_samples
-    if not torch.isfinite(total_loss):
-        raise PipelineError(
-            f"the training loss became {mean_loss} (expected a finite number). "
-            "Lower `lr`, or raise `warmup`."
-        )
-    return EpochMetrics(
-        loss=mean_loss, accuracy=num_correct.item() / num_samples, num_samples=num_samples
+def _not_finite(step: int, loss: Tensor, indices: Tensor) -> str:
+    shown = ", ".join(str(int(index)) for index in indices[:SHOWN_SAMPLES])
+    more = f" and {len(indices) - SHOWN_SAMPLES} more" if len(indices) > SHOWN_SAMPLES else ""
+    return (
+        f"the training loss became {loss.item()} in step {step:,} (expected a finite number), on "
+        f"samples {shown}{more}. Lower `lr`, raise `warmup`, or set `clip_norm`."
     )
-
-
-def make_optimizer(
-    model: nn.Module,
-    *,
-    kind: Literal["sgd", "adamw"],
-    lr: float,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-) -> torch.optim.Optimizer:
-    """SGD or AdamW over all weights."""
-    if kind == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-    )
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer,
-    *,
-    kind: Literal["one-cycle", "cosine", "multi-step", "constant"],
-    epochs: int,
-    steps_per_epoch: int,
-    warmup: float,
-    milestones: Iterable[int],
-    gamma: float,
-) -> LRScheduler:
-    """A learning rate for every step; the optimiser's rate is the peak."""
-    steps = epochs * steps_per_epoch
-    peak = optimizer.param_groups[0]["lr"]
-    if kind == "one-cycle":
-        climb = max(warmup, 2 / (steps + 1))  # where it is one step, OneCycleLR divides by zero
-        return OneCycleLR(
-            optimizer, max_lr=peak, total_steps=steps + 1, pct_start=climb, cycle_momentum=False
-        )
-    if kind == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps)
-    if kind == "multi-step":
-        boundaries = [epoch * steps_per_epoch for epoch in milestones]
-        return MultiStepLR(optimizer, milestones=boundaries, gamma=gamma)
-    return ConstantLR(optimizer, factor=1.0, total_iters=0)

@@ -18,8 +18,9 @@ def estimate(config: Config) -> str:
     """A table of bytes, before compression; the row of the configuration is marked."""
     dataset = Dataset.open(config.data_folder)
     settings, views = config.cache_teacher, view_spec(config.views)
-    arch = settings.arch or config.train_teacher.arch
-    head = build(arch, num_classes=dataset.num_classes).head
+    trained = config.train_teacher
+    arch, name = (settings.arch, settings.head) if settings.arch else (trained.arch, trained.head)
+    head = build(arch, num_classes=dataset.num_classes, head=name).head
     lines = [
         f"{'keeps':<28} {'bytes per image and view':>24} {'training images':>18} "
         f"{'test images':>14} {'all, MB':>12} {'shards':>7}"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.artefacts.cache_index import remember
@@ -21,19 +20,17 @@ from pipeline.artefacts.cache_transfer import copy_cache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.objects import ObjectStore, open_objects
 from pipeline.artefacts.remote_objects import require_conditional_create
-from pipeline.artefacts.run import Run
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ConfigError
-from pipeline.models.checkpoints import load_into, load_weights, weights_digest
-from pipeline.models.zoo import build
 from pipeline.provenance import short
 from pipeline.runtime import Runtime, resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views
 from stages.cache_places import cache_place, caches_of, is_sealed
 from stages.configs import Config
-from stages.requests import cache_layout, cache_request, teacher_run_path, view_spec
+from stages.requests import cache_layout, cache_request, view_spec
+from stages.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -131,34 +128,6 @@ def _mine(shards: range | None) -> Mine | None:
         return lambda number: number in shards
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     return None if world == 1 else lambda number: number % world == rank
-
-
-def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
-    """The frozen teacher: a checkpoint, or our own run."""
-    settings = config.cache_teacher
-    if settings.checkpoint is None:
-        run = Run.open(teacher_run_path(config, dataset))
-        source, arch = run.weights, run.result.arch
-        mean, std = run.result.mean, run.result.std
-        in_sample = run.result.held_out != dataset.held_out_digest
-        description = f"{arch} of {run.path.name}"
-    else:
-        source, arch = settings.checkpoint, settings.arch
-        mean, std = settings.mean or dataset.record.mean, settings.std or dataset.record.std
-        in_sample = settings.trained_on_held_out
-        description = f"{arch} of {settings.checkpoint.name}"
-    weights = load_weights(source)
-    model = build(arch, num_classes=dataset.num_classes)
-    load_into(model, weights, source=source)
-    model = model.eval().requires_grad_(False).to(runtime.device)
-    return Teacher(
-        model=model.to(memory_format=torch.channels_last),
-        digest=weights_digest(weights),
-        mean=mean,
-        std=std,
-        target_in_sample=in_sample,
-        description=description,
-    )
 
 
 def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | None:

@@ -15,14 +15,14 @@ from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
+from pipeline.normalisation import Normaliser
 from pipeline.progress import progress
 from pipeline.provenance import short
 from pipeline.runtime import Runtime, resolve_runtime
 from pipeline.teacher_pass import Teacher, teacher_outputs
-from pipeline.training import Normaliser
 from stages.cache_places import find_cache, made_cache
-from stages.cache_teacher import load_teacher
 from stages.configs import Config
+from stages.teacher import load_teacher
 
 TOLERANCES = {"fp32": 0.005, "bf16": 0.05}
 """Share of the largest |logit| by which a recomputed logit may differ. On the machine that made the

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 OpenUnit: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -12,7 +12,9 @@ NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
 Triple: TypeAlias = tuple[float, float, float]
+ClassOfTeacher: TypeAlias = Annotated[StrictInt, Field(ge=0)] | StrictStr
 PrecisionChoice: TypeAlias = Literal["auto", "bf16", "fp32"]
+TrainingPrecision: TypeAlias = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 class Section(BaseModel):

@@ -10,11 +10,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.config_types import (
+    ClassOfTeacher,
     Count,
-    NotNegative,
     OpenUnit,
     Positive,
-    PositiveShare,
     PrecisionChoice,
     Section,
     Seed,
@@ -22,6 +21,7 @@ from stages.config_types import (
     refuse_unused,
 )
 from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
+from stages.training_config import TrainStudentConfig, TrainTeacherConfig
 
 
 class PrepareConfig(Section):
@@ -60,7 +60,6 @@ class PrepareConfig(Section):
             "path": self.source == "digits",
             "name": self.source != "torchvision",
             "download": self.source != "torchvision",
-            "resize": self.source != "folder",
             "skip_corrupt": self.source != "folder",
             "train": self.source != "folder",
             "test": self.source != "folder",
@@ -88,65 +87,24 @@ class ViewsConfig(Section):
         return self
 
 
-class OptimiserConfig(Section):
-    """How weights are trained, for teachers and students alike."""
-
-    arch: str = "resnet8a"
-    epochs: Count = 10
-    batch_size: Count = 256
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.3
-    """Peak learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = True
-    weight_decay: NotNegative = 5e-4
-    schedule: Literal["one-cycle", "cosine", "multi-step", "constant"] = "one-cycle"
-    warmup: OpenUnit = 0.3
-    """Share of the steps in which one-cycle climbs to `lr`."""
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Epochs after which multi-step multiplies the rate by `gamma`."""
-    gamma: OpenUnit = 0.1
-    seed: Seed = 0
-    precision: PrecisionChoice = "auto"
-    """bf16 autocast or fp32; auto: bf16 where the hardware has it."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Loader threads; 0: one beside a CPU, one per core beside an accelerator."""
-    mean_of_last: Count = 3
-    """Epochs over which the reported mean held-out accuracy is taken."""
-
-    @model_validator(mode="after")
-    def _has_no_setting_without_effect(self) -> Self:
-        unused = {
-            "momentum": self.optimizer != "sgd",
-            "nesterov": self.optimizer != "sgd",
-            "warmup": self.schedule != "one-cycle",
-            "milestones": self.schedule != "multi-step",
-            "gamma": self.schedule != "multi-step",
-        }
-        because = f"optimizer = {self.optimizer!r}, schedule = {self.schedule!r}"
-        refuse_unused(self, unused, because=because)
-        if self.schedule == "multi-step" and not self.milestones:
-            raise ValueError("milestones must be set for schedule = 'multi-step'")
-        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov must be false where momentum is 0")
-        return self
-
-
-class TrainTeacherConfig(OptimiserConfig):
-    """betons -> a teacher of our own: plain training on T."""
-
-    name: str = "teacher"
-    fraction: PositiveShare = 1.0
-    """Share of every class of T that it is trained on."""
-
-
 class CacheTeacherConfig(Section):
     """betons + teacher -> teacher cache."""
 
     checkpoint: Path | None = None
     """Weights of the teacher; unset: the run of `train-teacher` with this configuration."""
     arch: str = ""
-    """Architecture of `checkpoint`."""
+    """Architecture of `checkpoint`: of the zoo, torchvision:NAME, timm:NAME, or
+    package.module:callable."""
+    head: str = ""
+    """Name of the classifier within a network of torchvision, timm or your own; empty: found."""
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """Classes that the checkpoint's head knows; unset: as `class_names`, or as the data set."""
+    class_names: Path | None = None
+    """Text file of the head's classes, one name a line in the order of its rows: the data set's are
+    found among them, and the others left out."""
+    class_map: dict[str, ClassOfTeacher] = Field(default_factory=dict)
+    """Class of the data set -> row of the head from 0, or one of `class_names`, where names do not
+    tell."""
     mean: Triple | None = None
     std: Triple | None = None
     """The normalisation that the teacher was trained with, pixels / 255; unset: the data set's."""
@@ -172,8 +130,13 @@ class CacheTeacherConfig(Section):
             raise ValueError("arch must be set where checkpoint is")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be set together")
+        if self.class_map and self.class_names is None:
+            if self.num_classes is None:
+                raise ValueError("num_classes or class_names must be set where class_map is")
+            if any(isinstance(row, str) for row in self.class_map.values()):
+                raise ValueError("class_names must be set where class_map tells classes by name")
         if self.checkpoint is None:
-            unused = dict.fromkeys(("arch", "mean", "std", "trained_on_held_out"), True)
+            unused = dict.fromkeys(_OF_A_CHECKPOINT, True)
             refuse_unused(self, unused, because="no checkpoint")
         refuse_unused(self, {"temperatures": self.top_k == 0}, because="top_k = 0")
         if not self.temperatures or len(set(self.temperatures)) < len(self.temperatures):
@@ -181,28 +144,10 @@ class CacheTeacherConfig(Section):
         return self
 
 
-class TrainStudentConfig(OptimiserConfig):
-    """betons + selection + soft labels -> run."""
-
-    name: str = "student"
-    distil: bool = True
-    """False: plain training, with nothing to distil."""
-    lambda_ce: NotNegative = 0.1
-    """Weight of cross-entropy on distilled samples."""
-    lambda_kd: NotNegative = 0.9
-    """Weight of distillation on distilled samples."""
-    selection: Path | None = None
-    """A selection table; unset: the one that `select` makes of these settings."""
-    soft_labels: Path | None = None
-    """Its soft labels; unset: the ones beside the table."""
-    augmentation: Literal["auto", "cached", "fresh"] = "auto"
-    """Cached views, or a fresh one every epoch; auto: cached where soft labels are per view."""
-
-    @model_validator(mode="after")
-    def _has_no_distillation_without_effect(self) -> Self:
-        names = ("lambda_ce", "lambda_kd", "selection", "soft_labels")
-        refuse_unused(self, dict.fromkeys(names, not self.distil), because="distil = false")
-        return self
+_OF_A_CHECKPOINT = (
+    *("arch", "head", "num_classes", "class_names", "class_map"),
+    *("mean", "std", "trained_on_held_out"),
+)
 
 
 class CompareConfig(Section):
@@ -239,6 +184,11 @@ class Config(Section):
         used = {1.0, self.select.revise_at or self.select.temperature}
         if self.select.strategy in INFLUENCE_STRATEGIES:
             used.add(self.select.influence.temperature)
+        if self.select.standardise and self.select.repair == "none":
+            raise ValueError(
+                "select.standardise must be false where cache_teacher.top_k is above 0: the mean "
+                "and deviation of all logits are not kept"
+            )
         missing = sorted(used - set(self.cache_teacher.temperatures))
         if missing:
             told = ", ".join(f"{value:g}" for value in missing)

@@ -64,10 +64,12 @@ def _existing_record(folder: Path) -> DatasetRecord | None:
 def open_source(config: PrepareConfig) -> Source:
     """The source that the settings name."""
     if config.source == "digits":
-        return sources.digits()
+        return sources.digits(resize=config.resize)
     assert config.path is not None  # the config refused this
     if config.source == "torchvision":
-        return sources.torchvision_dataset(config.name, root=config.path, download=config.download)
+        return sources.torchvision_dataset(
+            config.name, root=config.path, download=config.download, resize=config.resize
+        )
     return sources.image_folder(
         config.path, train=config.train, test=config.test or None, resize=config.resize
     )

@@ -16,11 +16,14 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime import resolve_runtime
-from stages.configs import CacheTeacherConfig, Config, OptimiserConfig, ViewsConfig
+from stages.configs import CacheTeacherConfig, Config, ViewsConfig
 from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
+from stages.training_config import OptimiserConfig, TrainStudentConfig
 
 _WITHOUT_QUOTA = ("class-balanced", "all", "none")
-_WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels"}
+_WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels", "checkpoint_minutes"}
+_WEIGHTS = ("lambda_ce", "lambda_kd", "lambda_feature")
+_METHOD_TABLES = {"dkd", "nkd", "dist", "mlkd", "rkd", "cc", "crd"}
 
 
 def view_spec(config: ViewsConfig) -> ViewSpec:
@@ -84,6 +87,7 @@ def soft_label_identity(
         eta=config.eta if revises else None,
         temperature=config.temperature,
         revise_at=config.revise_at or config.temperature,
+        standardise=config.standardise,
         views=(0,) if config.soft_views == "clean" else tuple(range(1, num_augmented + 1)),
         repair=repair_identity(config, dataset),
     )
@@ -162,6 +166,16 @@ def training_settings(config: OptimiserConfig) -> dict[str, Json]:
     """The settings of a training that its numbers depend on."""
     settings: dict[str, Json] = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_NUMBERS)
     settings["precision"] = resolve_runtime(config.precision).precision
+    return settings
+
+
+def student_settings(config: TrainStudentConfig) -> dict[str, Json]:
+    """`training_settings` of a student: weights as they are used, no method's but its own."""
+    settings = training_settings(config)
+    for table in _METHOD_TABLES - {config.method if config.distil else ""}:
+        settings.pop(table)
+    weights = dict(zip(_WEIGHTS, config.weights, strict=True))
+    settings.update(weights if config.distil else dict.fromkeys(("method", *_WEIGHTS)))
     return settings
 
 

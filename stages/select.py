@@ -34,6 +34,7 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.data_selection import Selection, select_samples
 from pipeline.methods.data_selection_rules import Rule, Samples
 from pipeline.methods.label_revision import soft_labels
+from pipeline.methods.logit_distillation import standardised
 from pipeline.methods.sparse_labels import pack
 from pipeline.progress import Progress, progress
 from pipeline.provenance import short
@@ -118,6 +119,11 @@ def _join(config: Config, dataset: Dataset) -> HydratedCache:
             f"select.accept_mismatch has 'labels' and {cache.path} keeps the top logits and the "
             "label's only (expected all logits). Correct the labels, or cache with `top_k = 0`."
         )
+    if cache.is_sparse and config.select.standardise and config.select.repair == "none":
+        raise ConfigError(
+            f"select.standardise is true and {cache.path} keeps the top logits only (expected all "
+            "of them, for their mean and deviation). Set it to false, or cache with `top_k = 0`."
+        )
     place = str(dataset.train.path)
     joined = join_samples(cache, dataset.train.samples, place=place, accept=accept)
     if joined.num_extra:
@@ -195,8 +201,9 @@ def _revised(
     for block in cached.logit_blocks(view, temperature=identity.revise_at):
         own, seen = labels[block.samples], known[block.samples]
         revised = F.one_hot(own, block.logits.shape[1]).float()
+        logits = block.logits[seen]
         revised[seen] = soft_labels(
-            block.logits[seen],
+            standardised(logits) if identity.standardise else logits,
             own[seen],
             revision=identity.revision,
             eta=eta,

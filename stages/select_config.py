@@ -105,6 +105,8 @@ class SelectConfig(Section):
     """The temperature of distillation."""
     revise_at: Positive | None = None
     """Temperature at which the teacher's probabilities are taken; unset: `temperature`."""
+    standardise: bool = False
+    """Standardise every row of logits before the softmax, the student's too (arXiv:2403.01427)."""
     soft_views: Literal["augmented", "clean"] = "augmented"
     """Soft labels of the augmented views, or of the clean one whatever the student sees."""
     strategy: Strategy = "influence"

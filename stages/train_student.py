@@ -1,7 +1,11 @@
-"""train-student: betons + selection + soft labels -> run. Neither the teacher nor its weights."""
+"""train-student: betons + selection + soft labels -> run.
+
+Neither the teacher nor its weights are needed, but where it runs in the loop as a yardstick.
+"""
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,170 +14,197 @@ from numpy.typing import NDArray
 from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
-from pipeline.artefacts.selection import (
-    SelectionTable,
-    require_same_selection,
-    selection_path,
-)
-from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.data.loaders import Supervision
 from pipeline.data.views import ViewSpec
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import Json, array_sha256, short
-from pipeline.training import plain_loss, three_term_loss
-from stages.cache_places import find_cache, made_cache
+from pipeline.errors import ArtefactMismatch
+from pipeline.feature_terms import feature_term
+from pipeline.models import Classifier
+from pipeline.models.reused_head import ReusedHead
+from pipeline.models.zoo import build
+from pipeline.online_teacher import OnlineTeacher
+from pipeline.provenance import Json, array_sha256
+from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
+from stages.cache_places import made_cache
 from stages.configs import Config
-from stages.requests import (
-    fresh_views,
-    selection_identity,
-    training_settings,
-    view_spec,
+from stages.lesson import (
+    Lesson,
+    TeacherFeatures,
+    open_features,
+    open_lesson,
+    require_teachable,
 )
-from stages.training_run import TeacherClasses, Training, describe, train
+from stages.requests import fresh_views, student_settings, view_spec
+from stages.teacher import load_teacher
+from stages.trainer import TeacherClasses, Training
+from stages.training_config import TrainStudentConfig
+from stages.training_run import describe, require_resumable, train
 
 logger = logging.getLogger(__name__)
 
+_NEVER_DISTILLED = -1
+"""Instead of a label: such samples are no negatives either."""
 
-def execute(config: Config) -> Run:
-    """Train the student of ``config``, unless the same run exists."""
+
+def execute(config: Config, *, resume: Path | None = None) -> Run:
+    """Train the student of ``config``, or go on with it, unless the same run exists.
+
+    Args:
+        config: the configuration.
+        resume: the folder of the training to go on with, which must be this one; None: go on with
+            this training if it was begun.
+    """
     dataset = Dataset.open(config.data_folder)
-    training = _training(config, dataset)
+    plan = _Plan.of(config, dataset)
     settings = config.train_student
     path = run_path(
         config.runs_folder,
         name=settings.name,
         seed=settings.seed,
-        id=run_id(training.identity, training.inputs),
+        id=run_id(plan.identity, plan.inputs),
     )
+    if resume is not None:
+        require_resumable(resume, path, settings=plan.identity, inputs=plan.inputs)
     if path.exists():
         run = Run.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(run.result))
         return run
-    return train(training, path)
+    return train(_training(config, dataset, plan), path, plan.runtime)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lesson:
-    """A selection and the soft labels that belong to it."""
+class _Plan:
+    """What a student is trained on, before anything of it is built."""
 
-    table: SelectionTable
-    soft: SoftLabels
+    lesson: Lesson | None
+    online: OnlineTeacher | None
+    views: ViewSpec
+    identity: dict[str, Json]
+    inputs: Inputs
+    runtime: Runtime
 
-    @property
-    def view_spec(self) -> ViewSpec:
-        """The views that the soft labels were made of."""
-        return ViewSpec.from_json(self.soft.record.identity.view_spec)
-
-    @property
-    def supervision(self) -> Supervision:
-        return Supervision(
-            soft_labels=self.soft.views(),
-            selected=self.table.selected,
-            labels=self.table.labels,
-            by_view=self.soft.by_view,
-            num_classes=self.soft.num_classes,
-            top_k=self.soft.top_k,
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> "_Plan":
+        settings = config.train_student
+        runtime = resolve_runtime(settings.precision)
+        lesson = open_lesson(config, dataset) if settings.distil else None
+        online = _online(config, dataset, lesson) if settings.online else None
+        views = _views(config, lesson)
+        identity: dict[str, Json] = {**student_settings(settings), "views": views.as_json()}
+        if lesson is not None:
+            require_teachable(config, lesson, dataset)
+            # A table may have been edited by hand: its id says where it came from, not what it
+            # holds.
+            identity["selected"] = array_sha256(lesson.table.selected)
+        if online is not None:
+            identity["teacher"] = online.teacher.digest
+        return cls(
+            lesson=lesson,
+            online=online,
+            views=views,
+            identity=identity,
+            inputs=_inputs(dataset, lesson),
+            runtime=runtime,
         )
 
 
-def _training(config: Config, dataset: Dataset) -> Training:
-    lesson = _lesson(config, dataset) if config.train_student.distil else None
-    views = _views(config, lesson)
-    settings = config.train_student
-    identity: dict[str, Json] = {**training_settings(settings), "views": views.as_json()}
+def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
+    """The network, its loss, and what it is trained on."""
+    settings, lesson = config.train_student, plan.lesson
+    torch.manual_seed(settings.seed)
+    model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
+    features: TeacherFeatures | None = None
+    loss: StudentLoss = PlainLoss(label_smoothing=settings.label_smoothing)
     if lesson is not None:
-        # A table may have been edited by hand: its id says where it came from, not what it holds.
-        identity["selected"] = array_sha256(lesson.table.selected)
+        if settings.needs_features:
+            features = open_features(config, lesson, dataset)
+        labels = np.full(len(lesson.table.labels), _NEVER_DISTILLED)
+        rows = dataset.training[lesson.table.selected[dataset.training]]
+        labels[rows] = lesson.table.labels[rows]
+        model, loss = _taught(settings, model, lesson, features, labels=labels)
+    model = model.to(plan.runtime.device).to(memory_format=torch.channels_last)
     return Training(
         settings=settings,
-        identity=identity,
-        inputs=_inputs(dataset, lesson),
+        identity=plan.identity,
+        inputs=plan.inputs,
         dataset=dataset,
         rows=dataset.training,
-        views=views,
-        loss=plain_loss
-        if lesson is None
-        else three_term_loss(
-            lambda_ce=settings.lambda_ce,
-            lambda_kd=settings.lambda_kd,
-            temperature=lesson.soft.record.identity.temperature,
-        ),
-        supervision=None if lesson is None else lesson.supervision,
+        views=plan.views,
+        model=model,
+        loss=loss.to(plan.runtime.device),
+        supervision=None if lesson is None else lesson.supervision(features),
         num_distilled=0 if lesson is None else int(lesson.table.selected[dataset.training].sum()),
         teacher=_teacher_classes(config, dataset, lesson),
+        method=None if lesson is None else settings.method,
+        online=plan.online,
     )
 
 
-def _lesson(config: Config, dataset: Dataset) -> _Lesson:
-    """Open the selection and its soft labels; refuse strangers.
-
-    Raises:
-        ArtefactNotFound: if `select` has not made them.
-        ArtefactMismatch: if they belong to other data or not to each other.
-    """
-    settings = config.train_student
-    path = settings.selection
-    if path is None:
-        cache = find_cache(config, dataset)
-        wanted = selection_identity(config, cache, dataset)
-        path = selection_path(config.selections_folder, wanted.id, name=config.select.name)
-        if not path.exists():
-            raise ArtefactNotFound(
-                f"{config.selections_folder} has no selection for these settings. "
-                "Run `heartcut select` with the same configuration."
-            )
-        require_same_selection(path, wanted)
-    table = SelectionTable.open(path)
-    table.require_samples(dataset.train.samples.keys, dataset.train.samples.labels)
-    _require_same_held_out(table, dataset)
-    soft_path = settings.soft_labels
-    if soft_path is None:
-        soft_path = soft_label_path(path.parent, table.record.identity.soft_labels)
-    soft = SoftLabels.open(soft_path)
-    _require_belonging(table, soft, dataset)
-    return _Lesson(table=table, soft=soft)
-
-
-def _require_same_held_out(table: SelectionTable, dataset: Dataset) -> None:
-    found = table.record.identity.held_out
-    if found != dataset.held_out_digest:
-        raise ArtefactMismatch(
-            f"{table.path} was made with other held-out images: {short(found)} "
-            f"(expected {short(dataset.held_out_digest)}). Run `heartcut select` on this data."
+def _taught(
+    settings: TrainStudentConfig,
+    model: Classifier,
+    lesson: Lesson,
+    features: TeacherFeatures | None,
+    *,
+    labels: NDArray[np.int64],
+) -> tuple[Classifier, StudentLoss]:
+    """The network as the method wants it, and the method's loss."""
+    own = settings.method_settings
+    method_settings = {} if own is None else own.model_dump()
+    term = None
+    if features is not None:
+        if settings.method == "simkd":
+            model = ReusedHead(model, *(torch.from_numpy(part) for part in features.cache.head))
+        term = feature_term(
+            settings.method,
+            method_settings,
+            dims=(model.head.in_features, features.dim),
+            labels=labels,
+            seed=settings.seed,
         )
+    ce, kd, feature = settings.weights
+    made = lesson.soft.record.identity
+    loss = DistillationLoss(
+        settings.method,
+        weights=Weights(ce=ce, kd=kd, feature=feature),
+        temperature=made.temperature,
+        settings=method_settings,
+        standardise=made.standardise,
+        label_smoothing=settings.label_smoothing,
+        feature_term=term,
+    )
+    return model, loss
 
 
-def _require_belonging(table: SelectionTable, soft: SoftLabels, dataset: Dataset) -> None:
-    found, wanted = soft.record.identity.cache, table.record.identity.cache
-    if found != wanted:
+def _online(config: Config, dataset: Dataset, lesson: Lesson | None) -> OnlineTeacher:
+    """The teacher, to say in the loop what the lesson's cache would hold."""
+    assert lesson is not None  # the configuration refuses it otherwise
+    runtime = resolve_runtime(config.cache_teacher.precision)
+    labels = lesson.soft.record.identity
+    if labels.repair is not None:
         raise ArtefactMismatch(
-            f"{soft.path} was made from another teacher cache than {table.path}: {short(found)} "
-            f"(expected {short(wanted)}). Run `heartcut select`, or pass the ones that belong "
-            "together."
+            f"{lesson.soft.path} is of a repaired teacher, which exists in the cache only "
+            '(expected the teacher\'s own labels for --online). Set `select.repair = "none"`.'
         )
-    shape = (dataset.train.num_samples, dataset.num_classes)
-    if (soft.record.shape[1], soft.num_classes) != shape:
-        raise ArtefactMismatch(
-            f"{soft.path} has {soft.record.shape[1]:,} rows of {soft.num_classes} classes "
-            f"(expected {shape[0]:,} of {shape[1]}). Run `heartcut select` on this data."
-        )
-    rows = dataset.train.samples.in_order
-    if soft.record.identity.rows != rows:
-        raise ArtefactMismatch(
-            f"{soft.path} has other rows than {dataset.train.path}, or in another order: "
-            f"{short(soft.record.identity.rows)} (expected {short(rows)}). Run `heartcut select` "
-            "on this data."
-        )
+    return OnlineTeacher(
+        teacher=load_teacher(config, dataset, runtime),
+        runtime=runtime,
+        revision=labels.revision,
+        eta=config.select.eta if labels.eta is None else labels.eta,
+        revise_at=labels.revise_at,
+        standardise=labels.standardise,
+    )
 
 
-def _views(config: Config, lesson: _Lesson | None) -> ViewSpec:
+def _views(config: Config, lesson: Lesson | None) -> ViewSpec:
     """The augmentation that the student sees.
 
     Raises:
         ArtefactMismatch: if cached views are asked for and the soft labels have none.
     """
     wanted = config.train_student.augmentation
+    if config.train_student.online:
+        return view_spec(config.views) if wanted == "cached" else fresh_views(config)
     cached_fit = lesson is not None and lesson.soft.by_view
     if wanted == "fresh" and cached_fit:
         raise ArtefactMismatch(
@@ -187,7 +218,7 @@ def _views(config: Config, lesson: _Lesson | None) -> ViewSpec:
     return fresh_views(config)
 
 
-def _inputs(dataset: Dataset, lesson: _Lesson | None) -> Inputs:
+def _inputs(dataset: Dataset, lesson: Lesson | None) -> Inputs:
     if lesson is None:
         return Inputs(dataset=dataset.record.id, cache=None, soft_labels=None, selection=None)
     return Inputs(
@@ -199,7 +230,7 @@ def _inputs(dataset: Dataset, lesson: _Lesson | None) -> Inputs:
     )
 
 
-def _teacher_classes(config: Config, dataset: Dataset, lesson: _Lesson | None) -> TeacherClasses:
+def _teacher_classes(config: Config, dataset: Dataset, lesson: Lesson | None) -> TeacherClasses:
     """What the teacher says of the clean images, as far as it is known here."""
     train = made_cache(config, dataset, split="train")
     classes: NDArray[np.int64] | None

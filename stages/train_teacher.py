@@ -1,46 +1,75 @@
 """train-teacher: betons -> run, with nothing to distil. For teachers of one's own, and the demo."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import Dataset, stratified_rows
 from pipeline.artefacts.run import Inputs, Run
-from pipeline.training import plain_loss
+from pipeline.models.zoo import build
+from pipeline.runtime import resolve_runtime
+from pipeline.student_loss import PlainLoss
 from stages.configs import Config
 from stages.requests import fresh_views, teacher_run_path, training_settings
-from stages.training_run import TeacherClasses, Training, describe, train
+from stages.trainer import TeacherClasses, Training
+from stages.training_run import describe, require_resumable, train
 
 logger = logging.getLogger(__name__)
 
 
-def execute(config: Config) -> Run:
-    """Train the teacher of ``config`` on T, or a share of it, unless the same run exists."""
+def execute(config: Config, *, resume: Path | None = None) -> Run:
+    """Train the teacher of ``config`` on T, or a share of it, unless the same run exists.
+
+    Args:
+        config: the configuration.
+        resume: the folder of the training to go on with, which must be this one.
+    """
     dataset = Dataset.open(config.data_folder)
     path = teacher_run_path(config, dataset)
+    training = _training(config, dataset)
+    if resume is not None:
+        settings, inputs = training.identity, training.inputs
+        require_resumable(resume, path, settings=settings, inputs=inputs)
     if path.exists():
         run = Run.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(run.result))
         return run
+    return train(training, path, resolve_runtime(config.train_teacher.precision))
+
+
+def _training(config: Config, dataset: Dataset) -> Training:
     settings = config.train_teacher
     views = fresh_views(config)
-    rows = dataset.training
-    if settings.fraction < 1.0:
-        samples = dataset.train.samples.rows(rows)
-        share = stratified_rows(
-            samples, fraction=settings.fraction, seed=settings.seed, purpose="teacher"
-        )
-        rows = np.sort(rows[share])
-    training = Training(
+    runtime = resolve_runtime(settings.precision)
+    torch.manual_seed(settings.seed)
+    model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
+    return Training(
         settings=settings,
         identity={**training_settings(settings), "views": views.as_json()},
         inputs=Inputs(dataset=dataset.record.id, cache=None, soft_labels=None, selection=None),
         dataset=dataset,
-        rows=rows,
+        rows=_rows(config, dataset),
         views=views,
-        loss=plain_loss,
+        model=model.to(runtime.device).to(memory_format=torch.channels_last),
+        loss=PlainLoss(label_smoothing=settings.label_smoothing),
         supervision=None,
         num_distilled=0,
         teacher=TeacherClasses(held_out=None, test=None),
     )
-    return train(training, path)
+
+
+def _rows(config: Config, dataset: Dataset) -> NDArray[np.int64]:
+    """What the teacher is trained on."""
+    settings, rows = config.train_teacher, dataset.training
+    if settings.fraction == 1.0:
+        return rows
+    share = stratified_rows(
+        dataset.train.samples.rows(rows),
+        fraction=settings.fraction,
+        seed=settings.seed,
+        purpose="teacher",
+    )
+    return np.sort(rows[share])

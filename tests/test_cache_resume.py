@@ -40,9 +40,9 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from pipeline.models.zoo import build
+from pipeline.normalisation import Normaliser
 from pipeline.runtime import resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views, teacher_outputs
-from pipeline.training import Normaliser
 from stages import cache_gc
 from stages.requests import teacher_run_path
 from tests.commands import Server, heartcut

@@ -121,6 +121,60 @@ def test_checkpoints_from_before_batch_counters_load():
     assert_same_weights(without_counters(model.state_dict()), old)
 
 
+def distiller(student, teacher=None, *, prefix="module."):
+    """What mdistiller saves under `latest` and `best`: all that was trained, and with what."""
+    parts = {
+        "student": student,
+        "teacher": teacher or {},
+        "embed_s": {"linear.weight": torch.ones(2)},
+    }
+    model = {
+        f"{prefix}{part}.{key}": value
+        for part, state in parts.items()
+        for key, value in state.items()
+    }
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.05}]}
+    return {"epoch": 240, "model": model, "optimizer": optimizer, "best_acc": torch.tensor(71.9)}
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_of_a_distiller_the_student_is_taken(tmp_path, prefix, with_teacher):
+    student, teacher = network("resnet8"), network("resnet14")
+    teacher.fc.bias.data.fill_(float("nan"))  # what is left out is not looked at
+    state = teacher.state_dict() if with_teacher else None
+    content = distiller(student.state_dict(), state, prefix=prefix)
+    weights = load_weights(saved(content, tmp_path / "best"))
+    assert_same_weights(weights, student.state_dict())
+    load_into(network("resnet8", seed=5), weights, source=SOURCE)
+
+
+def test_a_student_wrapped_within_its_distiller_is_unwrapped(tmp_path):
+    state = network().state_dict()
+    content = distiller({f"module.{key}": value for key, value in state.items()})
+    assert_same_weights(load_weights(saved(content, tmp_path / "latest")), state)
+
+
+def test_a_student_that_is_there_twice_is_refused(tmp_path):
+    content = {"student.a": torch.zeros(1), "module.student.module.a": torch.ones(1)}
+    line = refusal(lambda: load_weights(saved(content, tmp_path / "w.pt")))
+    assert "is ambiguous: 2 names, of which 1 differ" in line
+
+
+def test_the_student_of_a_distiller_is_the_one_that_it_saves_alone(tmp_path):
+    student = network("resnet8").state_dict()
+    alone = saved({"model": student}, tmp_path / "student_best")
+    whole = saved(distiller(student, network("resnet14").state_dict()), tmp_path / "best")
+    assert weights_digest(load_weights(whole)) == weights_digest(load_weights(alone))
+
+
+def test_a_distiller_saved_where_another_student_is_expected_is_refused(tmp_path):
+    content = distiller(network("resnet8").state_dict(), network("resnet14").state_dict())
+    weights = load_weights(saved(content, tmp_path / "best"))
+    line = refusal(lambda: load_into(network("resnet14"), weights, source=SOURCE))
+    assert "does not fit resnet14" in line
+
+
 # Digest
 
 

@@ -117,8 +117,7 @@ def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, k
 @pytest.mark.parametrize(
     ("tree", "told"),
     [
-        ({"prepare": {"resize": 32}}, "resize has no effect with source = 'digits'; remove it"),
-        ({"prepare": {"skip_corrupt": True}}, "skip_corrupt has no effect"),
+        ({"prepare": {"skip_corrupt": True}}, "skip_corrupt has no effect with source = 'digits'"),
         ({"prepare": {"source": "folder"}}, "path must be set for source = 'folder'"),
         ({"prepare": {"source": "torchvision", "path": "x"}}, "name must be set"),
         (

@@ -53,14 +53,19 @@ def has_begun(stage: str, folder: Path) -> bool:
     """Whether a stage writes already."""
     if stage == "cache-teacher":
         return any(folder.glob("*/receipts/*/*.json"))
-    return any(folder.glob("*.partial"))
+    return any(folder.glob("*.partial")) or any(folder.glob("*.training"))
 
 
 def require_told(stage: str, lines: list[str]) -> None:
-    """Only `cache-teacher` tells what it keeps, where it keeps something."""
-    assert len(lines) <= (stage == "cache-teacher")
+    """What goes on where it was tells what it keeps, where it keeps something."""
+    kept = {
+        "cache-teacher": r"/caches/\w{12} keeps \d+ of \d+ shards: run the same command",
+        "train-teacher": r"/teacher-s0-\w{8}\.training keeps the training at epoch \d, batch \d",
+        "train-student": r"/student-s0-\w{8}\.training keeps the training at epoch \d, batch \d",
+    }
+    assert len(lines) <= (stage in kept)
     for line in lines:
-        assert re.search(r"/caches/\w{12} keeps \d+ of \d+ shards: run the same command", line)
+        assert re.search(kept[stage], line)
 
 
 def require_complete(caches: Path) -> None:

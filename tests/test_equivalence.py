@@ -21,22 +21,12 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.zoo import build
 from pipeline.provenance import array_sha256
-from pipeline.runtime import Runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views, teacher_outputs
-from pipeline.training import (
-    EpochMetrics,
-    Normaliser,
-    make_optimizer,
-    make_schedule,
-    plain_loss,
-    three_term_loss,
-    train_epoch,
-)
 from stages import train_student
 from stages.config_file import with_overrides
 from stages.requests import teacher_run_path
+from tests.learners import FP32, kd_loss, learner_of, normaliser_of, optimizer_of, train_epoch
 
-FP32 = Runtime(device=torch.device("cpu"), precision="fp32")
 SPECS = {
     "all": ViewSpec(padding=4, flip=True, count=ALL),
     "seeded": ViewSpec(padding=4, flip=True, count=3, seed=5),
@@ -46,44 +36,16 @@ FLOAT32_SLACK = 1e-4
 TEMPERATURE = 4.0
 
 
-def train(model, batches, *, loss, optimizer, dataset) -> EpochMetrics:
-    schedule = make_schedule(
-        optimizer,
-        kind="constant",
-        epochs=1,
-        steps_per_epoch=1,
-        warmup=0.3,
-        milestones=(),
-        gamma=0.1,
-    )
-    return train_epoch(
-        model,
-        batches,
-        loss=loss,
-        optimizer=optimizer,
-        schedule=schedule,
-        normalise=normaliser_of(dataset),
-        runtime=FP32,
-    )
-
-
-def optimizer_of(model, lr):
-    return make_optimizer(model, kind="sgd", lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-
-def normaliser_of(dataset: Dataset) -> Normaliser:
-    return Normaliser(mean=dataset.record.mean, std=dataset.record.std, device=FP32.device)
-
-
 @pytest.fixture(scope="module")
 def teacher(prepared) -> Teacher:
     """A briefly trained network, so that its logits are neither flat nor saturated."""
     torch.manual_seed(1)
     model = build("resnet8a", num_classes=3).to(memory_format=torch.channels_last)
     loader = BatchLoader(prepared.train, batch_size=16, order="random")
-    optimizer = optimizer_of(model, lr=0.02)
+    optimizer = optimizer_of(model, lr=0.02, weight_decay=5e-4)
+    learner = learner_of(model, prepared, optimizer=optimizer)
     for epoch in range(3):
-        train(model, loader.epoch(epoch), loss=plain_loss, optimizer=optimizer, dataset=prepared)
+        train_epoch(learner, loader.epoch(epoch), num_samples=74, batch_size=16)
     return Teacher(
         model=model.eval().requires_grad_(False),
         digest="a" * 64,
@@ -236,12 +198,12 @@ def test_offline_distillation_equals_online_distillation(cache, spec, prepared, 
         by_view=soft.by_view,
         num_classes=soft.num_classes,
     )
-    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=TEMPERATURE)
     curves = {}
     for way in ("offline", "online"):
         torch.manual_seed(7)
         student = build("resnet8a", num_classes=3).to(memory_format=torch.channels_last)
-        optimizer = optimizer_of(student, lr=0.02)
+        optimizer = optimizer_of(student, lr=0.02, weight_decay=5e-4)
+        learner = learner_of(student, prepared, kd_loss(), optimizer=optimizer)
         loader = BatchLoader(
             prepared.train,
             batch_size=16,
@@ -252,14 +214,13 @@ def test_offline_distillation_equals_online_distillation(cache, spec, prepared, 
             supervision=supervision if way == "offline" else None,
         )
         curves[way] = [
-            train(
-                student,
+            train_epoch(
+                learner,
                 loader.epoch(epoch)
                 if way == "offline"
                 else online(loader.epoch(epoch), teacher, prepared),
-                loss=loss,
-                optimizer=optimizer,
-                dataset=prepared,
+                num_samples=loader.num_samples,
+                batch_size=16,
             ).loss
             for epoch in range(2)
         ]

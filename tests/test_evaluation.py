@@ -15,8 +15,8 @@ from pipeline.evaluation import (
     evaluate_logits,
 )
 from pipeline.models.zoo import build
+from pipeline.normalisation import Normaliser
 from pipeline.runtime import Runtime
-from pipeline.training import Normaliser
 from tests.strategies import logit_batches
 
 FP32 = Runtime(device=torch.device("cpu"), precision="fp32")

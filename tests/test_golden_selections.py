@@ -32,23 +32,24 @@ from pipeline.methods.sparse_labels import packed_width
 from tests.test_golden import GOLDEN, digests, files, formula, labels
 from tests.workspaces import read_or_refusal
 
+VERSIONS = {
+    "soft_labels": soft_format.FORMAT_VERSION,
+    "scores": score_format.FORMAT_VERSION,
+    "selection": selection_format.FORMAT_VERSION,
+}
 NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES, TOP_K = 2, 7, 5, 2
-SOFT, SCORES, SELECTION = (
-    GOLDEN / f"{name}-v{version}"
-    for name, version in (
-        ("soft_labels", soft_format.FORMAT_VERSION),
-        ("scores", score_format.FORMAT_VERSION),
-        ("selection", selection_format.FORMAT_VERSION),
-    )
-)
+SOFT, SCORES, SELECTION = (GOLDEN / f"{name}-v{version}" for name, version in VERSIONS.items())
+SOFT_LABELS_OF_SELECTION = "80937879cee71b6c590a643a35fb7ec209f1385c74b1b8c50f2d7a8aa2882426"
 OLD = {
+    "soft_labels-v3/dense": SoftLabels,
+    "soft_labels-v3/packed": SoftLabels,
     "soft_labels-v2/dense": SoftLabels,
     "soft_labels-v2/packed": SoftLabels,
     "selection-v2/table.parquet": SelectionTable,
 }
 IDS = {
-    ("soft_labels", "dense"): "80937879cee71b6c590a643a35fb7ec209f1385c74b1b8c50f2d7a8aa2882426",
-    ("soft_labels", "packed"): "c8ccc308b38ce799592e2be1980d2186b08fec2c13c942f13bc743d72fd894ea",
+    ("soft_labels", "dense"): "b6990704fe00cb865f1849e1609f5b9a1f80078a9875a2a9f7652641b96471b7",
+    ("soft_labels", "packed"): "4ea9a46378699760d6dc7b2c2689b0b1e0e37d9670c6d6c5cfc193624d943171",
     ("scores", "table"): "906df90049d8ac315f58b36df51c32506db1a20a70f00ce893043a87368d5838",
     ("selection", "table"): "220be5080e6dcff2ad3fda1539514820a259a3101e461d06ad522998085ca22c",
 }
@@ -76,6 +77,7 @@ def soft_identity(kind: str) -> SoftLabelIdentity:
         revise_at=2.0,
         views=(1, 2),
         top_k=0 if kind == "dense" else TOP_K,
+        standardise=kind == "dense",
         repair=RepairIdentity(folds=5, seed=1, held_out="d" * 64) if kind == "dense" else None,
     )
 
@@ -179,7 +181,7 @@ def selection_record() -> SelectionRecord:
     identity = SelectionIdentity(
         cache="a" * 64,
         held_out="d" * 64,
-        soft_labels=soft_identity("dense").id,
+        soft_labels=SOFT_LABELS_OF_SELECTION,
         strategy="influence",
         score="dloss_undistill",
         fraction=None,
@@ -283,7 +285,7 @@ def test_an_older_version_is_refused_in_one_line_that_says_what_to_do(place):
     line = read_or_refusal(lambda: OLD[place].open(GOLDEN / place))
     assert isinstance(line, str), "it was read"
     assert str(GOLDEN / place) in line
-    assert "version: Input should be 3" in line
+    assert f"version: Input should be {VERSIONS[place.partition('-')[0]]}" in line
     assert "heartcut select" in line
 
 

@@ -397,3 +397,46 @@ def test_soft_labels_of_fewer_classes_than_the_labels_are_refused(beton):
 def test_the_clean_view_has_no_soft_label_by_view(random_loader):
     with pytest.raises(AssertionError, match="clean view has no slot"):
         next(random_loader.view(0))
+
+
+@pytest.mark.parametrize("order", ["sequential", "random"])
+@pytest.mark.parametrize("skip", [0, 1, 3, 4, 5])
+def test_an_epoch_goes_on_after_the_batches_that_are_skipped(beton, order, skip):
+    loader = new_random(beton, order=order)
+    for epoch in (0, 2):
+        whole = [(b.indices.clone(), b.images.clone()) for b in loader.epoch(epoch)]
+        rest = [(b.indices.clone(), b.images.clone()) for b in loader.epoch(epoch, skip=skip)]
+        assert len(rest) == max(len(whole) - skip, 0)
+        for (indices, images), (expected, pixels) in zip(rest, whole[skip:], strict=True):
+            assert torch.equal(indices, expected)
+            assert torch.equal(images, pixels)
+
+
+def test_labels_are_checked_although_the_first_epoch_began_in_its_middle(beton):
+    supervision = supervision_of(beton, num_tables=3)
+    loader = new_random(beton, order="sequential", supervision=supervision)
+    for _ in loader.epoch(0, skip=2):
+        pass
+    supervision.labels[0] = (supervision.labels[0] + 1) % 3
+    with pytest.raises(ArtefactMismatch, match="sample 0 of"):
+        for _ in loader.epoch(1):
+            pass
+
+
+def test_features_belong_to_the_sample_and_the_view(beton):
+    rng = np.random.default_rng(3)
+    features = [rng.random((beton.num_samples, 6)).astype(np.float16) for _ in range(3)]
+    supervision = replace(supervision_of(beton, num_tables=3), features=features)
+    loader = new_random(beton, supervision=supervision)
+    for epoch in range(3):
+        for batch in loader.epoch(epoch):
+            expected = features[epoch % 3][batch.indices.numpy()]
+            assert np.array_equal(batch.features.numpy(), expected)
+            assert (batch.soft_labels[:, 0] == epoch % 3).all()
+
+
+def test_features_of_other_samples_are_refused(beton):
+    features = [np.zeros((beton.num_samples - 1, 6), np.float16)] * 3
+    supervision = replace(supervision_of(beton, num_tables=3), features=features)
+    with pytest.raises(ArtefactMismatch, match=r"have 73 and 74 rows \(expected 74"):
+        new_random(beton, supervision=supervision)

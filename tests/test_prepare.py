@@ -363,6 +363,23 @@ def test_digits_are_prepared_without_any_setting(tmp_path):
     assert dataset.record.id == DIGITS_ID
 
 
+def test_digits_of_another_size_are_another_data_set_of_the_same_samples(tmp_path):
+    plain, resized = (
+        Config.model_validate({"workspace": tmp_path / str(size), "prepare": {"resize": size}})
+        for size in (None, 12)
+    )
+    first, second = prepare.execute(plain), prepare.execute(resized)
+    assert first.record.id == DIGITS_ID != second.record.id
+    assert second.record.image_size == (12, 12)
+    assert np.array_equal(first.train.samples.keys, second.train.samples.keys)
+    assert not (first.train.samples.pixels == second.train.samples.pixels).all(axis=1).any()
+    known = times(second.folder)
+    assert prepare.execute(resized).record == second.record
+    assert times(second.folder) == known
+    other = resized.model_copy(update={"prepare": plain.prepare})
+    refusal_of(other, ArtefactExists, "other images or settings")
+
+
 def test_a_workspace_where_data_is_a_file_is_refused(image_root, tmp_path):
     (tmp_path / "data").write_text("")
     config = folder_config(tmp_path, image_root)

@@ -155,13 +155,14 @@ def test_labels_of_cached_views_belong_to_them(path):
         {"revise_at": 1.0},
         {"views": (0,)},
         {"top_k": 2},
+        {"standardise": True},
         {"repair": REPAIR},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_every_field_of_the_identity_changes_the_id(change):
     assert identity_of(**change).id != identity_of().id
-    assert len(SoftLabelIdentity.model_fields) == 12
+    assert len(SoftLabelIdentity.model_fields) == 13
 
 
 @pytest.mark.parametrize("change", [{"folds": 4}, {"seed": 1}, {"held_out": "b" * 64}])
@@ -202,13 +203,13 @@ def test_a_repair_without_its_report_is_refused(tmp_path):
         SoftLabels.open(path)
 
 
-@pytest.mark.parametrize("version", [1, 2, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 5])
 def test_another_version_is_refused_in_one_line(path, version):
     record = path / "soft_labels.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"version": version}))
     with pytest.raises(
         ArtefactMismatch,
-        match=r"^\S+soft_labels.json does not follow its format: version: Input should be 3. "
+        match=r"^\S+soft_labels.json does not follow its format: version: Input should be 4. "
         r"Remove \S+a.soft and run `heartcut select` again.$",
     ):
         SoftLabels.open(path)
@@ -220,7 +221,7 @@ def test_a_version_without_repairs_is_refused_in_one_line(path):
     value = json.loads(record.read_text()) | {"version": 2}
     del value["repaired"], value["identity"]["repair"]
     record.write_text(json.dumps(value))
-    with pytest.raises(ArtefactMismatch, match=r"format: version: Input should be 3. Remove"):
+    with pytest.raises(ArtefactMismatch, match=r"format: version: Input should be 4. Remove"):
         SoftLabels.open(path)
 
 

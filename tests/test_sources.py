@@ -210,6 +210,23 @@ def test_digits_are_1797_images_of_8_pixels_in_one_split():
     assert source.train.name(5) == "digits sample 5"
 
 
+def bicubic(image, side):
+    with Image.fromarray(image) as whole:
+        return np.asarray(whole.resize((side, side), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("side", [4, 8, 64])
+def test_digits_are_resized_and_keep_their_keys(side):
+    plain, resized = sources.digits().train, sources.digits(resize=side).train
+    for i in (0, 5, 1796):
+        (key, image), (same_key, pixels) = plain.read(i), resized.read(i)
+        assert key == same_key
+        assert (pixels.shape, pixels.dtype) == ((side, side, 3), np.uint8)
+        assert np.array_equal(pixels, bicubic(image, side))
+    assert np.array_equal(plain.labels, resized.labels)
+    assert plain.listing() == resized.listing()
+
+
 def write_idx(folder, part, images, labels):
     """One split in the format of yann.lecun.com, as torchvision keeps FashionMNIST."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,6 +259,14 @@ def test_torchvisions_files_are_read_as_they_are(tmp_path):
             expected = np.repeat(grey[offset + i][:, :, None], 3, axis=2)
             assert np.array_equal(split.read(i)[1], expected)
     assert source.test.name(7) == "FashionMNIST test sample 7"
+
+
+def test_torchvisions_images_are_resized(tmp_path):
+    grey, _ = save_fashion_mnist(tmp_path)
+    source = sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False, resize=32)
+    for split, offset in ((source.train, 0), (source.test, 300)):
+        expected = bicubic(np.repeat(grey[offset + 3][:, :, None], 3, axis=2), 32)
+        assert np.array_equal(split.read(3)[1], expected)
 
 
 def test_the_listing_of_torchvisions_files_follows_their_pixels(tmp_path):

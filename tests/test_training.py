@@ -18,44 +18,27 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import PipelineError
 from pipeline.methods.sparse_labels import pack
 from pipeline.models.zoo import build
-from pipeline.runtime import Runtime
-from pipeline.training import (
-    Normaliser,
-    make_optimizer,
-    make_schedule,
-    plain_loss,
-    three_term_loss,
-    train_epoch,
-)
+from pipeline.normalisation import Normaliser
+from pipeline.student_loss import Outputs, PlainLoss
 from stages import train_student
 from stages.config_file import with_overrides
 from stages.configs import Config
+from tests.learners import (
+    CPU,
+    kd_loss,
+    learner_of,
+    optimizer_of,
+    schedule_of,
+    train_epoch,
+)
 from tests.workspaces import linked_copy
 
-CPU = torch.device("cpu")
-FP32 = Runtime(device=CPU, precision="fp32")
+PLAIN, KD = PlainLoss(), kd_loss()
 
 
-def optimizer_of(model, *, kind="sgd", lr=0.1, weight_decay=0.0):
-    return make_optimizer(
-        model, kind=kind, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
-    )
-
-
-def constant(optimizer):
-    return schedule_of(optimizer, kind="constant")
-
-
-def schedule_of(optimizer, *, kind, epochs=3, steps_per_epoch=7, warmup=0.3, milestones=()):
-    return make_schedule(
-        optimizer,
-        kind=kind,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup=warmup,
-        milestones=milestones,
-        gamma=0.1,
-    )
+def of_logits(logits: torch.Tensor) -> Outputs:
+    """What a network gives, with features that no loss here reads."""
+    return Outputs(logits=logits, features=logits[:, :0])
 
 
 def rates(*, lr=0.4, **settings) -> list[float]:
@@ -68,10 +51,6 @@ def rates(*, lr=0.4, **settings) -> list[float]:
         optimizer.step()
         schedule.step()
     return [*found, optimizer.param_groups[0]["lr"]]
-
-
-def normaliser_of(dataset: Dataset) -> Normaliser:
-    return Normaliser(mean=dataset.record.mean, std=dataset.record.std, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +87,8 @@ def first_batch(dataset: Dataset, selected: bool, *, packed: bool = False) -> Ba
     loader = BatchLoader(dataset.train, batch_size=32, order="random", supervision=supervision)
     batches = loader.epoch(0)
     batch = next(batches)
-    copied = {name: getattr(batch, name).clone() for name in Batch.__dataclass_fields__}
+    names = [name for name in Batch.__dataclass_fields__ if name != "features"]
+    copied = {name: getattr(batch, name).clone() for name in names}
     batches.close()
     assert np.array_equal(copied["soft_labels"].numpy(), drawn[copied["indices"].numpy()])
     return Batch(**copied)
@@ -117,8 +97,7 @@ def first_batch(dataset: Dataset, selected: bool, *, packed: bool = False) -> Ba
 def test_with_nothing_selected_the_loss_is_cross_entropy_to_the_bit(dataset):
     batch = first_batch(dataset, selected=False)
     logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
-    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
-    assert torch.equal(loss(logits, batch), plain_loss(logits, batch))
+    assert torch.equal(KD(of_logits(logits), batch), PLAIN(of_logits(logits), batch))
 
 
 def test_with_everything_selected_the_loss_is_vanilla_distillation(dataset):
@@ -126,25 +105,22 @@ def test_with_everything_selected_the_loss_is_vanilla_distillation(dataset):
     logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
     kl = F.kl_div((logits / 4).log_softmax(dim=1), batch.soft_labels.float(), reduction="batchmean")
     expected = 0.1 * F.cross_entropy(logits, batch.labels) + 0.9 * 16 * kl
-    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
-    torch.testing.assert_close(loss(logits, batch), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(KD(of_logits(logits), batch), expected, rtol=1e-6, atol=0)
 
 
 def test_selected_and_other_rows_add_up(dataset):
     batch = first_batch(dataset, selected=True)
     mixed = replace(batch, selected=batch.indices % 3 == 0)
     logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
-    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
     ce = F.cross_entropy(logits, batch.labels, reduction="none")
     kd = 16 * F.kl_div(
         (logits / 4).log_softmax(dim=1), batch.soft_labels.float(), reduction="none"
     ).sum(dim=1)
     rows = torch.where(mixed.selected, 0.1 * ce + 0.9 * kd, ce)
-    torch.testing.assert_close(loss(logits, mixed), rows.mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(KD(of_logits(logits), mixed), rows.mean(), rtol=1e-6, atol=0)
 
 
 def test_packed_rows_with_every_class_give_loss_and_gradient_of_the_dense_rows(dataset):
-    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
     values, gradients = [], []
     for packed in (True, False):
         batch = first_batch(dataset, selected=True, packed=packed)
@@ -153,7 +129,7 @@ def test_packed_rows_with_every_class_give_loss_and_gradient_of_the_dense_rows(d
             dense = dense.float() / dense.float().sum(dim=1, keepdim=True)
         logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
         mixed = replace(batch, soft_labels=dense, selected=batch.indices % 3 == 0)
-        value = loss(logits, mixed)
+        value = KD(of_logits(logits), mixed)
         gradients.extend(torch.autograd.grad(value, logits))
         values.append(value.detach())
     torch.testing.assert_close(values[0], values[1], rtol=1e-6, atol=0)
@@ -163,25 +139,16 @@ def test_packed_rows_with_every_class_give_loss_and_gradient_of_the_dense_rows(d
 def test_with_nothing_selected_packed_rows_are_not_used(dataset):
     batch = first_batch(dataset, selected=False, packed=True)
     logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
-    loss = three_term_loss(lambda_ce=0.1, lambda_kd=0.9, temperature=4.0)
-    assert torch.equal(loss(logits, batch), plain_loss(logits, batch))
+    assert torch.equal(KD(of_logits(logits), batch), PLAIN(of_logits(logits), batch))
 
 
 def test_sixteen_samples_are_overfitted(dataset):
     torch.manual_seed(0)
     model = build("resnet8a", num_classes=10)
-    optimizer = optimizer_of(model, lr=0.05)
+    learner = learner_of(model, dataset, optimizer=optimizer_of(model, lr=0.05))
     loader = BatchLoader(dataset.train, batch_size=16, rows=dataset.training[:16])
     for epoch in range(30):
-        metrics = train_epoch(
-            model,
-            loader.epoch(epoch),
-            loss=plain_loss,
-            optimizer=optimizer,
-            schedule=constant(optimizer),
-            normalise=normaliser_of(dataset),
-            runtime=FP32,
-        )
+        metrics = train_epoch(learner, loader.epoch(epoch), num_samples=16, batch_size=16)
     assert (metrics.accuracy, metrics.num_samples) == (1.0, 16)
     assert metrics.loss < 0.02
 
@@ -191,17 +158,13 @@ def test_epoch_metrics_are_means_over_samples_not_batches(dataset):
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
-    optimizer = optimizer_of(model, lr=0.0)
     counted = []
     metrics = train_epoch(
-        model,
+        learner_of(model, dataset, optimizer=optimizer_of(model, lr=0.0)),
         BatchLoader(dataset.train, batch_size=100, rows=dataset.training[:130]).epoch(0),
-        loss=plain_loss,
-        optimizer=optimizer,
-        schedule=constant(optimizer),
-        normalise=normaliser_of(dataset),
-        runtime=FP32,
-        on_batch=counted.append,
+        num_samples=130,
+        batch_size=100,
+        on_step=counted.append,
     )
     share = (dataset.train.samples.labels[dataset.training[:130]] == 0).mean()
     assert metrics.loss == pytest.approx(math.log(10), rel=1e-6)
@@ -300,18 +263,14 @@ def test_optimisers_take_the_steps_of_their_definition(kind):
 
 def test_a_loss_that_is_not_finite_stops_the_training_in_one_line(dataset):
     model = build("resnet8a", num_classes=10)
-    optimizer = optimizer_of(model, lr=1e30)
+    learner = learner_of(model, dataset, optimizer=optimizer_of(model, lr=1e30))
     loader = BatchLoader(dataset.train, batch_size=64)
-    with pytest.raises(PipelineError, match=r"loss became nan \(expected a finite.*Lower `lr`"):
-        train_epoch(
-            model,
-            loader.epoch(0),
-            loss=plain_loss,
-            optimizer=optimizer,
-            schedule=constant(optimizer),
-            normalise=normaliser_of(dataset),
-            runtime=FP32,
-        )
+    told = (
+        r"loss became nan in step 2 \(expected a finite number\), on samples 64, 65, .* and 56 more"
+    )
+    with pytest.raises(PipelineError, match=told):
+        train_epoch(learner, loader.epoch(0), num_samples=dataset.train.num_samples, batch_size=64)
+    assert learner.num_steps == 1, "the step that is told is not taken"
 
 
 def test_the_normaliser_equals_torchvision():
@@ -328,16 +287,8 @@ def test_images_stay_channels_last_from_the_loader_to_the_first_layer(dataset):
     seen = []
     model.conv1.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
     loader = BatchLoader(dataset.train, batch_size=64, view_spec=ViewSpec(padding=1, count=ALL))
-    optimizer = optimizer_of(model)
-    train_epoch(
-        model,
-        loader.epoch(0),
-        loss=plain_loss,
-        optimizer=optimizer,
-        schedule=constant(optimizer),
-        normalise=normaliser_of(dataset),
-        runtime=FP32,
-    )
+    num_samples = dataset.train.num_samples
+    train_epoch(learner_of(model, dataset), loader.epoch(0), num_samples=num_samples, batch_size=64)
     assert len(seen) == 2 * loader.num_batches
     assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in seen)
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)

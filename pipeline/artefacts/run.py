@@ -3,6 +3,7 @@
     <name>-s<seed>-<id>/
         config.toml           the resolved settings
         metrics.jsonl         one line per epoch
+        events.out.tfevents.* the same for TensorBoard
         model.safetensors     weights after the last epoch
         result.json           written last: accuracies, agreement, ids of all inputs, cost
 
@@ -10,16 +11,17 @@ The id in the folder's name is a hash of the settings and of the ids of all inpu
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
 from pipeline.artefacts.records import Record, read_record
+from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import Json, file_sha256, identity, short
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 METRICS, WEIGHTS, SETTINGS, RESULT = (
     "metrics.jsonl",
     "model.safetensors",
@@ -53,7 +55,7 @@ class RunResult(Record):
     """result.json"""
 
     format: Literal["heartcut.run"] = "heartcut.run"
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[2] = FORMAT_VERSION
     id: str
     weights_sha256: str
     """Of model.safetensors."""
@@ -79,6 +81,10 @@ class RunResult(Record):
     teacher_agreement_held_out: float | None
     teacher_agreement_test: float | None
     num_distilled: int
+    method: str | None
+    """What was distilled; None: nothing."""
+    online: bool
+    """The teacher ran in the loop."""
     cost: Cost
     versions: dict[str, str]
 
@@ -139,7 +145,8 @@ def run_path(runs: Path, *, name: str, seed: int, id: str) -> Path:  # noqa: A00
     return runs / f"{name}-s{seed}-{short(id)[:8]}"
 
 
-def append_metrics(folder: Path, line: Mapping[str, Json]) -> None:
-    """Add one epoch to metrics.jsonl."""
-    with (folder / METRICS).open("a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+def write_metrics(folder: Path, lines: Iterable[Mapping[str, Json]]) -> None:
+    """Write metrics.jsonl: a line for every epoch."""
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    with publishing_file(folder / METRICS) as partial:
+        partial.write_text(text)

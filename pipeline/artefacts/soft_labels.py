@@ -32,7 +32,7 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
 from pipeline.provenance import file_sha256, identity, short
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 MADE_BY = "heartcut select"
 
 LabelRows: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
@@ -59,6 +59,8 @@ class SoftLabelIdentity(Record):
     """The temperature of distillation."""
     revise_at: float
     """The temperature of the teacher's probabilities."""
+    standardise: bool = False
+    """The probabilities are of standardised logits, and the student's are to be compared so."""
     views: tuple[int, ...]
     top_k: int
     """Classes listed in a packed row beside the label; 0: rows are dense."""
@@ -74,7 +76,7 @@ class SoftLabelRecord(Record):
     """soft_labels.json."""
 
     format: Literal["heartcut.soft_labels"] = "heartcut.soft_labels"
-    version: Literal[3] = FORMAT_VERSION
+    version: Literal[4] = FORMAT_VERSION
     id: str
     identity: SoftLabelIdentity
     shape: tuple[int, int, int]

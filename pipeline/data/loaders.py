@@ -8,7 +8,7 @@ A batch is borrowed: it is valid until the next one is asked for.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, Full
@@ -35,7 +35,7 @@ from pipeline.errors import ArtefactMismatch
 from pipeline.methods.sparse_labels import packed_width
 from pipeline.runtime import num_cores
 
-SOFT_LABEL, SELECTED = "soft_label", "selected"
+SOFT_LABEL, SELECTED, FEATURE = "soft_label", "selected", "feature"
 CLEAN = ViewSpec()
 
 
@@ -54,6 +54,8 @@ class Batch:
     or packed rows, (B, W) uint16, for `sparse_labels.unpack`."""
     selected: Tensor | None
     """(B,) bool: distil this sample."""
+    features: Tensor | None = None
+    """The teacher's, (B, D) float16, where the loader was given any."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +78,8 @@ class Supervision:
     """C"""
     top_k: int = 0
     """Classes listed in a packed row beside the label; 0: rows are dense."""
+    features: Sequence[NDArray[np.float16]] = ()
+    """The teacher's penultimate features of the same views, (N, D) each; none: not needed."""
 
 
 class BatchLoader:
@@ -103,10 +107,11 @@ class BatchLoader:
         self._beton = beton
         self._spec = view_spec
         self._seed = seed
+        self._batch_size = batch_size
         self._supervision = supervision
         self._rows = np.arange(beton.num_samples) if rows is None else rows
         self._replay = ReplayView(view_spec, num_samples=beton.num_samples)
-        self._gather = None if supervision is None else Gather(supervision.soft_labels)
+        self._gathers = _gathers(supervision)
         self._labels_checked = supervision is None
         self._is_open = False
         cores = num_cores()
@@ -114,7 +119,7 @@ class BatchLoader:
             beton,
             self._replay,
             supervision,
-            self._gather,
+            self._gathers,
             batch_size=batch_size,
             num_workers=min(workers or cores, cores),
             order=OrderOption.RANDOM if order == "random" else OrderOption.SEQUENTIAL,
@@ -137,33 +142,37 @@ class BatchLoader:
         """Batches in an epoch; the last one may be smaller."""
         return len(self._loader)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Batches of epoch ``epoch``, counted from 0: its order, its views, its soft labels."""
+    def epoch(self, epoch: int, *, skip: int = 0) -> Generator[Batch]:
+        """Batches of epoch ``epoch``, counted from 0: its order, its views, its soft labels.
+
+        The first ``skip`` batches are left out, for a training that goes on within an epoch.
+        """
         keys = self._beton.samples.keys
         numbers = views.views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
-        return self._batches(numbers, epoch)
+        return self._batches(numbers, epoch, slice(skip * self._batch_size, None))
 
-    def view(self, view: int, *, rows: slice = slice(None)) -> Iterator[Batch]:
+    def view(self, view: int, *, rows: slice = slice(None)) -> Generator[Batch]:
         """Batches of all rows in one view, or of a part of them where the order is sequential."""
         numbers = np.full(self._beton.num_samples, view, dtype=np.int64)
         return self._batches(numbers, epoch=0, part=rows)
 
     def _batches(
         self, numbers: NDArray[np.int64], epoch: int, part: slice = slice(None)
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         assert not self._is_open, "one epoch at a time: close the last one before the next"
         self._replay.codes[:] = views.view_codes(self._spec, self._beton.samples.keys, numbers)
-        if self._gather is not None and self._supervision is not None:
+        if self._supervision is not None:
             slots = numbers - 1 if self._supervision.by_view else np.zeros_like(numbers)
             assert slots.min() >= 0, "the clean view has no slot among soft labels by view"
-            self._gather.slots[:] = slots
+            for gather in self._gathers:
+                gather.slots[:] = slots
         self._loader.next_epoch = epoch
         self._is_open = True
         try:
             with closing(_Epoch(self._loader, part)) as batches:
                 for arrays in batches:
                     yield self._checked(_as_batch(arrays))
-            self._labels_checked = True
+            self._labels_checked = self._labels_checked or part in (slice(None), slice(0, None))
         finally:
             self._is_open = False
 
@@ -187,6 +196,7 @@ def _require_fitting(supervision: Supervision, beton: Beton, spec: ViewSpec) -> 
     """Refuse what a gather by position would read wrong numbers from."""
     found = {len(table) for table in supervision.soft_labels}
     found |= {len(supervision.selected), len(supervision.labels)}
+    found |= {len(table) for table in supervision.features}
     if found != {beton.num_samples}:
         rows = " and ".join(f"{count:,}" for count in sorted(found))
         raise ArtefactMismatch(
@@ -195,6 +205,7 @@ def _require_fitting(supervision: Supervision, beton: Beton, spec: ViewSpec) -> 
         )
     _require_layout(supervision)
     num_tables, wanted = len(supervision.soft_labels), spec.num_views if supervision.by_view else 1
+    assert len(supervision.features) in (0, num_tables), "features are of the soft labels' views"
     if num_tables != wanted:
         raise ArtefactMismatch(
             f"the soft labels are of {num_tables} views (expected {wanted}, as {spec.name}). "
@@ -223,14 +234,23 @@ def _require_layout(supervision: Supervision) -> None:
 
 def _as_batch(arrays: Sequence[Tensor]) -> Batch:
     images, labels, indices = arrays[:3]
-    soft_labels, selected = arrays[3:5] if len(arrays) == 5 else (None, None)
+    soft_labels, selected = arrays[3:5] if len(arrays) >= 5 else (None, None)
     return Batch(
         images=images.permute(0, 3, 1, 2),
         labels=labels.flatten(),
         indices=indices.flatten(),
         soft_labels=soft_labels,
         selected=selected,
+        features=arrays[5] if len(arrays) == 6 else None,
     )
+
+
+def _gathers(supervision: Supervision | None) -> list[Gather]:
+    """One for soft labels, one for features where there are any."""
+    if supervision is None:
+        return []
+    tables = [supervision.soft_labels] + ([supervision.features] if supervision.features else [])
+    return [Gather(views_of_table) for views_of_table in tables]
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc]
@@ -279,7 +299,7 @@ def _new_loader(
     beton: Beton,
     replay: ReplayView,
     supervision: Supervision | None,
-    gather: Gather | None,
+    gathers: Sequence[Gather],
     **settings: Any,
 ) -> Loader:
     """An FFCV loader whose outputs are in the order that `_as_batch` reads."""
@@ -290,8 +310,10 @@ def _new_loader(
         INDEX: [index, ToTensor()],
     }
     if supervision is not None:
-        pipelines[SOFT_LABEL] = PipelineSpec(index, transforms=[gather, ToTensor()])
+        pipelines[SOFT_LABEL] = PipelineSpec(index, transforms=[gathers[0], ToTensor()])
         pipelines[SELECTED] = PipelineSpec(
             index, transforms=[Flags(supervision.selected), ToTensor()]
         )
+        if supervision.features:
+            pipelines[FEATURE] = PipelineSpec(index, transforms=[gathers[1], ToTensor()])
     return Loader(str(beton.path), pipelines=pipelines, drop_last=False, os_cache=True, **settings)

@@ -85,7 +85,9 @@ def image_folder(root: Path, *, train: str, test: str | None, resize: int | None
     )
 
 
-def torchvision_dataset(name: str, *, root: Path, download: bool) -> Source:
+def torchvision_dataset(
+    name: str, *, root: Path, download: bool, resize: int | None = None
+) -> Source:
     """CIFAR10, CIFAR100 or FashionMNIST as torchvision stores them under ``root``."""
     from torchvision import datasets
 
@@ -102,7 +104,9 @@ def torchvision_dataset(name: str, *, root: Path, download: bool) -> Source:
             f"Copy them there, or {way_out} on a machine with internet."
         ) from error
     train, test = (
-        _array_split(np.asarray(part.data), np.asarray(part.targets), f"{name} {split}")
+        _array_split(
+            np.asarray(part.data), np.asarray(part.targets), f"{name} {split}", resize=resize
+        )
         for part, split in zip(parts, ("train", "test"), strict=True)
     )
     return Source(
@@ -113,7 +117,7 @@ def torchvision_dataset(name: str, *, root: Path, download: bool) -> Source:
     )
 
 
-def digits() -> Source:
+def digits(*, resize: int | None = None) -> Source:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, shipped inside its wheel."""
     from sklearn.datasets import load_digits
 
@@ -122,7 +126,7 @@ def digits() -> Source:
     return Source(
         description="scikit-learn digits",
         class_names=tuple(str(c) for c in data.target_names),
-        train=_array_split(pixels, data.target, "digits"),
+        train=_array_split(pixels, data.target, "digits", resize=resize),
         test=None,
     )
 
@@ -218,14 +222,22 @@ def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
     return resized.crop((left, top, left + side, top + side))
 
 
-def _array_split(images: NDArray[Any], labels: NDArray[Any], name: str) -> Split:
-    """A split held in memory: (N, H, W) grey or (N, H, W, 3) uint8; keys are hashes of pixels."""
+def _array_split(
+    images: NDArray[Any], labels: NDArray[Any], name: str, *, resize: int | None
+) -> Split:
+    """A split held in memory: (N, H, W) grey or (N, H, W, 3) uint8.
+
+    Keys are hashes of the source's pixels, whatever size they are brought to, as a file's are.
+    """
 
     def read(i: int) -> tuple[bytes, Pixels]:
         image = images[i]
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, axis=2)
-        return pixel_key(image), image
+        key = pixel_key(image)
+        if resize is None:
+            return key, image
+        return key, np.asarray(_resize_and_crop(Image.fromarray(image), resize))
 
     return Split(
         labels=labels.astype(np.int64),

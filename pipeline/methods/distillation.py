@@ -44,6 +44,7 @@ def distillation_loss(
     lambda_ce: float,
     lambda_kd: float,
     temperature: float,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The mean loss of a batch of which only the selected rows are distilled.
 
@@ -62,6 +63,7 @@ def distillation_loss(
         lambda_ce: weight of the cross-entropy of a selected row.
         lambda_kd: weight of its distillation term.
         temperature: above 0; the one at which ``soft_labels`` were taken.
+        label_smoothing: of both cross-entropies, in [0, 1).
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
@@ -71,16 +73,53 @@ def distillation_loss(
     ...                   lambda_ce=0.0, lambda_kd=1.0, temperature=4.0)
     tensor(0.3466)
     """
-    batch_size = len(labels)
-    log_probs = F.log_softmax(_at_least_float32(student_logits), dim=1)
-    hard = F.nll_loss(log_probs, labels.masked_fill(selected, IGNORED), reduction="sum")
-    distilled = F.nll_loss(log_probs, labels.masked_fill(~selected, IGNORED), reduction="sum")
+    supervised = supervised_loss(
+        student_logits,
+        labels,
+        selected=selected,
+        lambda_ce=lambda_ce,
+        label_smoothing=label_smoothing,
+    )
     elements = _kl_elements(student_logits, soft_labels, temperature=temperature)
     kl = elements.masked_fill(~selected[:, None], 0.0).sum()
-    return (
-        hard / batch_size
-        + lambda_ce * (distilled / batch_size)
-        + lambda_kd * temperature**2 * (kl / batch_size)
+    return supervised + lambda_kd * temperature**2 * (kl / len(labels))
+
+
+def supervised_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    selected: Tensor,
+    lambda_ce: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The part of `distillation_loss` that the labels give: its first two sums.
+
+        (1/B) sum_i [ (1 - s_i) CE_i + s_i lambda_ce CE_i ]
+
+    Args:
+        student_logits: (B, C), any floating dtype.
+        labels: ground-truth class ids, (B,) int64 in [0, C).
+        selected: s, (B,) bool.
+        lambda_ce: weight of the cross-entropy of a selected row.
+        label_smoothing: of both cross-entropies, in [0, 1).
+
+    Returns:
+        Scalar, float32 (float64 for float64 logits).
+    """
+    logits = _at_least_float32(student_logits)
+
+    def cross_entropy(without: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits,
+            labels.masked_fill(without, IGNORED),
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+
+    batch_size = len(labels)
+    return cross_entropy(selected) / batch_size + lambda_ce * (
+        cross_entropy(~selected) / batch_size
     )
 
 

@@ -5,7 +5,9 @@
                         "state_dict", "model" or "model_state_dict"
 
 Files are untrusted: pickled code is refused, never run. Names lose the prefixes that wrappers
-add ("module.", "_orig_mod."). Nothing is guessed: weights fit the architecture or are refused.
+add ("module.", "_orig_mod."). Of a whole distiller, as mdistiller saves under `latest` and `best`,
+the student is taken: names that begin with "student." are the network, and its teacher and what
+trained it are left out. Nothing is guessed: weights fit the architecture or are refused.
 """
 
 import hashlib
@@ -29,6 +31,7 @@ from pipeline.models import Classifier
 
 CONTAINERS = ("state_dict", "model", "model_state_dict")
 WRAPPER_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
+STUDENT = "student."
 BATCH_COUNTER = "num_batches_tracked"
 """Batch normalisation counts batches; checkpoints from before torch 0.4.1 lack the count."""
 
@@ -64,10 +67,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ArtefactMismatch: if it is damaged, holds pickled code or anything but finite tensors.
     """
     state = state_dict_of(read_checkpoint(path), path)
-    weights = {plain_name(key): value.detach() for key, value in state.items()}
-    if len(weights) < len(state):
+    kept = [key for key in state if plain_name(key).startswith(STUDENT)] or list(state)
+    weights = {plain_name(plain_name(key).removeprefix(STUDENT)): state[key] for key in kept}
+    if len(weights) < len(kept):
         raise ArtefactMismatch(
-            f"{path} is ambiguous: {len(state)} names, of which {len(weights)} differ beyond "
+            f"{path} is ambiguous: {len(kept)} names, of which {len(weights)} differ beyond "
             "module. and _orig_mod. (expected all). Save the state dict of the bare model."
         )
     broken = [key for key, value in weights.items() if not is_finite(value)]
@@ -76,7 +80,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged: {len(broken)} of {len(weights)} tensors hold NaN or infinity, "
             f"first {printable(broken[0])} (expected finite float32). Fetch or train it again."
         )
-    return weights
+    return {key: value.detach() for key, value in weights.items()}
 
 
 def load_into(model: Classifier, weights: Mapping[str, Tensor], *, source: Path) -> None:

@@ -1,30 +1,96 @@
-"""The architectures, by name: resnet{depth}a is a CIFAR ResNet with option-A shortcuts."""
+"""The architectures, by name.
 
+resnet8 ... resnet110, resnet8x4, wrn_40_2, vgg8, ShuffleV1, MobileNetV2, ...
+                                the networks of RepDistiller and mdistiller, under their names
+resnet8a ... resnet110a         CIFAR ResNets with option-A shortcuts
+torchvision:NAME, timm:NAME     networks of these packages, freshly initialised
+package.module:callable         a network of one's own
+ARCH+simkdD                     any of them under a reused head of D features
+"""
+
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
+
+import torch
 
 from pipeline.errors import ConfigError
 from pipeline.models import Classifier
 from pipeline.models.cifar_resnet import CifarResNet
+from pipeline.models.foreign_networks import foreign_network
+from pipeline.models.four_stage_resnet import FourStageResNet
+from pipeline.models.headed_network import HeadedNetwork, found_head
+from pipeline.models.mobilenet_v1 import MobileNetV1
+from pipeline.models.mobilenet_v2 import MobileNetV2
+from pipeline.models.probing import name_of
+from pipeline.models.projection_resnet import ProjectionResNet
+from pipeline.models.reused_head import SUFFIX, ReusedHead
+from pipeline.models.shufflenet_v1 import ShuffleNetV1
+from pipeline.models.shufflenet_v2 import ShuffleNetV2
+from pipeline.models.vgg import Vgg
+from pipeline.models.wide_resnet import WideResNet
 
-CIFAR_RESNET_DEPTHS = {f"resnet{depth}a": depth for depth in (8, 14, 20, 32, 44, 56, 110)}
+DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+ZOO: dict[str, Callable[..., Classifier]] = {
+    **{f"resnet{depth}": partial(ProjectionResNet, depth=depth) for depth in DEPTHS},
+    **{f"resnet{d}x4": partial(ProjectionResNet, depth=d, wide=True) for d in (8, 32)},
+    **{
+        f"wrn_{depth}_{factor}": partial(WideResNet, depth=depth, factor=factor)
+        for depth in (16, 40)
+        for factor in (1, 2)
+    },
+    **{f"vgg{depth}": partial(Vgg, depth=depth) for depth in (8, 13, 16)},
+    **{f"ResNet{depth}": partial(FourStageResNet, depth=depth) for depth in (18, 50)},
+    "ShuffleV1": ShuffleNetV1,
+    "ShuffleV2": ShuffleNetV2,
+    "MobileNetV2": MobileNetV2,
+    "MobileNetV1": MobileNetV1,
+    **{f"resnet{depth}a": partial(CifarResNet, depth=depth) for depth in DEPTHS},
+}
 
 
 def architectures() -> tuple[str, ...]:
-    """Every name that `build` knows, smallest network first."""
-    return tuple(CIFAR_RESNET_DEPTHS)
+    """Every name that needs nothing else: `build` knows more by rule."""
+    return tuple(ZOO)
 
 
-def build(arch: str, *, num_classes: int) -> Classifier:
+def build(arch: str, *, num_classes: int, head: str = "") -> Classifier:
     """A freshly initialised network; the weights follow torch's global seed.
 
+    Args:
+        arch: a name of the zoo, torchvision:NAME, timm:NAME or package.module:callable, each also
+            with +simkdD, a reused head of D features, which is to be loaded.
+        num_classes: of the head.
+        head: name of the classifier within the network, to be checked; empty: it is found.
+
     Raises:
-        ConfigError: if ``arch`` is unknown or ``num_classes`` is below 2.
+        ConfigError: if ``arch`` is unknown, ``num_classes`` is below 2, or there is no such head.
     """
     if num_classes < 2:
         raise ConfigError(f"num_classes must be at least 2, got {num_classes}")
-    if arch not in CIFAR_RESNET_DEPTHS:
+    trunk, _, dim = arch.rpartition(SUFFIX)
+    if trunk and dim.isascii() and dim.isdigit() and 0 < len(dim) < 6 and int(dim):
+        weight = torch.zeros(num_classes, int(dim))
+        model = build(trunk, num_classes=num_classes, head=head)
+        return ReusedHead(model, weight, weight.new_zeros(num_classes))
+    if arch in ZOO:
+        return _of_zoo(arch, num_classes=num_classes, head=head)
+    if ":" not in arch:
         raise ConfigError(unknown_architecture(arch))
-    return CifarResNet(depth=CIFAR_RESNET_DEPTHS[arch], num_classes=num_classes)
+    network = foreign_network(arch, num_classes=num_classes)
+    name = found_head(network, num_classes=num_classes, arch=arch, head=head)
+    return HeadedNetwork(network, head=name, arch=arch)
+
+
+def _of_zoo(arch: str, *, num_classes: int, head: str) -> Classifier:
+    model = ZOO[arch](num_classes=num_classes)
+    name = name_of(model, model.head)
+    if head not in ("", name):
+        raise ConfigError(
+            f"head of {arch} is {head!r} (expected {name}, its classifier). Correct it, or leave "
+            "it empty."
+        )
+    return model
 
 
 def unknown_architecture(arch: str) -> str:
@@ -32,4 +98,7 @@ def unknown_architecture(arch: str) -> str:
     close = get_close_matches(arch, architectures())
     advice = f"Did you mean {' or '.join(close)}?" if close else "Choose one of them."
     names = ", ".join(architectures())
-    return f"architecture is unknown: {arch!r} (expected one of {names}). {advice}"
+    return (
+        f"architecture is unknown: {arch!r} (expected one of {names}; or torchvision:NAME, "
+        f"timm:NAME, package.module:callable). {advice}"
+    )

@@ -1,0 +1,96 @@
+"""Looking at a network without changing it: its modules by name, its output for trial images."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.models import Classifier
+
+UNFIT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, ArithmeticError)
+"""What networks raise on images, or on values inside, that they are not made for."""
+
+
+def module_at(network: nn.Module, name: str) -> nn.Module:
+    """The module under a dotted name, also where an attribute of the same name hides it."""
+    for part in name.split("."):
+        child = network._modules[part]
+        assert child is not None
+        network = child
+    return network
+
+
+def without_module(network: nn.Module, name: str) -> nn.Module:
+    """A network of the same modules and weights, with the identity in place of one module."""
+    twin = copy.copy(network)
+    twin._modules = dict(network._modules)
+    first, _, rest = name.partition(".")
+    child = network._modules[first]
+    assert child is not None
+    twin._modules[first] = without_module(child, rest) if rest else nn.Identity()
+    return twin
+
+
+def name_of(network: nn.Module, wanted: nn.Module) -> str:
+    """The dotted name of a module within a network."""
+    name: str = next(name for name, module in network.named_modules() if module is wanted)
+    return name
+
+
+def first_output(output: object) -> Tensor:
+    """The logits in what a network returns: alone, first of several, or under ``logits``.
+
+    Raises:
+        TypeError: if there is no tensor there.
+    """
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"it returns a {type(output).__name__}, not logits")
+    return logits
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Evaluate without gradients; modes and torch's random numbers are as before afterwards."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for network in networks:
+                network.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def require_image_size(model: Classifier, image_size: tuple[int, int]) -> None:
+    """Refuse images of a size (height, width) that the network cannot take.
+
+    Raises:
+        ConfigError: if two blank images of the size do not become two rows of features.
+    """
+    weight = model.head.weight
+    images = torch.zeros(2, 3, *image_size, device=weight.device, dtype=weight.dtype)
+    told = "it gives no features"
+    try:
+        with evaluating(model):
+            if model.features(images).shape == (2, model.head.in_features):
+                return
+    except UNFIT as error:
+        told = first_line(error)
+    height, width = image_size
+    raise ConfigError(
+        f"{model.arch} cannot take images of {height} x {width} pixels: {told} (expected a size "
+        "that it is made for). Set `prepare.resize`, or another arch."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The start of what an error says, for a message of one line."""
+    told = str(error).strip().partition("\n")[0].rstrip(". ")
+    return told[:160] if told.isprintable() and told else type(error).__name__

@@ -1,0 +1,22 @@
+"""Pixels as bytes to what a network was trained on."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Normaliser:
+    """(B, 3, H, W) uint8 to float32 on a device: ``(pixels / 255 - mean) / std``."""
+
+    def __init__(
+        self, *, mean: Iterable[float], std: Iterable[float], device: torch.device
+    ) -> None:
+        self._device = device
+        std_tensor = torch.tensor(list(std), dtype=torch.float64).view(1, 3, 1, 1)
+        mean_tensor = torch.tensor(list(mean), dtype=torch.float64).view(1, 3, 1, 1)
+        self._scale = (1.0 / (255.0 * std_tensor)).float().to(device)
+        self._shift = (-mean_tensor / std_tensor).float().to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self._shift, images.to(self._device).float(), self._scale)

@@ -1,0 +1,52 @@
+"""The teacher in the loop, as distillation without a cache runs it: a yardstick for the cache."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from pipeline.data.loaders import Batch
+from pipeline.methods.label_revision import soft_labels
+from pipeline.methods.logit_distillation import standardised
+from pipeline.normalisation import Normaliser
+from pipeline.runtime import Runtime
+from pipeline.teacher_pass import Teacher, teacher_outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineTeacher:
+    """What a cache would hold of the images of a batch, computed when the batch is trained on."""
+
+    teacher: Teacher
+    runtime: Runtime
+    revision: Literal["none", "wrong", "all", "swap", "drop-wrong"]
+    eta: float
+    revise_at: float
+    """Temperature of the teacher's probabilities."""
+    standardise: bool
+    """The logits are standardised before the softmax."""
+
+    def taught(self, batches: Generator[Batch]) -> Generator[Batch]:
+        """The batches, with soft labels and features of the teacher on their very images."""
+        normalise = Normaliser(
+            mean=self.teacher.mean, std=self.teacher.std, device=self.runtime.device
+        )
+        with closing(batches):
+            for batch in batches:
+                yield self._taught(batch, normalise)
+
+    @torch.no_grad()  # not inference_mode: the student's loss keeps what comes out for its gradient
+    def _taught(self, batch: Batch, normalise: Normaliser) -> Batch:
+        logits, features = teacher_outputs(
+            self.teacher.model, normalise, batch, runtime=self.runtime
+        )
+        labels = soft_labels(
+            standardised(logits) if self.standardise else logits,
+            batch.labels.to(self.runtime.device),
+            revision=self.revision,
+            eta=self.eta,
+            temperature=self.revise_at,
+        )
+        return replace(batch, soft_labels=labels, features=features)

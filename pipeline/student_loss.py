@@ -1,0 +1,218 @@
+"""The loss of a student: its labels, the teacher's soft labels, the teacher's features.
+
+    L = (1/B) sum_i [ (1 - s_i) CE_i + s_i (lambda_ce CE_i + lambda_kd T_i) ]
+        + lambda_feature (n_s / B) F                       (Lan et al. 2024, arXiv:2404.03693)
+
+s marks the n_s rows of the batch that are distilled. T is a method's term of the logits, F its term
+of the features, over the distilled rows alone. A term that compares the rows of a batch with each
+other counts as the mean of its rows, so that every method weighs by the share that is distilled.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.data.loaders import Batch
+from pipeline.feature_terms import FeatureTerm
+from pipeline.methods.distillation import distillation_loss, kd_loss_rows, supervised_loss
+from pipeline.methods.logit_distillation import (
+    dist_loss,
+    dkd_rows,
+    mlkd_loss,
+    nkd_rows,
+    standardised,
+)
+from pipeline.methods.sparse_labels import unpack
+
+Settings: TypeAlias = Mapping[str, float | int | tuple[float, ...]]
+"""A method's own settings, by name."""
+
+RowTerm: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of logits (B, C), soft labels (B, C), labels (B,): (B,)."""
+BatchTerm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Of two tensors with a row for each distilled sample: a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What a network makes of a batch."""
+
+    logits: Tensor
+    """(B, C)"""
+    features: Tensor
+    """The input of its classifier, (B, D)."""
+
+
+class StudentLoss(nn.Module):
+    """A loss with what it trains beside the student, if anything."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the epoch, counted from 0: some weights climb."""
+
+    def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The mean loss of the batch, a scalar in float32."""
+        raise NotImplementedError
+
+
+class PlainLoss(StudentLoss):
+    """Cross-entropy with the labels: nothing is distilled."""
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self._smoothing = label_smoothing
+
+    def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
+        logits = outputs.logits.float()
+        labels = batch.labels.to(logits.device)
+        return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Of the terms of the loss, on distilled rows."""
+
+    ce: float
+    kd: float
+    feature: float = 0.0
+
+
+class DistillationLoss(StudentLoss):
+    """Labels, soft labels and features; see the module.
+
+    Raises:
+        ValueError: if ``method`` is unknown.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        *,
+        weights: Weights,
+        temperature: float,
+        settings: Settings | None = None,
+        standardise: bool = False,
+        label_smoothing: float = 0.0,
+        feature_term: FeatureTerm | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or {}
+        self._weights = weights
+        self._temperature = temperature
+        self._standardise = standardise
+        self._smoothing = label_smoothing
+        self._rows = _row_term(method, settings, temperature)
+        self._over_batch = _batch_term(method, settings, temperature)
+        self._warmup = int(_number(settings, "warmup_epochs", 0.0))
+        self._scale = 1.0
+        self.feature_term = feature_term
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._scale = min((epoch + 1) / self._warmup, 1.0) if self._warmup else 1.0
+
+    def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
+        assert batch.selected is not None
+        device = outputs.logits.device
+        labels, selected = batch.labels.to(device), batch.selected.to(device)
+        loss = self._of_logits(outputs.logits, labels, selected, batch)
+        if self.feature_term is not None and self._weights.feature:
+            term = self.feature_term(outputs.features, batch, labels, selected)
+            loss = loss + self._weights.feature * term
+        return loss
+
+    def _of_logits(self, logits: Tensor, labels: Tensor, selected: Tensor, batch: Batch) -> Tensor:
+        weight = self._weights.kd * self._scale
+        if weight == 0.0:
+            return self._supervised(logits, labels, selected)
+        assert batch.soft_labels is not None
+        soft_labels = dense(batch.soft_labels.to(logits.device), num_classes=logits.shape[1])
+        if self._rows is None and self._over_batch is None and not self._standardise:
+            return distillation_loss(
+                logits,
+                labels,
+                soft_labels=soft_labels,
+                selected=selected,
+                lambda_ce=self._weights.ce,
+                lambda_kd=weight,
+                temperature=self._temperature,
+                label_smoothing=self._smoothing,
+            )
+        term = self._method_term(logits, soft_labels.float(), labels, selected)
+        return self._supervised(logits, labels, selected) + weight * term
+
+    def _supervised(self, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
+        return supervised_loss(
+            logits,
+            labels,
+            selected=selected,
+            lambda_ce=self._weights.ce,
+            label_smoothing=self._smoothing,
+        )
+
+    def _method_term(
+        self, logits: Tensor, soft_labels: Tensor, labels: Tensor, selected: Tensor
+    ) -> Tensor:
+        """The method's term of the logits, weighted by the share that is distilled."""
+        logits = logits.float()
+        if self._over_batch is not None:
+            share = int(selected.sum()) / len(labels)
+            if share == 0.0:
+                return logits.sum() * 0.0  # a gradient exists
+            return share * self._over_batch(logits[selected], soft_labels[selected])
+        if self._standardise:
+            logits = standardised(logits)
+        rows = self._rows or self._vanilla
+        return rows(logits, soft_labels, labels).masked_fill(~selected, 0.0).sum() / len(labels)
+
+    def _vanilla(self, logits: Tensor, soft_labels: Tensor, _: Tensor) -> Tensor:
+        return kd_loss_rows(logits, soft_labels, temperature=self._temperature)
+
+
+def dense(soft_labels: Tensor, *, num_classes: int) -> Tensor:
+    """(B, C) probabilities of rows as stored; packed ones become dense on their device."""
+    return soft_labels if soft_labels.is_floating_point() else unpack(soft_labels, num_classes)
+
+
+def _row_term(method: str, settings: Settings, temperature: float) -> RowTerm | None:
+    """What a method adds for every row; None where it has no such term of its own."""
+    if method == "dkd":
+        return lambda logits, soft, labels: dkd_rows(
+            logits,
+            soft,
+            labels,
+            temperature=temperature,
+            alpha=_number(settings, "alpha"),
+            beta=_number(settings, "beta"),
+        )
+    if method == "nkd":
+        return lambda logits, soft, labels: nkd_rows(
+            logits, soft, labels, temperature=temperature, gamma=_number(settings, "gamma")
+        )
+    return None
+
+
+def _batch_term(method: str, settings: Settings, temperature: float) -> BatchTerm | None:
+    """What a method adds for a batch of distilled rows; None where it has no such term."""
+    if method == "dist":
+        return lambda logits, soft: dist_loss(
+            logits,
+            soft,
+            temperature=temperature,
+            beta=_number(settings, "beta"),
+            gamma=_number(settings, "gamma"),
+        )
+    if method == "mlkd":
+        temperatures = settings["temperatures"]
+        assert isinstance(temperatures, tuple)
+        return lambda logits, soft: mlkd_loss(
+            logits, soft, temperature=temperature, temperatures=temperatures
+        )
+    return None
+
+
+def _number(settings: Settings, name: str, default: float | None = None) -> float:
+    value = settings[name] if default is None else settings.get(name, default)
+    assert not isinstance(value, tuple)
+    return float(value)

@@ -1,0 +1,193 @@
+"""What a student is taught: a selection, the soft labels and the features that belong to it."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artefacts.cache_join import Difference, join_samples
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.hydration import HydratedCache
+from pipeline.artefacts.selection import (
+    SelectionTable,
+    require_same_selection,
+    selection_path,
+)
+from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
+from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.data.loaders import Supervision
+from pipeline.data.views import ViewSpec
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.methods.catalogue import refusal
+from pipeline.provenance import short
+from stages.cache_places import find_cache
+from stages.configs import Config
+from stages.requests import selection_identity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A selection and the soft labels that belong to it."""
+
+    table: SelectionTable
+    soft: SoftLabels
+
+    @property
+    def view_spec(self) -> ViewSpec:
+        """The views that the soft labels were made of."""
+        return ViewSpec.from_json(self.soft.record.identity.view_spec)
+
+    def supervision(self, features: "TeacherFeatures | None") -> Supervision:
+        """What is joined to the images."""
+        selected = self.table.selected
+        return Supervision(
+            soft_labels=self.soft.views(),
+            selected=selected if features is None else selected & features.known,
+            labels=self.table.labels,
+            by_view=self.soft.by_view,
+            num_classes=self.soft.num_classes,
+            top_k=self.soft.top_k,
+            features=() if features is None else features.views,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFeatures:
+    """What the teacher's cache keeps beside its logits."""
+
+    cache: TeacherCache
+    known: NDArray[np.bool_]
+    """Whether the cache has the sample, (N,)."""
+    views: list[NDArray[np.float16]]
+    """Of the soft labels' views, (N, D) each, memory-mapped."""
+
+    @property
+    def dim(self) -> int:
+        """D"""
+        return self.cache.shape.num_features
+
+
+def open_lesson(config: Config, dataset: Dataset) -> Lesson:
+    """Open the selection and its soft labels; refuse strangers.
+
+    Raises:
+        ArtefactNotFound: if `select` has not made them.
+        ArtefactMismatch: if they belong to other data or not to each other.
+    """
+    settings = config.train_student
+    path = settings.selection
+    if path is None:
+        cache = find_cache(config, dataset)
+        wanted = selection_identity(config, cache, dataset)
+        path = selection_path(config.selections_folder, wanted.id, name=config.select.name)
+        if not path.exists():
+            raise ArtefactNotFound(
+                f"{config.selections_folder} has no selection for these settings. "
+                "Run `heartcut select` with the same configuration."
+            )
+        require_same_selection(path, wanted)
+    table = SelectionTable.open(path)
+    table.require_samples(dataset.train.samples.keys, dataset.train.samples.labels)
+    _require_same_held_out(table, dataset)
+    soft_path = settings.soft_labels
+    if soft_path is None:
+        soft_path = soft_label_path(path.parent, table.record.identity.soft_labels)
+    soft = SoftLabels.open(soft_path)
+    _require_belonging(table, soft, dataset)
+    return Lesson(table=table, soft=soft)
+
+
+def _require_same_held_out(table: SelectionTable, dataset: Dataset) -> None:
+    found = table.record.identity.held_out
+    if found != dataset.held_out_digest:
+        raise ArtefactMismatch(
+            f"{table.path} was made with other held-out images: {short(found)} "
+            f"(expected {short(dataset.held_out_digest)}). Run `heartcut select` on this data."
+        )
+
+
+def _require_belonging(table: SelectionTable, soft: SoftLabels, dataset: Dataset) -> None:
+    found, wanted = soft.record.identity.cache, table.record.identity.cache
+    if found != wanted:
+        raise ArtefactMismatch(
+            f"{soft.path} was made from another teacher cache than {table.path}: {short(found)} "
+            f"(expected {short(wanted)}). Run `heartcut select`, or pass the ones that belong "
+            "together."
+        )
+    shape = (dataset.train.num_samples, dataset.num_classes)
+    if (soft.record.shape[1], soft.num_classes) != shape:
+        raise ArtefactMismatch(
+            f"{soft.path} has {soft.record.shape[1]:,} rows of {soft.num_classes} classes "
+            f"(expected {shape[0]:,} of {shape[1]}). Run `heartcut select` on this data."
+        )
+    rows = dataset.train.samples.in_order
+    if soft.record.identity.rows != rows:
+        raise ArtefactMismatch(
+            f"{soft.path} has other rows than {dataset.train.path}, or in another order: "
+            f"{short(soft.record.identity.rows)} (expected {short(rows)}). Run `heartcut select` "
+            "on this data."
+        )
+
+
+def require_teachable(config: Config, lesson: Lesson, dataset: Dataset) -> None:
+    """Refuse a method that the lesson lacks something for, and a lesson that teaches nothing.
+
+    Raises:
+        ArtefactMismatch: with the reason.
+    """
+    reason = _reason(config, lesson, has_features=True)  # `open_features` looks
+    if reason is not None:
+        raise ArtefactMismatch(f"{lesson.soft.path}: {reason}")
+    strategy = lesson.table.record.identity.strategy
+    num_rows = len(dataset.training)
+    if strategy != "none" and not lesson.table.selected[dataset.training].any():
+        raise ArtefactMismatch(
+            f"{lesson.table.path} selects 0 of {num_rows:,} training rows (expected at least 1 for "
+            f"strategy {strategy!r}). Lower `select.threshold`, set `select.fraction`, or train "
+            "with `train_student.distil = false`."
+        )
+
+
+def _reason(config: Config, lesson: Lesson, *, has_features: bool) -> str | None:
+    """Why the method cannot be taught, if it cannot."""
+    labels = lesson.soft.record.identity
+    return refusal(
+        config.train_student.method,
+        has_features=has_features,
+        is_sparse=lesson.soft.top_k > 0,
+        temperature=labels.temperature,
+        standardised=labels.standardise,
+    )
+
+
+def open_features(config: Config, lesson: Lesson, dataset: Dataset) -> TeacherFeatures:
+    """The features of the cache that the lesson was made from, in the data set's order.
+
+    Raises:
+        ArtefactNotFound: if the cache is not there any more.
+        ArtefactMismatch: if it is another one, or was made without features.
+    """
+    cache = find_cache(config, dataset)
+    found, wanted = cache.id, lesson.table.record.identity.cache
+    if found != wanted:
+        raise ArtefactMismatch(
+            f"{cache.path} is not the cache of {lesson.table.path}: {short(found)} (expected "
+            f"{short(wanted)}). Name that one with `select.cache`."
+        )
+    reason = _reason(config, lesson, has_features=cache.manifest.identity.features)
+    if reason is not None:
+        raise ArtefactMismatch(f"{cache.path}: {reason}")
+    accepted = lesson.soft.record.identity.accepted
+    differences: tuple[Difference, ...] = ("labels", "pixels")
+    joined = join_samples(
+        cache,
+        dataset.train.samples,
+        place=str(dataset.train.path),
+        accept=[difference for difference in differences if difference in accepted],
+    )
+    hydrated = HydratedCache(cache=cache, joined=joined, folder=config.caches_folder)
+    views = [hydrated.features(view) for view in lesson.soft.record.identity.views]
+    return TeacherFeatures(cache=cache, known=joined.known, views=views)

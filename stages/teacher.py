@@ -1,0 +1,110 @@
+"""The frozen teacher that a configuration names: a checkpoint, or our own run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.run import Run
+from pipeline.models.checkpoints import load_into, load_weights, weights_digest
+from pipeline.models.class_map import keep_classes, read_class_names, teacher_rows
+from pipeline.models.probing import require_image_size
+from pipeline.models.zoo import build
+from pipeline.runtime import Runtime
+from pipeline.teacher_pass import Teacher
+from stages.config_types import Triple
+from stages.configs import CacheTeacherConfig, Config
+from stages.requests import teacher_run_path
+
+
+def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
+    """The network with its weights, restricted to the classes of the data set.
+
+    Raises:
+        ConfigError: if the classes do not agree, or the images are of a size it cannot take.
+        ArtefactNotFound: if there is no such checkpoint or run.
+        ArtefactMismatch: if the checkpoint does not fit.
+    """
+    origin = _origin(config, dataset)
+    weights = load_weights(origin.source)
+    model = build(origin.arch, num_classes=origin.num_classes, head=origin.head)
+    require_image_size(model, dataset.record.image_size)
+    load_into(model, weights, source=origin.source)
+    digest = weights_digest(weights)
+    if list(origin.rows) != list(range(origin.num_classes)):
+        keep_classes(model, origin.rows)
+        digest = weights_digest(model.state_dict())
+    model = model.eval().requires_grad_(False).to(runtime.device)
+    return Teacher(
+        model=model.to(memory_format=torch.channels_last),
+        digest=digest,
+        mean=origin.mean,
+        std=origin.std,
+        target_in_sample=origin.saw_held_out,
+        description=origin.description,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """Where a teacher comes from, and what it is."""
+
+    source: Path
+    arch: str
+    head: str
+    num_classes: int
+    """Rows of the head in the checkpoint."""
+    rows: Sequence[int]
+    """Those of the data set's classes, in their order."""
+    mean: Triple
+    std: Triple
+    saw_held_out: bool
+    description: str
+
+
+def _origin(config: Config, dataset: Dataset) -> _Origin:
+    settings = config.cache_teacher
+    if settings.checkpoint is None:
+        return _own_run(config, dataset)
+    num_classes, rows = _classes(settings, dataset)
+    return _Origin(
+        source=settings.checkpoint,
+        arch=settings.arch,
+        head=settings.head,
+        num_classes=num_classes,
+        rows=rows,
+        mean=settings.mean or dataset.record.mean,
+        std=settings.std or dataset.record.std,
+        saw_held_out=settings.trained_on_held_out,
+        description=f"{settings.arch} of {settings.checkpoint.name}",
+    )
+
+
+def _own_run(config: Config, dataset: Dataset) -> _Origin:
+    run = Run.open(teacher_run_path(config, dataset))
+    return _Origin(
+        source=run.weights,
+        arch=run.result.arch,
+        head=config.train_teacher.head,
+        num_classes=dataset.num_classes,
+        rows=range(dataset.num_classes),
+        mean=run.result.mean,
+        std=run.result.std,
+        saw_held_out=run.result.held_out != dataset.held_out_digest,
+        description=f"{run.result.arch} of {run.path.name}",
+    )
+
+
+def _classes(settings: CacheTeacherConfig, dataset: Dataset) -> tuple[int, list[int]]:
+    """Rows of the checkpoint's head, and which of them the data set's classes are."""
+    names = [] if settings.class_names is None else read_class_names(settings.class_names)
+    num_classes = settings.num_classes or len(names) or dataset.num_classes
+    rows = teacher_rows(
+        dataset.record.class_names,
+        num_classes=num_classes,
+        teacher_names=names,
+        class_map=settings.class_map,
+    )
+    return num_classes, rows

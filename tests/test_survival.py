@@ -1,0 +1,247 @@
+"""A training goes on from wherever it was stopped, to the same bits."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pipeline.artefacts.run import Run
+from pipeline.artefacts.unfinished_run import UNFINISHED
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError, Terminated
+from stages import train_student, trainer
+from stages.config_file import with_overrides
+from stages.configs import Config
+from tests.commands import Server, heartcut
+from tests.workspaces import linked_copy
+
+KILLS = 20
+
+
+class StopsAfter:
+    """A wish to stop that comes after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    @property
+    def is_there(self) -> bool:
+        return self._left <= 0
+
+    def obey(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Terminated("stopped by the test")
+
+
+def bare(digits: Config, folder, *overrides: str) -> Config:
+    """The workspace of `digits` without students."""
+    workspace = linked_copy(digits.workspace, folder, without=("student-*",))
+    return with_overrides(digits, [f"workspace={workspace}", *overrides])
+
+
+def trained_with_stops(config: Config, monkeypatch, *, every: int) -> tuple[Run, int]:
+    """Train, stopping after every few steps; the run, and how often it was stopped."""
+
+    @contextmanager
+    def wishes() -> Iterator[StopsAfter]:
+        yield StopsAfter(every)
+
+    monkeypatch.setattr(trainer, "hearing_stop_wishes", wishes)
+    for stops in range(1000):
+        try:
+            return train_student.execute(config), stops
+        except Terminated:
+            continue
+    raise AssertionError("it never ends")
+
+
+def lines_of(run: Run) -> list[dict[str, float]]:
+    """The epochs, without what a clock told."""
+    text = (run.path / "metrics.jsonl").read_text()
+    clock = ("seconds", "images_per_second")
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in clock}
+        for line in text.splitlines()
+    ]
+
+
+SETTINGS = {
+    "sgd": (),
+    "adamw, cosine, average, fp16": (
+        "train_student.optimizer=adamw",
+        "train_student.lr=0.001",
+        "train_student.schedule=cosine",
+        "train_student.ema_decay=0.9",
+        "train_student.precision=fp16",
+    ),
+    "accumulated, clipped, no decay of norms, bf16": (
+        "train_student.accumulate=3",
+        "train_student.clip_norm=0.5",
+        "train_student.decay_norms=false",
+        "train_student.label_smoothing=0.1",
+        "train_student.precision=bf16",
+    ),
+    "dkd warming up": ("train_student.method=dkd", "train_student.dkd.warmup_epochs=3"),
+    "fitnet": ("train_student.method=fitnet",),
+    "crd": (
+        "train_student.method=crd",
+        "train_student.crd.dim=8",
+        "train_student.crd.negatives=16",
+    ),
+    "simkd": ("train_student.method=simkd",),
+    "dropout": ("train_student.arch=tests.networks:with_dropout",),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_training_that_is_stopped_again_and_again_reaches_the_same_bits(
+    digits, tmp_path, monkeypatch, name
+):
+    changes = ["train_student.epochs=2", "train_student.batch_size=50", *SETTINGS[name]]
+    whole = train_student.execute(bare(digits, tmp_path / "whole", *changes))
+    config = bare(digits, tmp_path / "stopped", *changes)
+    stopped, stops = trained_with_stops(
+        config, monkeypatch, every=1 if "accumulated" in name else 3
+    )
+    assert stops >= 3
+    assert stopped.weights.read_bytes() == whole.weights.read_bytes()
+    assert lines_of(stopped) == lines_of(whole)
+    assert stopped.result.held_out_accuracy_best == whole.result.held_out_accuracy_best
+    assert stopped.path.name == whole.path.name
+    assert not list(config.runs_folder.glob(f"*{UNFINISHED}"))
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = Server()
+    yield running
+    running.close()
+
+
+def options_of(config: Config, *overrides: str) -> list[str]:
+    settings = [f"workspace={config.workspace}", *overrides]
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+OFTEN = ("train_student.epochs=6", "train_student.checkpoint_minutes=0.0001")
+
+
+def is_under_way(config: Config) -> bool:
+    return any(config.runs_folder.glob(f"student-*{UNFINISHED}/checkpoint.safetensors"))
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_change_nothing(server, digits, tiny_toml, tmp_path):
+    whole = train_student.execute(bare(digits, tmp_path / "whole", *OFTEN))
+    draw, kills, finished = random.Random(0), 0, 0
+    while kills < KILLS:
+        config = bare(digits, tmp_path / f"killed{finished}", *OFTEN)
+        options = options_of(config, *OFTEN)
+        while not (runs := list(config.runs_folder.glob("student-*[!g]"))):
+            folder = tmp_path / f"output{finished}-{kills}"
+            running = server.start(folder, "train-student", tiny_toml, *options)
+            while running.is_running and not is_under_way(config):
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 0.6))
+            if kills < KILLS and running.is_running:
+                running.signal(signal.SIGKILL)
+                kills += 1
+            running.wait()
+        assert Run.open(runs[0]).weights.read_bytes() == whole.weights.read_bytes()
+        finished += 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_keeps_a_checkpoint_first(server, digits, tiny_toml, tmp_path, number, code, told):
+    config = bare(digits, tmp_path / "work", *OFTEN)
+    running = server.start(
+        tmp_path / "output", "train-student", tiny_toml, *options_of(config, *OFTEN)
+    )
+    while running.is_running and not is_under_way(config):
+        time.sleep(0.001)
+    running.signal(number)
+    done = running.wait()
+    assert done.shell_code == code
+    kept, last = done.err.splitlines()
+    assert "keeps the training at epoch" in kept
+    assert last.startswith(told)
+    (folder,) = config.runs_folder.glob(f"student-*{UNFINISHED}")
+    place = kept.partition(" at epoch ")[2]
+    went_on = heartcut("train-student", tiny_toml, *options_of(config, *OFTEN), quiet=False)
+    assert went_on.code == 0
+    assert f"{folder}: going on at epoch {place.split(':')[0]}" in went_on.err
+    whole = train_student.execute(bare(digits, tmp_path / "whole", *OFTEN))
+    (run,) = config.runs_folder.glob("student-*")
+    assert Run.open(run).weights.read_bytes() == whole.weights.read_bytes()
+
+
+def begun(digits: Config, tmp_path, monkeypatch) -> Config:
+    """A workspace with a training that was stopped."""
+    config = bare(digits, tmp_path / "work", "train_student.epochs=3")
+
+    @contextmanager
+    def wishes() -> Iterator[StopsAfter]:
+        yield StopsAfter(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "hearing_stop_wishes", wishes)
+        with pytest.raises(Terminated):
+            train_student.execute(config)
+    return config
+
+
+def test_going_on_with_other_settings_names_the_keys(digits, tmp_path, monkeypatch):
+    config = begun(digits, tmp_path, monkeypatch)
+    (folder,) = config.runs_folder.glob(f"student-*{UNFINISHED}")
+    other = with_overrides(config, ["train_student.lr=0.2", "train_student.lambda_kd=0.5"])
+    told = (
+        r"other settings: lambda_kd 0\.9 \(expected 0\.5\); lr 0\.1 \(expected 0\.2\)\. Train with"
+    )
+    with pytest.raises(ArtefactMismatch, match=told):
+        train_student.execute(other, resume=folder)
+    assert train_student.execute(config, resume=folder).result.num_distilled > 0
+
+
+def test_a_folder_without_a_training_cannot_be_gone_on_with(digits_copy, tmp_path):
+    with pytest.raises(ArtefactNotFound, match=r"nowhere.*does not exist"):
+        train_student.execute(digits_copy, resume=tmp_path / "nowhere")
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(digits, tmp_path, monkeypatch):
+    config = begun(digits, tmp_path, monkeypatch)
+    (path,) = config.runs_folder.glob(f"student-*{UNFINISHED}/checkpoint.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtefactMismatch, match=r"is damaged .* Remove .*\.training and train"):
+        train_student.execute(config)
+
+
+def test_runs_that_cannot_be_written_are_told_before_anything_is_trained(digits, tmp_path):
+    config = bare(digits, tmp_path / "work", "train_student.seed=5")
+    teacher = next(config.runs_folder.iterdir())
+    teacher.rename(config.workspace / teacher.name)
+    config.runs_folder.rmdir()
+    config.runs_folder.write_text("a file")
+    with pytest.raises(
+        PipelineError, match=r"could not be written: .* `workspace` that is a folder"
+    ):
+        train_student.execute(config)
+
+
+def test_a_training_belongs_to_one_process(digits, tmp_path, monkeypatch):
+    config = begun(digits, tmp_path, monkeypatch)
+    (folder,) = config.runs_folder.glob(f"student-*{UNFINISHED}")
+    import fcntl
+
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(PipelineError, match="is being trained by another process"):
+            train_student.execute(config)
+    assert os.path.exists(train_student.execute(config).path)  # noqa: PTH110 - a run is a folder
