@@ -11,7 +11,7 @@ unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 BIN = $(VENV)/bin
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
-STAGES = prepare train-teacher cache-teacher select train-student compare
+STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo $(STAGES) check test test-gpu bench format lock
@@ -34,6 +34,8 @@ cache-teacher: setup  ## Run the teacher once and keep its logits
 select: setup  ## Revise labels, score samples, keep the best
 train-student: setup  ## Train the student on what was selected
 compare: setup  ## Run all stages, and the student under every variant of CONFIG
+sweep: setup  ## Run the student at every point of the sweep table of CONFIG
+sweep: CONFIG = configs/digits-sweep.toml
 
 $(STAGES):
 	@"$(BIN)/heartcut" $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)

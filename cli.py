@@ -9,6 +9,7 @@ import typer
 
 from cli_cache import cache_app
 from cli_common import (
+    INCOMPLETE,
     INTERRUPTED,
     AcceptMismatch,
     ConfigFile,
@@ -224,6 +225,35 @@ def compare(config: ConfigFile, override: Overrides = None) -> None:
         from stages import compare as stage
 
         typer.echo(stage.as_markdown(stage.execute(settings)))
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    override: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List points, runs done and left, and the time.")
+    ] = False,
+) -> None:
+    """Run the student at every point of the sweep table under every seed; print one table.
+
+    A failed run does not stop the others; the exit code is then 5. After a kill, and to try failed
+    runs again, run the same command.
+    """
+    with one_line_errors():
+        settings = load(config, override, [])
+        if dry_run:
+            from stages import sweep_preview
+
+            typer.echo(sweep_preview.execute(settings))
+            return
+        from stages import sweep as stage
+        from stages.sweep_report import as_markdown
+
+        done = stage.execute(settings)
+        typer.echo(as_markdown(done))
+        if done.num_failed:
+            raise typer.Exit(code=INCOMPLETE)
 
 
 if __name__ == "__main__":

@@ -30,24 +30,25 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(description: str, *, total: int, unit: str) -> Iterator[Progress]:
+def progress(description: str, *, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
     """Show how far ``total`` units of work are; close the bar however the work ends.
 
+    ``done`` of them were done before: they count as work, and not for the rate.
     Work inside of work that has a bar gets lines: a terminal shows one bar at a time.
     """
     is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if is_shown and _ONE_BAR.acquire(blocking=False):
         try:
-            with _bar(description, total=total, unit=unit) as bar:
+            with _bar(description, total=total, unit=unit, done=done) as bar:
                 yield bar
         finally:
             _ONE_BAR.release()
     else:
-        yield _Lines(description=description, total=total, unit=unit)
+        yield _Lines(description=description, total=total, unit=unit, done=done, before=done)
 
 
 @contextmanager
-def _bar(description: str, *, total: int, unit: str) -> Iterator[Progress]:
+def _bar(description: str, *, total: int, unit: str, done: int) -> Iterator[Progress]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -60,7 +61,7 @@ def _bar(description: str, *, total: int, unit: str) -> Iterator[Progress]:
         rich.TextColumn("{task.fields[note]}"),
     )
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(description, total=total, note="")
+        task = bars.add_task(description, total=total, completed=done, note="")
 
         class Bar:
             def advance(self, count: int, *, note: str = "") -> None:
@@ -87,6 +88,8 @@ class _Lines:
     total: int
     unit: str
     done: int = 0
+    before: int = 0
+    """Done before this work began."""
     started: float = field(default_factory=time.monotonic)
     told: float = field(default_factory=time.monotonic)
 
@@ -96,7 +99,7 @@ class _Lines:
         if now - self.told < LINE_EVERY_SECONDS:
             return
         self.told = now
-        rate = self.done / max(now - self.started, 1e-9)
+        rate = (self.done - self.before) / max(now - self.started, 1e-9)
         left = (self.total - self.done) / max(rate, 1e-9)
         logger.info(
             "%s: %s of %s %s, %s %s/s, %.0f s left%s",

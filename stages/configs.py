@@ -21,6 +21,7 @@ from stages.config_types import (
     refuse_unused,
 )
 from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
+from stages.sweep_config import SweepConfig
 from stages.training_config import TrainStudentConfig, TrainTeacherConfig
 
 
@@ -175,6 +176,7 @@ class Config(Section):
     select: SelectConfig = Field(default_factory=SelectConfig)
     train_student: TrainStudentConfig = Field(default_factory=TrainStudentConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
+    sweep: SweepConfig = Field(default_factory=SweepConfig)
 
     @model_validator(mode="after")
     def _keeps_the_temperatures_that_it_uses(self) -> Self:

@@ -19,6 +19,7 @@ from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
 from pipeline.feature_terms import feature_term
 from pipeline.models import Classifier
+from pipeline.models.probing import require_image_size
 from pipeline.models.reused_head import ReusedHead
 from pipeline.models.zoo import build
 from pipeline.online_teacher import OnlineTeacher
@@ -113,6 +114,7 @@ def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
     settings, lesson = config.train_student, plan.lesson
     torch.manual_seed(settings.seed)
     model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
+    require_image_size(model, dataset.record.image_size)
     features: TeacherFeatures | None = None
     loss: StudentLoss = PlainLoss(label_smoothing=settings.label_smoothing)
     if lesson is not None:

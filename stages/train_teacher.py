@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import Dataset, stratified_rows
 from pipeline.artefacts.run import Inputs, Run
+from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
 from pipeline.runtime import resolve_runtime
 from pipeline.student_loss import PlainLoss
@@ -46,6 +47,7 @@ def _training(config: Config, dataset: Dataset) -> Training:
     runtime = resolve_runtime(settings.precision)
     torch.manual_seed(settings.seed)
     model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
+    require_image_size(model, dataset.record.image_size)
     return Training(
         settings=settings,
         identity={**training_settings(settings), "views": views.as_json()},

@@ -111,13 +111,18 @@ class Trainer:
         if state is not None:
             self._restore(state)
             logger.info("%s: going on %s", unfinished.folder, self._place)
-        total = self._settings.epochs * self._loader.num_samples
+        per_epoch = self._loader.num_samples
+        done = self._epoch * per_epoch + self._totals.num_samples
         with (
             hearing_stop_wishes() as wish,
-            progress(f"train {self._training.model.arch}", total=total, unit="images") as bar,
+            progress(
+                f"train {self._training.model.arch}",
+                total=self._settings.epochs * per_epoch,
+                unit="images",
+                done=done,
+            ) as bar,
             events_into(unfinished.folder, next_epoch=self._epoch + 1) as tell,
         ):
-            bar.advance(self._epoch * self._loader.num_samples + self._totals.num_samples)
             while self._epoch < self._settings.epochs:
                 self._train_epoch(unfinished, wish, bar)
                 tell(self.metrics[-1])

@@ -89,6 +89,11 @@ class OptimiserConfig(Section):
         }
         because = f"optimizer = {self.optimizer!r}, schedule = {self.schedule!r}"
         refuse_unused(self, unused, because=because)
+        if "+simkd" in self.arch:
+            raise ValueError(
+                f"arch is {self.arch!r} (expected a network without a reused head, which method = "
+                "'simkd' gives it)"
+            )
         refuse_unused(self, {"decay_norms": self.weight_decay == 0}, because="weight_decay = 0")
         if self.schedule == "multi-step" and not self.milestones:
             raise ValueError("milestones must be set for schedule = 'multi-step'")

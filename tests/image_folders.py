@@ -27,10 +27,12 @@ def save_split(folder: Path, images: Iterable[NDArray[np.uint8]], *, suffix: str
         Image.fromarray(image).save(path)
 
 
-def save_folder(root: Path, *, train: int = 30, test: int = 9, suffix: str = ".png") -> Path:
+def save_folder(
+    root: Path, *, train: int = 30, test: int = 9, suffix: str = ".png", size: int = 16
+) -> Path:
     """A folder of textures with the splits train and test."""
-    save_split(root / "train", textures(train, seed=1), suffix=suffix)
-    save_split(root / "test", textures(test, seed=2), suffix=suffix)
+    save_split(root / "train", textures(train, seed=1, size=size), suffix=suffix)
+    save_split(root / "test", textures(test, seed=2, size=size), suffix=suffix)
     return root
 
 

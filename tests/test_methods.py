@@ -7,12 +7,12 @@ import pytest
 from pipeline.artefacts.dataset import Dataset
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.catalogue import METHODS
-from stages import cache_teacher, methods, select, train_student
+from stages import cache_teacher, methods, prepare, select, train_student, train_teacher
 from stages.cache_places import find_cache
 from stages.config_file import with_overrides
 from stages.configs import Config
 from tests.commands import heartcut
-from tests.workspaces import linked_copy
+from tests.workspaces import linked_copy, tiny_config
 
 CHANCE = 0.1
 GENTLER = {"mlkd": ("train_student.lambda_kd=0.1",)}
@@ -120,3 +120,24 @@ def test_the_catalogue_is_listed_for_people_and_machines():
     listed = json.loads(heartcut("methods", "--json").out)
     assert [method["name"] for method in listed] == list(METHODS)
     assert methods.as_text() + "\n" == text
+
+
+def test_networks_of_torchvision_and_timm_go_through_every_stage(tiny_toml, tmp_path):
+    """Digits at 64 pixels; freshly initialised, the student smaller than the teacher."""
+    config = tiny_config(
+        tiny_toml,
+        tmp_path / "work",
+        "prepare.resize=64",
+        "train_teacher.arch=torchvision:shufflenet_v2_x0_5",
+        "train_teacher.epochs=1",
+        "train_teacher.lr=0.01",
+        "train_student.arch=timm:test_resnet",
+        "train_student.method=sp",
+        "train_student.lr=0.01",
+        "views.count=1",
+    )
+    for stage in (prepare, train_teacher, cache_teacher, select):
+        stage.execute(config)
+    run = train_student.execute(config)
+    assert run.result.arch == "timm:test_resnet"
+    assert find_cache(config, Dataset.open(config.data_folder)).shape.num_features == 1024

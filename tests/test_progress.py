@@ -37,6 +37,17 @@ def test_lines_tell_count_total_rate_and_time_left(caplog, monkeypatch):
     assert second.endswith(", 0 s left")
 
 
+def test_work_that_was_done_before_counts_and_does_not_speed_up_the_rate(caplog, monkeypatch):
+    monkeypatch.setattr(module, "LINE_EVERY_SECONDS", 0.0)
+    with (
+        caplog.at_level(logging.INFO),
+        progress("train", total=2000, unit="images", done=900) as lines,
+    ):
+        lines.started -= 10.0
+        lines.advance(100)
+    assert caplog.messages == ["train: 1,000 of 2,000 images, 10 images/s, 100 s left"]
+
+
 def test_lines_are_few(caplog):
     with caplog.at_level(logging.INFO), progress("x", total=10_000, unit="images") as lines:
         for _ in range(10_000):

@@ -131,13 +131,19 @@ def options_of(config: Config, *overrides: str) -> list[str]:
 OFTEN = ("train_student.epochs=6", "train_student.checkpoint_minutes=0.0001")
 
 
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory) -> bytes:
+    """The weights of a training of six epochs that nothing stopped."""
+    config = bare(digits, tmp_path_factory.mktemp("whole") / "work", *OFTEN)
+    return train_student.execute(config).weights.read_bytes()
+
+
 def is_under_way(config: Config) -> bool:
     return any(config.runs_folder.glob(f"student-*{UNFINISHED}/checkpoint.safetensors"))
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_any_moment_change_nothing(server, digits, tiny_toml, tmp_path):
-    whole = train_student.execute(bare(digits, tmp_path / "whole", *OFTEN))
+def test_twenty_kills_at_any_moment_change_nothing(server, digits, tiny_toml, tmp_path, whole):
     draw, kills, finished = random.Random(0), 0, 0
     while kills < KILLS:
         config = bare(digits, tmp_path / f"killed{finished}", *OFTEN)
@@ -152,7 +158,7 @@ def test_twenty_kills_at_any_moment_change_nothing(server, digits, tiny_toml, tm
                 running.signal(signal.SIGKILL)
                 kills += 1
             running.wait()
-        assert Run.open(runs[0]).weights.read_bytes() == whole.weights.read_bytes()
+        assert Run.open(runs[0]).weights.read_bytes() == whole
         finished += 1
 
 
@@ -160,7 +166,9 @@ def test_twenty_kills_at_any_moment_change_nothing(server, digits, tiny_toml, tm
     ("number", "code", "told"),
     [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
-def test_a_signal_keeps_a_checkpoint_first(server, digits, tiny_toml, tmp_path, number, code, told):
+def test_a_signal_keeps_a_checkpoint_first(
+    server, digits, tiny_toml, tmp_path, whole, number, code, told
+):
     config = bare(digits, tmp_path / "work", *OFTEN)
     running = server.start(
         tmp_path / "output", "train-student", tiny_toml, *options_of(config, *OFTEN)
@@ -178,9 +186,8 @@ def test_a_signal_keeps_a_checkpoint_first(server, digits, tiny_toml, tmp_path, 
     went_on = heartcut("train-student", tiny_toml, *options_of(config, *OFTEN), quiet=False)
     assert went_on.code == 0
     assert f"{folder}: going on at epoch {place.split(':')[0]}" in went_on.err
-    whole = train_student.execute(bare(digits, tmp_path / "whole", *OFTEN))
     (run,) = config.runs_folder.glob("student-*")
-    assert Run.open(run).weights.read_bytes() == whole.weights.read_bytes()
+    assert Run.open(run).weights.read_bytes() == whole
 
 
 def begun(digits: Config, tmp_path, monkeypatch) -> Config:

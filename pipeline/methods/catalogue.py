@@ -176,7 +176,7 @@ _OF_LOGITS = (
         lambda_feature=0.0,
         description="Soft labels at several temperatures, how samples compare, how classes do.",
         settings=("temperatures",),
-        sparse="it takes them at other temperatures, where the mass of unlisted classes is unknown",
+        sparse="it takes them at other temperatures, where the mass of other classes is unknown",
     ),
 )
 

@@ -1,0 +1,284 @@
+"""The results of a sweep: every point under every seed, and what was chosen.
+
+    <workspace>/sweeps/<name>/
+        results.parquet       one row per point and seed that was tried; rewritten after each
+        chosen.json           written last: the chosen point beside the baseline, on held-out and
+                              test images
+        failures/<id>.txt     traceback of a run that failed by anything but a user's mistake
+        lock                  held by the process that sweeps
+
+    columns of results.parquet
+        point string, is_baseline bool, seed int32
+        <dotted key>          one column per axis: bool, int64, float64 or string; null where the
+                              point does not set it
+        settings string       hash of all settings of the row; "" where they are refused
+        status string         ok or failed
+        error_type, error, traceback string
+                              of a failed row: class, one line, file in this folder or null
+        run_id, run_path string
+                              the run, its path below the workspace
+        held_out_last, held_out_best, held_out_mean_of_last float64
+                              accuracies in [0, 1]
+        best_epoch, mean_of_last int32
+                              of held_out_best; number of epochs in held_out_mean_of_last
+        seconds, images_per_second float64
+                              of training
+        num_distilled, num_training_samples int64
+        num_ok, num_failed, num_pairs int32
+                              seeds of the point so far; seeds that it shares with the baseline
+        <accuracy>_mean, _std, _difference, _difference_low, _difference_high float64
+                              of the point, for each of the three: over its seeds; point minus
+                              baseline over common seeds, with a 95 % confidence interval
+
+    file metadata, key `heartcut`: `SweepRecord` as JSON
+
+Unknown values are null. Accuracies on test images are in no column: a choice among many rows must
+not be made on them.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Final, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artefacts import tables
+from pipeline.artefacts.records import parse_record
+from pipeline.artefacts.store import one_line_disk_errors, publish_json, publishing_file
+from pipeline.artefacts.sweep_record import Chosen, SweepRecord, Value, shown
+from pipeline.errors import ArtefactMismatch, PipelineError
+from pipeline.provenance import Json, short
+
+OK: Final = "ok"
+FAILED: Final = "failed"
+ACCURACIES: Final = ("held_out_mean_of_last", "held_out_last", "held_out_best")
+RESULTS, CHOSEN = "results.parquet", "chosen.json"
+_FAILURES, _LOCK = "failures", "lock"
+_MADE_BY: Final = "heartcut sweep"
+
+
+_OUTCOME: Final[tables.Kinds] = {
+    "settings": pa.string(),
+    "status": pa.string(),
+    "error_type": pa.string(),
+    "error": pa.string(),
+    "traceback": pa.string(),
+    "run_id": pa.string(),
+    "run_path": pa.string(),
+    "held_out_mean_of_last": pa.float64(),
+    "held_out_last": pa.float64(),
+    "held_out_best": pa.float64(),
+    "best_epoch": pa.int32(),
+    "mean_of_last": pa.int32(),
+    "seconds": pa.float64(),
+    "images_per_second": pa.float64(),
+    "num_distilled": pa.int64(),
+    "num_training_samples": pa.int64(),
+}
+STATISTICS: Final[tables.Kinds] = {
+    **dict.fromkeys(("num_ok", "num_failed", "num_pairs"), pa.int32()),
+    **{
+        f"{accuracy}_{statistic}": pa.float64()
+        for accuracy in ACCURACIES
+        for statistic in ("mean", "std", "difference", "difference_low", "difference_high")
+    },
+}
+"""Columns that repeat in all rows of a point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow:
+    """One point under one seed; the fields from `settings` on are columns."""
+
+    point: str
+    seed: int
+    settings: str
+    status: Literal["ok", "failed"]
+    error_type: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    run_id: str | None = None
+    run_path: str | None = None
+    held_out_mean_of_last: float | None = None
+    held_out_last: float | None = None
+    held_out_best: float | None = None
+    best_epoch: int | None = None
+    mean_of_last: int | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    num_distilled: int | None = None
+    num_training_samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFolder:
+    """Where the results of a sweep lie; a file that would not change is not written again."""
+
+    path: Path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from sweeping here.
+
+        Raises:
+            PipelineError: if one does, or the folder cannot be written.
+        """
+        with one_line_disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / _LOCK).open("a")
+        with lock:
+            try:
+                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PipelineError(
+                    f"{self.path} is being swept by another process. Wait for it, or set another "
+                    "`sweep.name`."
+                ) from error
+            except OSError:  # a file system without locks; every file is replaced as a whole
+                pass
+            yield
+
+    @property
+    def results(self) -> Path:
+        return self.path / RESULTS
+
+    @property
+    def chosen(self) -> Path:
+        return self.path / CHOSEN
+
+    def rows(self) -> list[SweepRow]:
+        """The rows of the table, without axes and statistics; none where there is no table.
+
+        Raises:
+            ArtefactMismatch: if it is damaged, or another file.
+        """
+        if not self.results.exists():
+            return []
+        table = _read(self.results)
+        _require_format(self.results, table)
+        names = [field.name for field in fields(SweepRow)]
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise ArtefactMismatch(
+                f"{self.results} lacks the columns {', '.join(missing)}. {_remedy(self.results)}"
+            )
+        return [SweepRow(**row) for row in table.select(names).to_pylist()]
+
+    def write_results(
+        self,
+        record: SweepRecord,
+        rows: Sequence[SweepRow],
+        statistics: Mapping[str, Mapping[str, float | None]],
+    ) -> None:
+        """Replace the table; what was chosen from another one is forgotten.
+
+        Args:
+            record: what it is of.
+            rows: what was tried so far.
+            statistics: `STATISTICS` of every point in ``rows``.
+        """
+        table = _table(record, rows, statistics)
+        if self.results.exists() and _read(self.results).equals(table, check_metadata=True):
+            return
+        self.chosen.unlink(missing_ok=True)
+        with publishing_file(self.results) as partial:
+            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+
+    def write_chosen(self, chosen: Chosen | None) -> None:
+        """Write chosen.json; None: nothing can be chosen."""
+        if chosen is None:
+            self.chosen.unlink(missing_ok=True)
+        else:
+            publish_json(self.chosen, chosen.model_dump(mode="json"))
+
+    def write_traceback(self, settings: str, text: str) -> str:
+        """Keep the traceback of a failed row; its path below this folder."""
+        path = self._traceback(settings)
+        with publishing_file(path) as partial:
+            partial.write_text(text)
+        return str(path.relative_to(self.path))
+
+    def forget_traceback(self, settings: str) -> None:
+        """The row did not fail this time."""
+        self._traceback(settings).unlink(missing_ok=True)
+
+    def _traceback(self, settings: str) -> Path:
+        return self.path / _FAILURES / f"{short(settings)}.txt"
+
+
+def sweep_folder(workspace: Path, name: str) -> SweepFolder:
+    """Where a sweep lies in a workspace."""
+    return SweepFolder(path=workspace / "sweeps" / name)
+
+
+def axis_kind(values: Sequence[Value]) -> pa.DataType:
+    """Type of the column of an axis with these values; text where they are of several kinds."""
+    kinds = {type(value) for value in values}
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
+        return pa.int64()
+    if kinds and kinds <= {int, float}:
+        return pa.float64()
+    return pa.string()
+
+
+def _table(
+    record: SweepRecord,
+    rows: Sequence[SweepRow],
+    statistics: Mapping[str, Mapping[str, float | None]],
+) -> pa.Table:
+    outcomes = [asdict(row) for row in rows]
+    columns: dict[str, pa.Array] = {
+        "point": pa.array([row.point for row in rows], pa.string()),
+        "is_baseline": pa.array([row.point == record.baseline for row in rows], pa.bool_()),
+        **_axis_columns(record, rows),
+        "seed": pa.array([row.seed for row in rows], pa.int32()),
+    }
+    for name, kind in _OUTCOME.items():
+        columns[name] = pa.array([outcome[name] for outcome in outcomes], kind)
+    for name, kind in STATISTICS.items():
+        columns[name] = pa.array([statistics[row.point][name] for row in rows], kind)
+    table = pa.Table.from_arrays(list(columns.values()), names=list(columns))
+    return table.replace_schema_metadata({tables.RECORD: record.model_dump_json()})
+
+
+def _axis_columns(record: SweepRecord, rows: Sequence[SweepRow]) -> dict[str, pa.Array]:
+    columns = {}
+    for axis in dict.fromkeys(axis for values in record.points.values() for axis in values):
+        by_point = {name: values.get(axis) for name, values in record.points.items()}
+        kind = axis_kind([value for value in by_point.values() if value is not None])
+        values = [by_point[row.point] for row in rows]
+        if kind == pa.string():
+            values = [None if value is None else shown(value) for value in values]
+        columns[axis] = pa.array(values, kind)
+    return columns
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise ArtefactMismatch(
+            f"{path} is not a readable parquet file: {told}. {_remedy(path)}"
+        ) from error
+
+
+def _require_format(path: Path, table: pa.Table) -> None:
+    text = tables.metadata_text(table, tables.RECORD) or "null"
+    try:
+        value: Json = json.loads(text)
+    except ValueError as error:
+        raise ArtefactMismatch(f"{path} has damaged metadata: {error}. {_remedy(path)}") from error
+    parse_record(SweepRecord, value, path=path, remedy=_remedy(path))
+
+
+def _remedy(path: Path) -> str:
+    return f"Remove {path} and run `{_MADE_BY}` again: finished runs are kept."

@@ -1,0 +1,124 @@
+"""sweep: one configuration -> the student under every point and seed, one table, one choice.
+
+Runs whatever stages are missing: the teacher and its cache once for all points that share them, the
+selection once for each point. What exists already is not made again, so a sweep that was stopped
+goes on where it was, and only failed runs are tried again.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from pipeline.artefacts.sweep import OK, SweepFolder, SweepRow, sweep_folder
+from pipeline.artefacts.sweep_record import SweepRecord
+from stages import prepare
+from stages.configs import Config
+from stages.sweep_points import Point, baseline_of, sweep_points
+from stages.sweep_report import describe, duration
+from stages.sweep_results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics
+from stages.sweep_runs import Failure, Students, Task, known_rows, tasks_of
+
+logger = logging.getLogger(__name__)
+
+
+def execute(config: Config) -> Sweep:
+    """Train every point of ``config.sweep`` under every seed, whatever becomes of single runs.
+
+    Raises:
+        ConfigError: if the sweep is not well formed; nothing was run.
+        PipelineError: if the images cannot be prepared, or the table cannot be written.
+    """
+    points = sweep_points(config)
+    baseline = baseline_of(config, points)
+    for point in points:
+        if point.config is None:
+            logger.warning("%s is refused: %s", point.name, point.refusal)
+    folder = sweep_folder(config.workspace, config.sweep.name)
+    with folder.locked():
+        dataset = prepare.execute(config)
+        record = _record(config, points, baseline, dataset=dataset.record.id)
+        table = _Table(config, folder, record, tasks_of(config, points))
+        table.fill()
+        rows = table.rows
+        chosen = look_at_test(record, rows, points, config.workspace)
+        folder.write_chosen(chosen)
+    return Sweep(folder=folder, record=record, rows=rows, chosen=chosen)
+
+
+def _record(
+    config: Config, points: Sequence[Point], baseline: Point, *, dataset: str
+) -> SweepRecord:
+    settings = config.sweep
+    return SweepRecord(
+        name=settings.name,
+        dataset=dataset,
+        metric=COLUMN_OF[settings.metric],
+        baseline=baseline.name,
+        seeds=settings.seeds,
+        points={p.name: {**dict.fromkeys(settings.axes), **p.known_values} for p in points},
+    )
+
+
+class _Table:
+    """The rows of a sweep, published after each run."""
+
+    def __init__(
+        self, config: Config, folder: SweepFolder, record: SweepRecord, tasks: list[Task]
+    ) -> None:
+        self._workspace = config.workspace
+        self._folder = folder
+        self._record = record
+        self._tasks = tasks
+        self._students = Students()
+        self._rows = known_rows(config, folder, tasks)
+
+    @property
+    def rows(self) -> list[SweepRow]:
+        """What was tried, in the order of points and seeds."""
+        order = list(self._record.points)
+        return sorted(
+            self._rows.values(),
+            key=lambda row: (order.index(row.point), self._record.seeds.index(row.seed)),
+        )
+
+    def fill(self) -> None:
+        """Try every task in turn."""
+        for number, task in enumerate(self._tasks, start=1):
+            row = self._try(task)
+            self._rows[task.key] = row
+            rows = self.rows
+            self._folder.write_results(self._record, rows, statistics(self._record, rows))
+            if task.config is not None:  # what is refused was told at once
+                told = f"{number} of {len(self._tasks)}: {describe(row)}{self._time_left(number)}"
+                logger.log(logging.INFO if row.status == OK else logging.WARNING, "%s", told)
+
+    def _try(self, task: Task) -> SweepRow:
+        if task.config is None:
+            refusal = Failure(kind="ConfigError", line=task.point.refusal)
+            return task.failed_row(refusal, traceback=None)
+        found = self._students.train(task.config)
+        if not isinstance(found, Failure):
+            self._folder.forget_traceback(task.settings)
+            return task.row(found, task.config)
+        kept = None
+        if found.traceback is not None:
+            kept = self._folder.write_traceback(task.settings, found.traceback)
+        return task.failed_row(found, traceback=kept)
+
+    def _time_left(self, number: int) -> str:
+        """Of the tasks after that number; what evaluation and loading add is as for runs so far."""
+        left = [
+            task.point.name
+            for task in self._tasks[number:]
+            if task.config is not None and not self._is_done(task)
+        ]
+        seconds = seconds_left(self.rows, left)
+        if not left or seconds is None:
+            return ""
+        students = self._students
+        if students.training_seconds > 0:
+            seconds *= students.wall_seconds / students.training_seconds
+        return f" ({len(left)} left, about {duration(seconds)})"
+
+    def _is_done(self, task: Task) -> bool:
+        row = self._rows.get(task.key)
+        return row is not None and row.status == OK

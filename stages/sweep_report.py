@@ -1,0 +1,140 @@
+"""What people read of a sweep: its plan, a line for each run, the table, and the choice."""
+
+from collections.abc import Sequence
+
+from pipeline.artefacts.sweep import FAILED, SweepRow
+from pipeline.artefacts.sweep_record import Gain, PointResult
+from pipeline.sweep_statistics import Difference
+from stages.sweep_results import Sweep, difference, statistics
+
+_TITLES = {
+    "held_out_mean_of_last": "mean of last",
+    "held_out_last": "last",
+    "held_out_best": "best",
+}
+
+
+def as_markdown(sweep: Sweep) -> str:
+    """The table of a sweep, what failed, and what was chosen; accuracies in per cent."""
+    record = sweep.record
+    of_points = statistics(record, sweep.rows)
+    header = (
+        "point",
+        "n",
+        *(f"held out, {title}" for title in _TITLES.values()),
+        f"{_TITLES[record.metric]}, minus {record.baseline}",
+        "failed",
+    )
+    rows = [_cells(sweep, point, of_points[point]) for point in record.points]
+    lines = [as_table([header, *rows]), ""]
+    lines += [*_failures(sweep.rows), *_same_runs(sweep.rows), *_choice(sweep)]
+    lines.append(f"Everything is in {sweep.folder.results}.")
+    return "\n".join(lines)
+
+
+def _cells(sweep: Sweep, point: str, found: dict[str, float | None]) -> tuple[str, ...]:
+    record = sweep.record
+    gain = difference(record, sweep.rows, point, record.metric)
+    return (
+        point,
+        f"{found['num_ok']:.0f}",
+        *(_percent(found[f"{name}_mean"], found[f"{name}_std"]) for name in _TITLES),
+        "baseline" if gain is None else _signed(gain),
+        f"{found['num_failed']:.0f}",
+    )
+
+
+def _percent(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}") + " %"
+
+
+def _signed(gain: Difference | Gain) -> str:
+    """A difference in points of a per cent."""
+    if gain.mean is None:
+        return "no common seed"
+    mean, *bounds = (round(100 * (x or 0.0), 2) + 0.0 for x in (gain.mean, gain.low, gain.high))
+    if gain.low is None:
+        return f"{mean:+.2f} (one common seed, no interval)"
+    return f"{mean:+.2f} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+
+
+def _failures(rows: Sequence[SweepRow]) -> list[str]:
+    """One line for each kind of error of a point: the first of them."""
+    found: dict[tuple[str, str | None], list[SweepRow]] = {}
+    for row in rows:
+        if row.status == FAILED:
+            found.setdefault((row.point, row.error_type), []).append(row)
+    return [
+        f"failed: {own[0].point}, seed{'s' * (len(own) > 1)} "
+        f"{', '.join(str(row.seed) for row in own)}: {own[0].error}"
+        for own in found.values()
+    ]
+
+
+def _same_runs(rows: Sequence[SweepRow]) -> list[str]:
+    """Points whose settings differ by nothing that a run depends on."""
+    points: dict[str, list[str]] = {}
+    for row in rows:
+        if row.run_id is not None:
+            points.setdefault(row.run_id, []).append(row.point)
+    shared = dict.fromkeys(", ".join(names) for names in points.values() if len(names) > 1)
+    return [f"the same runs, so what differs has no effect: {names}" for names in shared]
+
+
+def _choice(sweep: Sweep) -> list[str]:
+    """The chosen point, and the one look at the test images."""
+    chosen = sweep.chosen
+    if chosen is None:
+        return ["No point has all its runs, so none is chosen and the test images stay unseen."]
+    by = f"chosen by {_TITLES[chosen.metric]} on held-out images: {chosen.chosen.point}"
+    lines = [by, f"test: {_test(chosen.chosen)}"]
+    if chosen.baseline is None:
+        lines.append(f"test: {sweep.record.baseline} (baseline) has no run")
+    elif chosen.test_gain is not None:
+        lines.append(f"test: {_test(chosen.baseline)}, the baseline")
+        percent = f"{100 * chosen.confidence:.0f}"
+        lines.append(
+            f"test: chosen minus baseline {_signed(chosen.test_gain)} points "
+            f"({percent} % interval, n = {chosen.test_gain.num_pairs})"
+        )
+    return lines
+
+
+def _test(result: PointResult) -> str:
+    test = result.test
+    return f"{_percent(test.mean, test.std)} (n = {test.num_seeds}) {result.point}"
+
+
+def describe(row: SweepRow) -> str:
+    """One line about a run; nothing of the test images."""
+    where = f"{row.point}, seed {row.seed}"
+    if row.status == FAILED:
+        more = "" if row.traceback is None else f" (see {row.traceback})"
+        return f"{where} failed: {row.error}{more}"
+    accuracies = (row.held_out_mean_of_last, row.held_out_last, row.held_out_best)
+    told = ", ".join(
+        f"{title} {100 * (value or 0.0):.2f}"
+        for title, value in zip(_TITLES.values(), accuracies, strict=True)
+    )
+    return f"{where}: held out {told} %, {row.seconds:.1f} s"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def as_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """A markdown table; the first row is its header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""The runs of a sweep: each with whatever it needs first, and with what became of it."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.artefacts.run import Run
+from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRow
+from pipeline.errors import PipelineError, Terminated
+from stages import cache_teacher, select, train_student, train_teacher
+from stages.configs import Config
+from stages.sweep_points import Point, settings_id, with_seed
+
+T = TypeVar("T")
+_TELL_TEST_ACCURACY = ("stages.train_student", "stages.training_run")
+_OF_A_CACHE = {"views", "train_teacher", "cache_teacher", "caches", "share"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a run is not there."""
+
+    kind: str
+    """Class of the error."""
+    line: str
+    traceback: str | None = None
+    """None for a user's mistake, which the line tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One point under one seed."""
+
+    point: Point
+    seed: int
+    config: Config | None
+    """None: the point is refused."""
+    settings: str
+    """Hash of ``config``."""
+
+    @classmethod
+    def of(cls, point: Point, seed: int) -> "Task":
+        config = None if point.config is None else with_seed(point.config, seed)
+        settings = "" if config is None else settings_id(config)
+        return cls(point=point, seed=seed, config=config, settings=settings)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.point.name, self.seed
+
+    def row(self, run: Run, config: Config) -> SweepRow:
+        """The row of a run; of the test images it says nothing."""
+        result = run.result
+        return SweepRow(
+            point=self.point.name,
+            seed=self.seed,
+            settings=self.settings,
+            status=OK,
+            run_id=result.id,
+            run_path=str(run.path.relative_to(config.workspace)),
+            held_out_mean_of_last=result.held_out_accuracy_mean_of_last,
+            held_out_last=result.held_out_accuracy_last,
+            held_out_best=result.held_out_accuracy_best,
+            best_epoch=result.best_epoch,
+            mean_of_last=result.mean_of_last,
+            seconds=result.cost.seconds,
+            images_per_second=result.cost.training_images_per_second,
+            num_distilled=result.num_distilled,
+            num_training_samples=result.num_training_samples,
+        )
+
+    def failed_row(self, failure: Failure, *, traceback: str | None) -> SweepRow:
+        """The row of a failure, whose traceback lies in that file."""
+        return SweepRow(
+            point=self.point.name,
+            seed=self.seed,
+            settings=self.settings,
+            status=FAILED,
+            error_type=failure.kind,
+            error=failure.line,
+            traceback=traceback,
+        )
+
+
+def tasks_of(config: Config, points: Sequence[Point]) -> list[Task]:
+    """Seed by seed, so that a sweep that is stopped has compared all points under some seeds."""
+    return [Task.of(point, seed) for seed in config.sweep.seeds for point in points]
+
+
+def known_rows(
+    config: Config, folder: SweepFolder, tasks: Sequence[Task]
+) -> dict[tuple[str, int], SweepRow]:
+    """What the table says of these tasks, as far as their settings are the same and runs exist."""
+    settings = {task.key: task.settings for task in tasks}
+    return {
+        (row.point, row.seed): row
+        for row in folder.rows()
+        if settings.get((row.point, row.seed)) == row.settings
+        and (row.run_path is None or (config.workspace / row.run_path).is_dir())
+    }
+
+
+class Students:
+    """Trains students; makes what they learn from once, and remembers where that failed."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Failure | None] = {}
+        self.training_seconds = 0.0
+        """Of the runs that were trained here, as they count it themselves."""
+        self.wall_seconds = 0.0
+        """What these runs took, evaluations and all."""
+
+    def train(self, config: Config) -> Run | Failure:
+        """The run of ``config``: trained, found, or why it is not there."""
+        failure = self._teach(config)
+        if failure is not None:
+            return failure
+        before = set(config.runs_folder.glob("*"))
+        started = time.monotonic()
+        with _without_test_accuracy():
+            run = attempt(lambda: train_student.execute(config))
+        if isinstance(run, Run) and run.path not in before:
+            self.wall_seconds += time.monotonic() - started
+            self.training_seconds += run.result.cost.seconds
+        return run
+
+    def _teach(self, config: Config) -> Failure | None:
+        """Make the cache and the selection, if the student needs them."""
+        student = config.train_student
+        if not student.distil:
+            return None
+        needs_cache = config.select.cache is None and (
+            student.selection is None or student.needs_features
+        )
+        failure = None
+        if needs_cache or student.online:
+            settings = config.model_dump_json(include=_OF_A_CACHE)
+            failure = self._once(
+                f"{settings} {needs_cache}", lambda: _ask_teacher(config, caches=needs_cache)
+            )
+        if failure is None and student.selection is None:
+            settings = config.model_dump_json(include={*_OF_A_CACHE, "select"})
+            failure = self._once(settings, lambda: select.execute(config))
+        return failure
+
+    def _once(self, what: str, make: Callable[[], object]) -> Failure | None:
+        if what not in self._made:
+            made = attempt(make)
+            self._made[what] = made if isinstance(made, Failure) else None
+        return self._made[what]
+
+
+def attempt(make: Callable[[], T]) -> T | Failure:
+    """What ``make`` returns, or why it failed; interrupts and requests to end pass."""
+    try:
+        return make()
+    except Terminated:
+        raise
+    except PipelineError as error:
+        return Failure(kind=type(error).__name__, line=_one_line(error))
+    except Exception as error:
+        # Everywhere else a bug ends the program. Here one run of many would take a night of others
+        # with it, and what it says is kept: its class, its message and its traceback.
+        kind = type(error).__name__
+        line = f"{kind}: {_one_line(error)}" if str(error) else kind
+        return Failure(kind=kind, line=line, traceback=traceback.format_exc())
+
+
+def _ask_teacher(config: Config, *, caches: bool) -> None:
+    """Train the teacher where there is no checkpoint, and cache what it says."""
+    if config.cache_teacher.checkpoint is None:
+        train_teacher.execute(config)
+    if caches:
+        cache_teacher.execute(config)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _without_test_accuracy() -> Iterator[None]:
+    """Every run tells its accuracy on the test images; whoever sweeps must not see it yet."""
+    loggers = [logging.getLogger(name) for name in _TELL_TEST_ACCURACY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
