@@ -68,5 +68,5 @@ def _cells(method: Method) -> tuple[str, ...]:
         f"{method.lambda_ce:g}",
         f"{method.lambda_kd:g}",
         f"{method.lambda_feature:g}" if method.needs_features else "-",
-        f"{method.paper}, arXiv:{method.arxiv}" if method.arxiv else method.paper,
+        f"{method.paper}, arXiv:{method.arxiv}" if method.arxiv else f"{method.paper}, CVPR",
     )

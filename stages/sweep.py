@@ -15,7 +15,8 @@ from stages.configs import Config
 from stages.sweep_points import Point, baseline_of, sweep_points
 from stages.sweep_report import describe, duration
 from stages.sweep_results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics
-from stages.sweep_runs import Failure, Students, Task, known_rows, tasks_of
+from stages.sweep_runs import Students
+from stages.sweep_tasks import Failure, Task, known_rows, tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class _Table:
             return ""
         students = self._students
         if students.training_seconds > 0:
-            seconds *= students.wall_seconds / students.training_seconds
+            seconds *= max(1.0, students.wall_seconds / students.training_seconds)
         return f" ({len(left)} left, about {duration(seconds)})"
 
     def _is_done(self, task: Task) -> bool:

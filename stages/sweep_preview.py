@@ -7,7 +7,7 @@ from stages.configs import Config
 from stages.sweep_points import baseline_of, sweep_points
 from stages.sweep_report import as_table, duration
 from stages.sweep_results import seconds_left
-from stages.sweep_runs import known_rows, tasks_of
+from stages.sweep_tasks import known_rows, tasks_of
 
 
 def execute(config: Config) -> str:

@@ -137,6 +137,8 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    from torch import _dynamo  # noqa: F401 - four seconds, which the first optimiser takes else
+
     from stages import compare  # noqa: F401 - torch, ffcv and all stages load here
 
     serve()

@@ -225,6 +225,9 @@ def test_a_fresh_loader_continues_where_another_stopped(random_loader, beton):
     for batch, expected in zip(resumed.epoch(3), walked[3], strict=True):
         for name, value in vars(expected).items():
             found = getattr(batch, name)
+            if value is None:
+                assert found is None, name
+                continue
             if value.dtype == torch.float16:
                 value, found = value.view(torch.int16), found.view(torch.int16)
             assert torch.equal(found, value), name
@@ -413,11 +416,12 @@ def test_an_epoch_goes_on_after_the_batches_that_are_skipped(beton, order, skip)
 
 
 def test_labels_are_checked_although_the_first_epoch_began_in_its_middle(beton):
-    supervision = supervision_of(beton, num_tables=3)
+    labels = beton.samples.labels.copy()
+    labels[0] = (labels[0] + 1) % 3
+    supervision = replace(supervision_of(beton, num_tables=3), labels=labels)
     loader = new_random(beton, order="sequential", supervision=supervision)
     for _ in loader.epoch(0, skip=2):
         pass
-    supervision.labels[0] = (supervision.labels[0] + 1) % 3
     with pytest.raises(ArtefactMismatch, match="sample 0 of"):
         for _ in loader.epoch(1):
             pass

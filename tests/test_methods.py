@@ -12,6 +12,7 @@ from stages.cache_places import find_cache
 from stages.config_file import with_overrides
 from stages.configs import Config
 from tests.commands import heartcut
+from tests.image_folders import save_folder
 from tests.workspaces import linked_copy, tiny_config
 
 CHANCE = 0.1
@@ -123,10 +124,13 @@ def test_the_catalogue_is_listed_for_people_and_machines():
 
 
 def test_networks_of_torchvision_and_timm_go_through_every_stage(tiny_toml, tmp_path):
-    """Digits at 64 pixels; freshly initialised, the student smaller than the teacher."""
+    """Images of 64 pixels; freshly initialised, the student smaller than the teacher."""
     config = tiny_config(
         tiny_toml,
         tmp_path / "work",
+        "prepare.source=folder",
+        f"prepare.path={save_folder(tmp_path / 'images', train=120, size=32)}",
+        "prepare.test_fraction=unset",
         "prepare.resize=64",
         "train_teacher.arch=torchvision:shufflenet_v2_x0_5",
         "train_teacher.epochs=1",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.artefacts import training_state
 from pipeline.artefacts.training_state import read_state, write_state
 from pipeline.errors import ArtefactMismatch
 from tests.learners import optimizer_of, schedule_of
@@ -105,3 +106,12 @@ def test_every_changed_byte_and_every_cut_is_refused(tmp_path):
         path.write_bytes(data[:length])
         with pytest.raises(ArtefactMismatch):
             read_state(path)
+
+
+def test_another_version_is_refused_in_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(training_state, "FORMAT_VERSION", 7)
+        write_state(path, {"a": 1})
+    with pytest.raises(ArtefactMismatch, match=r"a\.safetensors is of version 7 \(expected 1\)"):
+        read_state(path)

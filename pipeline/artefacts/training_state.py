@@ -1,8 +1,9 @@
 """A checkpoint of a training that is under way: one file, replaced as a whole.
 
-    checkpoint.safetensors      every tensor, and as metadata "heartcut" a JSON tree in which
-                                {"tensor": n} stands for tensor n, {"pairs": [[k, v], ...]} for a
-                                dict whose keys are no strings; and a SHA-256 over all of it
+    checkpoint.safetensors  every tensor, and as metadata "heartcut" the version of the format, a
+                            JSON tree in which {"tensor": n} stands for tensor n and {"pairs":
+                            [[k, v], ...]} for a dict whose keys are no strings, and a SHA-256
+                            over all of it
 
 A state is what torch's `state_dict` methods return: dicts, lists and tuples of tensors, numbers,
 strings, booleans and None. Tuples come back as lists. Nothing is pickled.
@@ -12,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import safetensors.torch
 import torch
@@ -25,6 +26,7 @@ from pipeline.errors import ArtefactMismatch
 State: TypeAlias = Any
 """A tree of dicts, lists, tensors and JSON's scalars."""
 
+FORMAT_VERSION: Final = 1
 _TENSOR, _PAIRS = "tensor", "pairs"
 
 
@@ -38,7 +40,7 @@ def write_state(path: Path, state: State) -> None:
     tensors: list[Tensor] = []
     tree = json.dumps(_packed(state, tensors))
     named = {str(n): _own(tensor) for n, tensor in enumerate(tensors)}
-    described = json.dumps([tree, _digest(tree, named)])
+    described = json.dumps([FORMAT_VERSION, tree, _digest(FORMAT_VERSION, tree, named)])
     data = safetensors.torch.save(named, metadata={"heartcut": described})
     with publishing_file(path) as partial:
         partial.write_bytes(data)
@@ -53,13 +55,18 @@ def read_state(path: Path) -> State:
     try:
         data = path.read_bytes()
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        tree, digest = json.loads(header["__metadata__"]["heartcut"])
+        version, tree, digest = json.loads(header["__metadata__"]["heartcut"])
         tensors = safetensors.torch.load(data)
-        whole = _digest(tree, tensors) == digest
+        whole = _digest(version, tree, tensors) == digest
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtefactMismatch(_damaged(path)) from error
     if not whole:
         raise ArtefactMismatch(_damaged(path))
+    if version != FORMAT_VERSION:
+        raise ArtefactMismatch(
+            f"{path} is of version {version} (expected {FORMAT_VERSION}). Remove {path.parent} and "
+            "train again."
+        )
     return _unpacked(json.loads(tree), tensors)
 
 
@@ -100,8 +107,8 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _digest(tree: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(tree.encode())
+def _digest(version: int, tree: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{version} {tree}".encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -147,7 +147,7 @@ _OF_LOGITS = (
         lambda_feature=0.0,
         description="The label by the teacher's trust in it, and how the other classes compare.",
         settings=("gamma",),
-        sparse="it also takes them at temperature 1, where the mass of unlisted classes is unknown",
+        sparse="it also takes them at temperature 1, where the mass of other classes is unknown",
         sparse_temperature=1.0,
     ),
     Method(
@@ -190,7 +190,7 @@ _OF_FEATURES = (
         needs_features=True,
         lambda_ce=1.0,
         lambda_kd=0.0,
-        # mdistiller and RepDistiller have 100, for a hint amid the network: on the last feature, and
+        # mdistiller and RepDistiller have 100, for a hint amid the network. On the last feature,
         # with rates like 0.1, the network then learns nothing else.
         lambda_feature=1.0,
         description="The teacher's features, through a trained linear map.",
