@@ -1,5 +1,6 @@
 """Settings and fixtures that every test shares."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import settings
 from pipeline.artefacts.dataset import Dataset
 from stages.config_file import with_overrides
 from stages.configs import Config
+from tests.commands import Server
 from tests.image_folders import folder_config, save_folder
 from tests.servers import nanio_server, seaweed  # noqa: F401 - fixtures
 from tests.workspaces import TINY, linked_copy, tiny_config
@@ -56,3 +58,11 @@ def digits(tiny_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 def digits_copy(digits: Config, tmp_path: Path) -> Config:
     """`digits` in a workspace that a test may change."""
     return with_overrides(digits, [f"workspace={linked_copy(digits.workspace, tmp_path / 'work')}"])
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Forks a process for every command, so that only what the command does is waited for."""
+    running = Server()
+    yield running
+    running.close()

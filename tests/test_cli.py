@@ -30,8 +30,16 @@ from stages.select_config import Strategy
 from tests.commands import ROOT, heartcut
 from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, snapshot, unfinished
 
-COMMANDS = ("prepare", "train-teacher", "cache-teacher", "select", "train-student", "compare")
-STAGES = COMMANDS[:-1]
+COMMANDS = (
+    "prepare",
+    "train-teacher",
+    "cache-teacher",
+    "select",
+    "train-student",
+    "compare",
+    "sweep",
+)
+STAGES = COMMANDS[:-2]
 
 
 def run(command: str, file: Path, config: Config, *overrides: str):

@@ -18,7 +18,7 @@ from pipeline.errors import NotSealed
 from stages.config_file import with_overrides
 from stages.configs import Config
 from stages.requests import teacher_run_path
-from tests.commands import ROOT, Server, heartcut
+from tests.commands import ROOT, heartcut
 from tests.workspaces import linked_copy, snapshot, unfinished
 
 STAGES = ("prepare", "train-teacher", "cache-teacher", "select", "train-student")
@@ -30,13 +30,6 @@ INTERRUPTED = "interrupted: nothing half-written was left under a final name\n"
 def options_of(config: Config, *overrides: str) -> list[str]:
     settings = [f"workspace={config.workspace}", *overrides]
     return [part for setting in settings for part in ("--set", setting)]
-
-
-@pytest.fixture(scope="module")
-def server():
-    running = Server()
-    yield running
-    running.close()
 
 
 @pytest.fixture

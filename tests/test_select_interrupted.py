@@ -16,17 +16,9 @@ from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
 from stages.configs import Config
-from tests.commands import Server
 from tests.workspaces import tables_in, unfinished
 
 NUM_INTERRUPTS, NUM_WHILE_WRITING = 4, 6
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.fixture

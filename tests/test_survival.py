@@ -16,7 +16,7 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError, T
 from stages import train_student, trainer
 from stages.config_file import with_overrides
 from stages.configs import Config
-from tests.commands import Server, heartcut
+from tests.commands import heartcut
 from tests.workspaces import linked_copy
 
 KILLS = 20
@@ -114,13 +114,6 @@ def test_a_training_that_is_stopped_again_and_again_reaches_the_same_bits(
     assert stopped.result.held_out_accuracy_best == whole.result.held_out_accuracy_best
     assert stopped.path.name == whole.path.name
     assert not list(config.runs_folder.glob(f"*{UNFINISHED}"))
-
-
-@pytest.fixture(scope="module")
-def server():
-    running = Server()
-    yield running
-    running.close()
 
 
 def options_of(config: Config, *overrides: str) -> list[str]:

@@ -27,7 +27,7 @@ from stages.configs import Config
 from stages.requests import teacher_run_path
 from stages.sweep_report import as_markdown, duration
 from stages.sweep_results import Sweep, seconds_left
-from tests.commands import Server, heartcut
+from tests.commands import heartcut
 from tests.workspaces import replace_bytes, snapshot
 
 POINTS = {
@@ -494,7 +494,7 @@ def finished(config: Config) -> dict[Path, tuple[int, int]]:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_where_it_was(digits_copy, tiny_toml, tmp_path):
+def test_a_killed_sweep_goes_on_where_it_was(server, digits_copy, tiny_toml, tmp_path):
     """By the command as it is typed; `Terminated` above is what SIGTERM becomes."""
     points = {"broken": ["train_student.arch=resnet9"], **POINTS}
     config = swept(digits_copy, points=points)
@@ -504,15 +504,11 @@ def test_a_killed_sweep_goes_on_where_it_was(digits_copy, tiny_toml, tmp_path):
         '[sweep]\nseeds = [0, 1]\nbaseline = "a"\n[sweep.points]\n'
         + "".join(f"{name} = {json.dumps(overrides)}\n" for name, overrides in points.items())
     )
-    server = Server()
-    try:
-        running = server.start(tmp_path / "output", "sweep", file)
-        while running.is_running and len(statuses(config)) < 2:
-            time.sleep(0.02)
-        running.signal(signal.SIGKILL)
-        assert running.wait().code == -signal.SIGKILL
-    finally:
-        server.close()
+    running = server.start(tmp_path / "output", "sweep", file)
+    while running.is_running and len(statuses(config)) < 2:
+        time.sleep(0.02)
+    running.signal(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
     known = finished(config)
     assert len(known) > 0, "the table can be read"
     done = heartcut("sweep", file)
