@@ -14,23 +14,21 @@ Slot v holds the labels of view ``views[v]``, in the order of the beton. Rows ar
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.abc.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from pipeline.artefacts.records import Record, read_record
 from pipeline.artefacts.repair_record import RepairIdentity, RepairReport
 from pipeline.artefacts.store import publish_json, publishing_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
-from pipeline.provenance import file_sha256, identity, short
+from pipeline.provenance import Json, file_sha256, identity, short
 
 FORMAT_VERSION: Final = 4
 MADE_BY = "heartcut select"
@@ -256,19 +254,25 @@ def _write_view(
 def _zarr_metadata(
     shape: tuple[int, int, int], dtype: np.dtype[np.float16] | np.dtype[np.uint16]
 ) -> bytes:
-    """zarr.json of an array whose chunks are the files of the views."""
-    files: dict[str, Buffer] = {}
-    zarr.create_array(
-        MemoryStore(files),
-        shape=shape,
-        chunks=(1, *shape[1:]),
-        dtype=dtype,
-        fill_value=float("nan") if dtype.kind == "f" else 0,
-        compressors=None,
-        zarr_format=3,
-        dimension_names=("view", "sample", "class" if dtype.kind == "f" else "packed"),
-    )
-    return files["zarr.json"].to_bytes()
+    """zarr.json of an array whose chunks are the files of the views.
+
+    Written here: zarr would start a thread for it, which an interrupt can catch half-made.
+    """
+    is_dense = dtype.kind == "f"
+    described: dict[str, Json] = {
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape[1:]]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN" if is_dense else 0,
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "attributes": {},
+        "dimension_names": ["view", "sample", "class" if is_dense else "packed"],
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+    return json.dumps(described, indent=2).encode()
 
 
 def _view_path(folder: Path, slot: int) -> Path:
