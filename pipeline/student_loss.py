@@ -80,11 +80,7 @@ class Weights:
 
 
 class DistillationLoss(StudentLoss):
-    """Labels, soft labels and features; see the module.
-
-    Raises:
-        ValueError: if ``method`` is unknown.
-    """
+    """Labels, soft labels and features; see the module."""
 
     def __init__(
         self,

@@ -1,6 +1,5 @@
 """What a student is taught: a selection, the soft labels and the features that belong to it."""
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +23,6 @@ from pipeline.provenance import short
 from stages.cache_places import find_cache
 from stages.configs import Config
 from stages.requests import selection_identity
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,11 @@ from pipeline.provenance import Json, identity
 from pipeline.runtime import resolve_runtime
 from stages.configs import CacheTeacherConfig, Config, ViewsConfig
 from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
-from stages.training_config import OptimiserConfig, TrainStudentConfig
+from stages.training_config import METHOD_TABLES, OptimiserConfig, TrainStudentConfig
 
 _WITHOUT_QUOTA = ("class-balanced", "all", "none")
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels", "checkpoint_minutes"}
 _WEIGHTS = ("lambda_ce", "lambda_kd", "lambda_feature")
-_METHOD_TABLES = {"dkd", "nkd", "dist", "mlkd", "rkd", "cc", "crd"}
 
 
 def view_spec(config: ViewsConfig) -> ViewSpec:
@@ -172,7 +171,7 @@ def training_settings(config: OptimiserConfig) -> dict[str, Json]:
 def student_settings(config: TrainStudentConfig) -> dict[str, Json]:
     """`training_settings` of a student: weights as they are used, no method's but its own."""
     settings = training_settings(config)
-    for table in _METHOD_TABLES - {config.method if config.distil else ""}:
+    for table in set(METHOD_TABLES) - {config.method if config.distil else ""}:
         settings.pop(table)
     weights = dict(zip(_WEIGHTS, config.weights, strict=True))
     settings.update(weights if config.distil else dict.fromkeys(("method", *_WEIGHTS)))

@@ -30,15 +30,15 @@ def execute(config: Config, *, resume: Path | None = None) -> Run:
     """
     dataset = Dataset.open(config.data_folder)
     path = teacher_run_path(config, dataset)
-    training = _training(config, dataset)
     if resume is not None:
+        training = _training(config, dataset)
         settings, inputs = training.identity, training.inputs
         require_resumable(resume, path, settings=settings, inputs=inputs)
     if path.exists():
         run = Run.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(run.result))
         return run
-    return train(training, path, resolve_runtime(config.train_teacher.precision))
+    return train(_training(config, dataset), path, resolve_runtime(config.train_teacher.precision))
 
 
 def _training(config: Config, dataset: Dataset) -> Training:

@@ -207,9 +207,9 @@ class TrainStudentConfig(OptimiserConfig):
     @model_validator(mode="after")
     def _has_no_distillation_without_effect(self) -> Self:
         names = ("method", "lambda_ce", "lambda_kd", "lambda_feature", "selection", "soft_labels")
-        without = dict.fromkeys((*names, "online", *_METHOD_TABLES), not self.distil)
+        without = dict.fromkeys((*names, "online", *METHOD_TABLES), not self.distil)
         refuse_unused(self, without, because="distil = false")
-        others = {table: table != self.method for table in _METHOD_TABLES}
+        others = {table: table != self.method for table in METHOD_TABLES}
         others["lambda_feature"] = not METHODS[self.method].needs_features
         refuse_unused(self, others, because=f"method = {self.method!r}")
         if self.distil and not any(self.weights[1:]):
@@ -241,4 +241,5 @@ class TrainStudentConfig(OptimiserConfig):
         return table
 
 
-_METHOD_TABLES = ("dkd", "nkd", "dist", "mlkd", "rkd", "cc", "crd")
+METHOD_TABLES = tuple(name for name, method in METHODS.items() if method.settings)
+"""Methods that have settings of their own, each in a table of its name."""
