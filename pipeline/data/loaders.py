@@ -33,6 +33,7 @@ from pipeline.data.operations import Flags, Gather, LabelTable, ReplayView
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
 from pipeline.methods.sparse_labels import packed_width
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import num_cores
 
 SOFT_LABEL, SELECTED, FEATURE = "soft_label", "selected", "feature"
@@ -85,6 +86,9 @@ class Supervision:
 class BatchLoader:
     """Epochs of batches of one beton, one at a time.
 
+    Where there are several ranks, each takes its part of every batch, so that together they see the
+    batches that one process would see; of the last batch some may have nothing.
+
     Raises:
         ArtefactMismatch: if the supervision is of other samples or views; from the first epoch, if
             a label is not the supervision's.
@@ -101,13 +105,16 @@ class BatchLoader:
         seed: int = 0,
         workers: int = 0,
         supervision: Supervision | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        assert batch_size % ranks.world == 0, "every rank takes an equal part of a batch"
         if supervision is not None:
             _require_fitting(supervision, beton, view_spec)
         self._beton = beton
         self._spec = view_spec
         self._seed = seed
         self._batch_size = batch_size
+        self._ranks = ranks
         self._supervision = supervision
         self._rows = np.arange(beton.num_samples) if rows is None else rows
         self._replay = ReplayView(view_spec, num_samples=beton.num_samples)
@@ -120,7 +127,7 @@ class BatchLoader:
             self._replay,
             supervision,
             self._gathers,
-            batch_size=batch_size,
+            batch_size=batch_size // ranks.world,
             num_workers=min(workers or cores, cores),
             order=OrderOption.RANDOM if order == "random" else OrderOption.SEQUENTIAL,
             seed=seed << 32,  # FFCV shuffles by seed + epoch: seed 1 must not be seed 0, later
@@ -129,7 +136,7 @@ class BatchLoader:
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch."""
+        """Samples in an epoch, of all ranks."""
         return len(self._rows)
 
     @property
@@ -140,7 +147,7 @@ class BatchLoader:
     @property
     def num_batches(self) -> int:
         """Batches in an epoch; the last one may be smaller."""
-        return len(self._loader)
+        return -(-len(self._rows) // self._batch_size)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Generator[Batch]:
         """Batches of epoch ``epoch``, counted from 0: its order, its views, its soft labels.
@@ -149,16 +156,40 @@ class BatchLoader:
         """
         keys = self._beton.samples.keys
         numbers = views.views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
-        return self._batches(numbers, epoch, slice(skip * self._batch_size, None))
+        self._loader.next_epoch = epoch
+        order = self._loader.next_traversal_order()[skip * self._batch_size :]
+        num_batches = -(-len(order) // self._batch_size)
+        return self._batches(
+            numbers, self._part_of_batches(order), num_batches=num_batches, is_whole=skip == 0
+        )
 
     def view(self, view: int, *, rows: slice = slice(None)) -> Generator[Batch]:
-        """Batches of all rows in one view, or of a part of them where the order is sequential."""
+        """Batches of all rows in one view, or of a part of them where the order is sequential.
+
+        Where there are several ranks, each takes a contiguous part.
+        """
         numbers = np.full(self._beton.num_samples, view, dtype=np.int64)
-        return self._batches(numbers, epoch=0, part=rows)
+        self._loader.next_epoch = 0
+        order = self._loader.next_traversal_order()[rows]
+        own = order[self._ranks.part(len(order))]
+        num_batches = max(-(-len(own) // self._loader.batch_size), int(self._ranks.are_many))
+        return self._batches(numbers, own, num_batches=num_batches, is_whole=rows == slice(None))
+
+    def _part_of_batches(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This rank's part of every batch; it may have nothing of the last one."""
+        starts = range(0, len(order), self._batch_size)
+        batches = [order[start : start + self._batch_size] for start in starts]
+        return np.concatenate([order[:0], *(b[self._ranks.part(len(b))] for b in batches)])
 
     def _batches(
-        self, numbers: NDArray[np.int64], epoch: int, part: slice = slice(None)
+        self,
+        numbers: NDArray[np.int64],
+        order: NDArray[np.int64],
+        *,
+        num_batches: int,
+        is_whole: bool,
     ) -> Generator[Batch]:
+        """Batches of ``order``, and an empty one where other ranks have one more."""
         assert not self._is_open, "one epoch at a time: close the last one before the next"
         self._replay.codes[:] = views.view_codes(self._spec, self._beton.samples.keys, numbers)
         if self._supervision is not None:
@@ -166,15 +197,22 @@ class BatchLoader:
             assert slots.min() >= 0, "the clean view has no slot among soft labels by view"
             for gather in self._gathers:
                 gather.slots[:] = slots
-        self._loader.next_epoch = epoch
         self._is_open = True
         try:
-            with closing(_Epoch(self._loader, part)) as batches:
+            with closing(_Epoch(self._loader, order)) as batches:
                 for arrays in batches:
+                    num_batches -= 1
                     yield self._checked(_as_batch(arrays))
-            self._labels_checked = self._labels_checked or part in (slice(None), slice(0, None))
+            if num_batches > 0:
+                yield self._empty()
+            self._labels_checked = self._labels_checked or is_whole
         finally:
             self._is_open = False
+
+    def _empty(self) -> Batch:
+        """A batch of no samples, of the shapes that others have."""
+        with closing(_Epoch(self._loader, self._rows[:1])) as batches:
+            return _as_batch([array[:0].clone() for array in next(batches)])
 
     def _checked(self, batch: Batch) -> Batch:
         """In the first epoch, compare each label with the one the soft label was made for."""
@@ -256,9 +294,9 @@ def _gathers(supervision: Supervision | None) -> list[Gather]:
 class _Epoch(EpochIterator):  # type: ignore[misc]
     """FFCV's thread over one epoch, which reports its errors and can be left."""
 
-    def __init__(self, loader: Loader, part: slice) -> None:
+    def __init__(self, loader: Loader, order: NDArray[np.int64]) -> None:
         self.failure: BaseException | None = None
-        super().__init__(loader, loader.next_traversal_order()[part])
+        super().__init__(loader, order)
 
     def run(self) -> None:
         try:
