@@ -4,6 +4,7 @@ VENV ?= .venv
 CONFIG = configs/digits.toml
 ARGS =
 CACHE ?=
+NPROC ?=
 BENCHMARKS = $(sort $(wildcard benchmarks/[!_]*.py))
 
 export VENV PYTHON FFCV_WHEEL
@@ -11,6 +12,7 @@ unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 BIN = $(VENV)/bin
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
+PYTEST = "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile
 STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 
 .DEFAULT_GOAL := help
@@ -20,6 +22,7 @@ help:  ## List the commands
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-14s%s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Stages read CONFIG and ARGS: make select CONFIG=configs/cifar10.toml ARGS="--set select.eta=0.7"'
+	@echo 'In 8 processes: make cache-teacher CONFIG=my.toml NPROC=8'
 	@echo 'A cache of another team: make select CONFIG=my.toml CACHE=s3://team/caches/0a7e1c919380'
 
 setup:  ## Install everything into .venv; every command below does it first
@@ -38,16 +41,16 @@ sweep: setup  ## Run the student at every point of the sweep table of CONFIG
 sweep: CONFIG = configs/digits-sweep.toml
 
 $(STAGES):
-	@"$(BIN)/heartcut" $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)
+	@"$(BIN)/heartcut" $(if $(NPROC),launch --processes "$(NPROC)") $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)
 
 check: setup  ## All that CI runs: formatting, lint, types, tests
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy"
-	"$(BIN)/python" -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test: setup  ## The tests alone
-	"$(BIN)/python" -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-gpu: setup  ## The tests that need a CUDA device
 	"$(BIN)/python" -m pytest -m gpu $(ARGS)

@@ -1,6 +1,7 @@
 """Command line: parse, build one config, call one stage, print one line."""
 
 import logging
+import os
 import sys
 from importlib import metadata
 from typing import Annotated
@@ -21,10 +22,15 @@ from cli_common import (
     one_line_errors,
     parse_range,
     quoted,
+    ranks_of_job,
+    refuse_ranks,
     seed_override,
+    show,
     tell_interrupt,
     with_selection,
 )
+from cli_launch import launch
+from pipeline.telling import is_one_of_many, prefix
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +44,8 @@ app.add_typer(cache_app, name="cache")
 
 def main() -> None:
     """Entry point of the `heartcut` command."""
+    if is_one_of_many():  # torch tells at length, and for every rank, that another one has ended
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     except KeyboardInterrupt:  # before a command began; `one_line_errors` tells the others
@@ -65,7 +73,10 @@ def options(
     The stages, in order: prepare, cache-teacher, select, train-student.
     """
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    if prefix():  # of several processes the first one tells what all of them do
+        level = logging.WARNING
+    form = f"{prefix()}%(message)s"
+    logging.basicConfig(level=level, format=form, stream=sys.stderr, force=True)
 
 
 @app.command()
@@ -82,7 +93,8 @@ def prepare(
         settings = load(config, override, extra)
         from stages import prepare as stage  # numpy and FFCV load here, so --help stays instant
 
-        typer.echo(stage.execute(settings).folder)
+        with ranks_of_job() as ranks:
+            show(ranks.first_before_others(lambda: stage.execute(settings)).folder, ranks)
 
 
 @app.command()
@@ -97,7 +109,8 @@ def train_teacher(
         settings = load(config, override, seed_override("train_teacher", seed))
         from stages import train_teacher as stage
 
-        typer.echo(stage.execute(settings, resume=resume).path)
+        with ranks_of_job() as ranks:
+            show(stage.execute(settings, resume=resume, ranks=ranks).path, ranks)
 
 
 @app.command()
@@ -126,9 +139,10 @@ def cache_teacher(
         shards = None if shard_range is None else parse_range(shard_range)
         from stages import cache_teacher as stage
 
-        cache = stage.execute(settings, shards=shards)
-        if cache is not None:
-            typer.echo(cache.path)
+        with ranks_of_job() as ranks:
+            cache = stage.execute(settings, shards=shards, ranks=ranks)
+            if cache is not None:
+                show(cache.path, ranks)
 
 
 @app.command()
@@ -166,13 +180,15 @@ def select(
     with one_line_errors():
         settings = load(config, override, [*extra, *accepting(accept_mismatch)])
         if explain:
+            refuse_ranks("select --explain")
             from stages import explain as reader
 
             typer.echo(reader.execute(settings, explain))
-        else:
-            from stages import select as stage
+            return
+        from stages import select as stage
 
-            typer.echo(stage.execute(settings).path)
+        with ranks_of_job() as ranks:
+            show(stage.execute(settings, ranks=ranks).path, ranks)
 
 
 @app.command()
@@ -204,7 +220,8 @@ def train_student(
             settings = with_selection(settings, selection)
         from stages import train_student as stage
 
-        typer.echo(stage.execute(settings, resume=resume).path)
+        with ranks_of_job() as ranks:
+            show(stage.execute(settings, resume=resume, ranks=ranks).path, ranks)
 
 
 @app.command()
@@ -224,7 +241,8 @@ def compare(config: ConfigFile, override: Overrides = None) -> None:
         settings = load(config, override, [])
         from stages import compare as stage
 
-        typer.echo(stage.as_markdown(stage.execute(settings)))
+        with ranks_of_job() as ranks:
+            show(stage.as_markdown(stage.execute(settings, ranks=ranks)), ranks)
 
 
 @app.command()
@@ -241,6 +259,7 @@ def sweep(
     runs again, run the same command.
     """
     with one_line_errors():
+        refuse_ranks("sweep")
         settings = load(config, override, [])
         if dry_run:
             from stages import sweep_preview
@@ -254,6 +273,10 @@ def sweep(
         typer.echo(as_markdown(done))
         if done.num_failed:
             raise typer.Exit(code=INCOMPLETE)
+
+
+# What follows the stage is the stage's own.
+app.command(context_settings={"allow_interspersed_args": False})(launch)
 
 
 if __name__ == "__main__":

@@ -85,13 +85,27 @@ def diff(first: Address, second: Address) -> None:
 
 
 @cache_app.command()
-def estimate(config: ConfigFile, override: Overrides = None) -> None:
-    """How many bytes a cache will have, for every choice of what to keep; nothing is run."""
+def estimate(
+    config: ConfigFile,
+    override: Overrides = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="On paper: so many images, which need not exist.")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Of those images.")] = 1000,
+    side: Annotated[int, typer.Option(min=4, help="Of those images as shown, pixels.")] = 224,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run some seconds of the work, and tell the time.")
+    ] = False,
+) -> None:
+    """How large a cache will be, for every choice of what to keep, and how long it will take."""
     with one_line_errors():
         settings = load(config, override, [])
         from stages import cache_estimate as stage
 
-        typer.echo(stage.estimate(settings))
+        paper = None
+        if images is not None:
+            paper = stage.Paper(num_samples=images, num_classes=classes, side=side)
+        typer.echo(stage.estimate(settings, paper=paper, measures=measure))
 
 
 @cache_app.command()

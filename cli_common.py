@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import ArtefactNotFound, ConfigError, PipelineError, Terminated
+from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineError, Terminated
+from pipeline.telling import is_one_of_many, leave_for_torchrun, prefix, tells
 
 if TYPE_CHECKING:
+    from pipeline.ranks import Ranks
     from stages.configs import Config
 
-FAILED, DAMAGED, DIFFERENT, INCOMPLETE, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 130, 143
+FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 6, 130, 143
 """Exit codes; 2 is a wrong command line."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, see configs/.")]
@@ -42,11 +44,41 @@ AcceptMismatch = Annotated[
 ]
 
 
+_CAUSE_COMES_FIRST = 3.0
+"""Seconds that a process which lost another one leaves that one to tell why."""
+
+
 def tell_interrupt() -> None:
     after_control_c = "\n" if sys.stderr.isatty() else ""
-    typer.echo(
-        f"{after_control_c}interrupted: nothing half-written was left under a final name", err=True
-    )
+    tell(f"{after_control_c}interrupted: nothing half-written was left under a final name")
+
+
+def tell(line: str, *, patience: float = 0.0) -> None:
+    """Say why the command ends; of several processes, one does."""
+    leave_for_torchrun(line.strip())
+    if tells(patience=patience):
+        typer.echo(prefix() + line, err=True)
+
+
+@contextmanager
+def ranks_of_job() -> Iterator["Ranks"]:
+    """The processes that torchrun started for this command; this one alone without it."""
+    from pipeline.ranks import joined_ranks
+
+    with joined_ranks() as ranks:
+        yield ranks
+
+
+def refuse_ranks(command: str) -> None:
+    """ConfigError if torchrun started this command, which is for one process."""
+    if is_one_of_many():
+        raise ConfigError(f"`heartcut {command}` runs as one process. Start it without a launcher.")
+
+
+def show(result: object, ranks: "Ranks") -> None:
+    """Print what a command made."""
+    if ranks.is_first:
+        typer.echo(result)
 
 
 def load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config":
@@ -111,19 +143,21 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
         tell_interrupt()
         raise typer.Exit(code=INTERRUPTED) from error
     except Terminated as error:
-        typer.echo(str(error), err=True)
+        tell(str(error))
         raise typer.Exit(code=TERMINATED) from error
+    except PeerLost as error:
+        tell(f"error: {error}", patience=_CAUSE_COMES_FIRST)
+        raise typer.Exit(code=PEER_LOST) from error
     except PipelineError as error:
-        typer.echo(f"error: {error}", err=True)
+        tell(f"error: {error}")
         known = [(codes or {}).get(kind) for kind in type(error).__mro__]
         raise typer.Exit(code=next(filter(None, known), FAILED)) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "the workspace"
-        typer.echo(
+        tell(
             f"error: {where} could not be written: {os.strerror(error.errno)}. "
-            "Free some space or set another `workspace`.",
-            err=True,
+            "Free some space or set another `workspace`."
         )
         raise typer.Exit(code=FAILED) from error

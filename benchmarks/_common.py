@@ -4,7 +4,8 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pipeline.artefacts.dataset import Beton, Samples
 from pipeline.data.betons import write_beton
 from pipeline.provenance import pixel_key
 from pipeline.runtime import num_cores, versions
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +52,62 @@ def interleaved(contestants: dict[str, Callable[[], float]], *, rounds: int) -> 
     return [Measured(name=name, per_second=values) for name, values in rates.items()]
 
 
-def report(claim: str, measured: list[Measured], *, baseline: str, target: float | None) -> None:
-    """Print hardware, a table, and one line of JSON."""
-    base = next(m for m in measured if m.name == baseline)
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """How fast something is to be, as a ratio to something else."""
+
+    name: str
+    baseline: str
+    ratio: float | None
+    """None: there is no target."""
+
+
+def report(claim: str, measured: list[Measured], *, targets: Sequence[Target]) -> None:
+    """Print hardware, a table of rates, a table of ratios with their targets, and one line of JSON.
+
+    A ratio is the median of the ratios of the rounds, whose two sides ran one after the other.
+    """
+    rates = {entry.name: entry.per_second for entry in measured}
     print(f"\n{claim}\n{machine()}\n")
-    print(f"{'':32} {'images/s, median':>18} {'min - max':>22} {'n':>3} {'ratio, median':>14}")
-    ratios = {}
+    print(f"{'':36} {'images/s, median':>18} {'min - max':>24} {'n':>3}")
     for entry in measured:
-        pairs = zip(entry.per_second, base.per_second, strict=True)
-        ratios[entry.name] = statistics.median(own / other for own, other in pairs)
-        print(
-            f"{entry.name:32} {entry.median:>18,.0f} {entry.spread:>22} "
-            f"{len(entry.per_second):>3} {ratios[entry.name]:>14.3f}"
-        )
-    if target is not None:
-        print(f"target: {target}")
+        count = len(entry.per_second)
+        print(f"{entry.name:36} {entry.median:>18,.0f} {entry.spread:>24} {count:>3}")
+    print(f"\n{'ratio, median (min - max)':73} {'':>20} {'target':>7}")
+    ratios = {}
+    for target in targets:
+        pairs = zip(rates[target.name], rates[target.baseline], strict=True)
+        found = [own / other for own, other in pairs]
+        name = f"{target.name} / {target.baseline}"
+        ratios[name] = {"ratios": found, "median": statistics.median(found), "target": target.ratio}
+        spread = f"{statistics.median(found):.3f} ({min(found):.3f} - {max(found):.3f})"
+        print(f"{name:69} {spread:>24} {target.ratio or '':>7}")
     line = {
         "claim": claim,
         "machine": machine(),
         "versions": versions(),
-        "rounds": len(base.per_second),
-        "images_per_second": {m.name: m.per_second for m in measured},
-        "median_ratio": ratios,
-        "target": target,
+        "images_per_second": rates,
+        "ratios": ratios,
     }
-    print(json.dumps(line))
+    print(json.dumps(line), flush=True)
+
+
+def device_is_done() -> None:
+    """Wait for what an accelerator was told to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], int]) -> Callable[[], float]:
+    """Images per second of a piece of work that returns how many it took."""
+
+    def rate() -> float:
+        started = time.perf_counter()
+        count = work()
+        device_is_done()
+        return count / (time.perf_counter() - started)
+
+    return rate
 
 
 def machine() -> str:

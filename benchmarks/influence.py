@@ -1,4 +1,4 @@
-"""Claim: exact influence is many times faster than kronfluence, and `select` as its products.
+"""Claim: exact influence is many times faster than kronfluence.
 
 Synthetic features (`_head_data`), 100 classes, 256 features, 5,000 held-out rows, the all-distilled
 head. kronfluence gets an `nn.Linear` with the fitted head, its defaults, and one aggregated query;
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from _common import machine
 from _head_data import FeatureRows, LabelRows, Synthetic, synthetic
 from scipy.stats import spearmanr
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.head_precision import least_gradient, least_residual, with_precision
 from pipeline.methods.head_ekfac import ekfac
@@ -39,19 +37,16 @@ from pipeline.methods.head_preconditioner import Preconditioner
 from pipeline.methods.head_problem import HeadProblem, Linearisation
 from pipeline.methods.head_solver import fit, solve
 from pipeline.runtime import versions
-from pipeline.scoring import InfluenceSettings, ScoredRows, score_influence
-from pipeline.targets import Target, Targets
 
 L2 = 1e-4
 SUBSAMPLE = 100_000
 LARGE = (320_000, 1_280_000)
-TARGETS = {"given the head": 12.0, "with the refit": 5.0, "select / its products": 3.0}
+TARGETS = {"given the head": 12.0, "with the refit": 5.0}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--select-rounds", type=int, default=1, help="0 leaves `select` out")
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--features", type=int, default=256)
@@ -127,8 +122,6 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         "effective_parameters": ekfac(exact_linear).effective_parameters / options.rows,
     }
     tell(facts, seconds, found, exact)
-    if options.select_rounds:
-        tell_select(select_seconds(data, rows, held_out, rounds=options.select_rounds))
 
 
 def exact_scores(linear: Linearisation, features: Tensor, labels: Tensor) -> Tensor:
@@ -163,93 +156,6 @@ def timed(
     return seconds, found
 
 
-class Products(TorchDispatchMode):
-    """Counts matrix products by their operands' shapes, strides and dtype."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[tuple[object, ...]] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.mm.default:
-            left, right = args
-            signature = (*_layout(left), *_layout(right), left.dtype)
-            self.counts[signature] += 1
-        return func(*args, **(kwargs or {}))
-
-    def seconds(self) -> float:
-        """All of them again, on resident operands, and nothing else."""
-        return sum(count * _seconds_of(signature) for signature, count in self.counts.items())
-
-
-def _layout(operand: Tensor) -> tuple[tuple[int, ...], bool]:
-    """Shape, and whether it is the transpose of a contiguous one."""
-    return tuple(operand.shape), not operand.is_contiguous()
-
-
-def _seconds_of(signature: tuple[object, ...]) -> float:
-    """One product; the median of several."""
-    left_shape, left_turned, right_shape, right_turned, dtype = signature
-    left, right = (
-        torch.rand(shape[::-1], dtype=dtype).T if turned else torch.rand(shape, dtype=dtype)
-        for shape, turned in ((left_shape, left_turned), (right_shape, right_turned))
-    )
-    taken = []
-    for _ in range(7):
-        start = time.perf_counter()
-        left @ right
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-def select_seconds(
-    data: Synthetic, rows: Tensor, held_out: Tensor, *, rounds: int
-) -> dict[str, list[float]]:
-    """All scores, errors, label issues and diagnostics of `select`; and their products alone."""
-    run = all_scores(data, rows, held_out)
-    with Products() as products:
-        run()
-    seconds: dict[str, list[float]] = {"select": [], "products": []}
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        seconds["select"].append(time.perf_counter() - start)
-        seconds["products"].append(products.seconds())
-    return seconds
-
-
-def all_scores(data: Synthetic, rows: Tensor, held_out: Tensor) -> Callable[[], object]:
-    problem = problem_of(data, rows)
-    groups = torch.arange(len(held_out)) % 10
-    target = Target(
-        features=FeatureRows(values=data.features[held_out]),
-        labels=data.labels[held_out],
-        groups=groups,
-    )
-    scored = ScoredRows(
-        features=problem.features,
-        soft_labels=problem.soft_labels,
-        labels=problem.labels,
-        start=data.head.double(),
-        clean=problem.features,
-        folds=torch.arange(len(rows)) % 5,
-    )
-    settings = InfluenceSettings(
-        l2=None,
-        kd_weight=0.9,
-        temperature=1.0,
-        distilled=1.0,
-        rounds=0,
-        hessian_subsample=None,
-        solver="exact",
-        label_issues=True,
-        diagnostics=True,
-        param_change=False,
-        seed=0,
-    )
-    return lambda: score_influence(scored, Targets(target=target, choosing=target), settings)
-
-
 def tell(
     facts: dict[str, float],
     seconds: dict[str, list[float]],
@@ -278,16 +184,6 @@ def tell(
         "spearman": ranks,
     }
     print(json.dumps(line), flush=True)
-
-
-def tell_select(seconds: dict[str, list[float]]) -> None:
-    """The same for all that `select` computes."""
-    ratio = statistics.median(
-        own / bare for own, bare in zip(seconds["select"], seconds["products"], strict=True)
-    )
-    print(row("all of select", seconds["select"]))
-    print(row("its products alone", seconds["products"]) + f"   ratio {ratio:.2f}")
-    print(json.dumps({"seconds": seconds, "median_ratio": ratio}), flush=True)
 
 
 def row(name: str, values: list[float]) -> str:

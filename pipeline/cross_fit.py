@@ -22,6 +22,8 @@ from pipeline.methods.head_data import Rows
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
 from pipeline.methods.head_solver import HeadFit, NotConverged, fit
+from pipeline.methods.sharing import agreed
+from pipeline.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,13 @@ class CrossFit:
 
 
 def cross_fit(
-    features: Rows, labels: Tensor, *, folds: Tensor, l2: float, start: Tensor
+    features: Rows,
+    labels: Tensor,
+    *,
+    folds: Tensor,
+    l2: float,
+    start: Tensor,
+    ranks: Ranks = ALONE,
 ) -> CrossFit:
     """Fit a head without each fold, and one with all.
 
@@ -79,6 +87,7 @@ def cross_fit(
         folds: (N,) int64; the rows of fold -1 are not read.
         l2: weight of the L2 term.
         start: W to begin at, (C, D + 1), the teacher's head for example.
+        ranks: each reads a part of the rows of every fit.
     Raises:
         NotConverged: if a head cannot be fitted to tolerance.
         ValueError: if there are fewer than two folds, or one of them is empty.
@@ -86,7 +95,7 @@ def cross_fit(
     counts = torch.bincount(folds[folds >= 0])
     if len(counts) < 2 or bool((counts == 0).any()):
         raise ValueError(f"folds must be 2 or more with rows in each, got {counts.tolist()} rows")
-    problem = HeadProblem(features=features, labels=labels, l2=l2)
+    problem = HeadProblem(features=features, labels=labels, l2=l2, sharing=ranks)
     problem = with_precision(problem, num_classes=len(start))
 
     def fitted(rows: Tensor) -> HeadFit:
@@ -144,13 +153,15 @@ def choose_l2(
     best = weight = start
     for l2 in grid:
         try:
-            weight = fit(problem_at(l2), start=weight, gtol=gtol).weight
+            problem = problem_at(l2)
+            weight = fit(problem, start=weight, gtol=gtol).weight
         except NotConverged as error:
             if not losses:
                 raise
             logger.info("l2 below %.1e is not tried: %s", losses[-1][0], error)
             break
-        losses.append((l2, _finite(target_loss(weight), l2=l2)))
+        loss = agreed(problem.sharing, target_loss(weight))
+        losses.append((l2, _finite(loss, l2=l2)))
         if losses[-1] == min(losses, key=_loss):
             best = weight
         if _has_risen([loss for _, loss in losses]):

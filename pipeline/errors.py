@@ -34,3 +34,7 @@ class Damaged(ArtefactMismatch):
 
 class Terminated(PipelineError):
     """The process was asked to end, and did, at a place where it can go on."""
+
+
+class PeerLost(PipelineError):
+    """Another process of the job has ended, so this one cannot go on."""

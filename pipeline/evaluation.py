@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pipeline.data.loaders import Batch
 from pipeline.normalisation import Normaliser
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime
 
 CALIBRATION_BINS = 15
@@ -34,8 +35,9 @@ def evaluate(
     normalise: Normaliser,
     runtime: Runtime,
     on_batch: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Run a network over all samples once."""
+    """Run a network over all samples once; several ranks have parts that follow each other."""
     model.eval()
     logits, labels = [], []
     for batch in batches:
@@ -44,7 +46,7 @@ def evaluate(
         logits.append(out.float().cpu())
         labels.append(batch.labels.clone())
         on_batch(len(batch))
-    return evaluate_logits(torch.cat(logits), torch.cat(labels))
+    return evaluate_logits(ranks.gathered(torch.cat(logits)), ranks.gathered(torch.cat(labels)))
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:

@@ -45,6 +45,9 @@ class DistilledRows:
 class FeatureTerm(nn.Module):
     """A term of the loss from the features of the distilled rows of a batch."""
 
+    compares_rows = False
+    """Whether it is not a mean over the rows."""
+
     def forward(self, features: Tensor, batch: Batch, labels: Tensor, selected: Tensor) -> Tensor:
         """The share of the rows that are distilled, times the method's mean over them."""
         num_selected = int(selected.sum())
@@ -90,6 +93,8 @@ class Equal(FeatureTerm):
 class Related(FeatureTerm):
     """A method that compares how the samples of a batch relate to each other."""
 
+    compares_rows = True
+
     def __init__(self, relation: Relation) -> None:
         super().__init__()
         self._relation = relation
@@ -99,7 +104,12 @@ class Related(FeatureTerm):
 
 
 class Contrasted(FeatureTerm):
-    """CRD: embeddings of one sample agree, and differ from those of other classes."""
+    """CRD: embeddings of one sample agree, and differ from those of other classes.
+
+    A mean over rows, but its banks and its draws move with the whole batch.
+    """
+
+    compares_rows = True
 
     def __init__(self, contrast: ContrastiveDistillation) -> None:
         super().__init__()

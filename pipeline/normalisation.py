@@ -12,11 +12,11 @@ class Normaliser:
     def __init__(
         self, *, mean: Iterable[float], std: Iterable[float], device: torch.device
     ) -> None:
-        self._device = device
+        self.device = device
         std_tensor = torch.tensor(list(std), dtype=torch.float64).view(1, 3, 1, 1)
         mean_tensor = torch.tensor(list(mean), dtype=torch.float64).view(1, 3, 1, 1)
         self._scale = (1.0 / (255.0 * std_tensor)).float().to(device)
         self._shift = (-mean_tensor / std_tensor).float().to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, images.to(self._device).float(), self._scale)
+        return torch.addcmul(self._shift, images.to(self.device).float(), self._scale)

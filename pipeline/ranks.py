@@ -6,15 +6,19 @@ gloo between CPUs; what the processes agree on besides always goes by gloo.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from pipeline.errors import PeerLost
+
+Made = TypeVar("Made")
 
 LONGEST_WAIT: Final = timedelta(hours=12)
 """For a rank that is at work on its own; one that has died is noticed at once."""
@@ -46,18 +50,32 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """All ranks' rows one after the other, in the order of the ranks; any number from each."""
+    def each(self, values: Tensor) -> Tensor:
+        """All ranks' tensors of one shape, (world, ...)."""
+        if not self.are_many:
+            return values[None]
+        found = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(found, values)
+        return torch.stack(found)
+
+    def gathered(self, rows: Tensor, *, total: int | None = None) -> Tensor:
+        """All ranks' rows one after the other, in the order of the ranks; any number from each.
+
+        Where every rank has its `part` of ``total`` rows, they need not ask each other how many.
+        """
         if not self.are_many:
             return rows
-        counts = torch.zeros(self.world, dtype=torch.int64, device=rows.device)
-        counts[self.rank] = len(rows)
-        most = int(self.summed(counts).max())
-        padded = rows.new_zeros((most, *rows.shape[1:]))
+        counts = self._counts(len(rows), total)
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.world)]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+        return torch.cat([part[:n] for part, n in zip(self.each(padded), counts, strict=True)])
+
+    def _counts(self, own: int, total: int | None) -> list[int]:
+        """Rows of every rank."""
+        if total is None:
+            return [int(count) for count in self.each(torch.tensor(own))]
+        parts = [part_of(total, rank=rank, world=self.world) for rank in range(self.world)]
+        return [part.stop - part.start for part in parts]
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; all must ask."""
@@ -68,6 +86,15 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank is here."""
         self.any(False)
+
+    def first_before_others(self, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives on every rank, where the others find the files of the first one."""
+        if not self.is_first:
+            self.wait()
+            return make()
+        made = make()
+        self.wait()
+        return made
 
 
 ALONE: Final = Ranks()
@@ -80,16 +107,62 @@ def part_of(total: int, *, rank: int, world: int) -> slice:
     return slice(start, start + least + (rank < more))
 
 
+class Poll:
+    """Whether any rank says so, asked at every step and answered at the next one.
+
+    So the ranks agree on a step at which all of them act, and none waits for the slowest. Alone,
+    the answer is what was asked.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._asked: tuple[Tensor, dist.Work] | None = None
+
+    def answers(self, *flags: bool) -> tuple[bool, ...]:
+        """The answers to the flags of the step before; all ranks must ask as many."""
+        if not self._ranks.are_many:
+            return flags
+        earlier = self.last() or (False,) * len(flags)
+        asked = torch.tensor([int(flag) for flag in flags])
+        self._asked = asked, dist.all_reduce(asked, async_op=True)
+        return earlier
+
+    def last(self) -> tuple[bool, ...]:
+        """The answers that were not told yet, if any."""
+        if self._asked is None:
+            return ()
+        (asked, work), self._asked = self._asked, None
+        work.wait()
+        return tuple(bool(count) for count in asked.tolist())
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The ranks that torchrun started, connected for a while; `ALONE` without torchrun."""
+    """The ranks that torchrun started, connected for a while; `ALONE` without torchrun.
+
+    Raises:
+        PeerLost: if another rank has ended, or cannot be reached.
+    """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world, timeout=LONGEST_WAIT)
     try:
+        dist.init_process_group(backend, rank=rank, world_size=world, timeout=LONGEST_WAIT)
         yield Ranks(rank=rank, world=world)
+    except RuntimeError as error:
+        if not _tells_of_a_peer(error):
+            raise
+        raise PeerLost(
+            "the connection to another rank broke: it has ended (expected all to go on). Look for "
+            "its error, then run the same command again to go on."
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _tells_of_a_peer(error: RuntimeError) -> bool:
+    """Whether the error is of the connection between ranks; gloo's have no type of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -30,6 +30,7 @@ from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
 from pipeline.methods.head_solver import NotConverged
 from pipeline.provenance import array_sha256
+from pipeline.ranks import ALONE, Ranks
 
 CLEAN = 0
 
@@ -91,7 +92,7 @@ TeacherRows: TypeAlias = HydratedCache | RepairedCache
 
 
 def repair_head(
-    cached: HydratedCache, dataset: Dataset, *, num_folds: int, seed: int
+    cached: HydratedCache, dataset: Dataset, *, num_folds: int, seed: int, ranks: Ranks = ALONE
 ) -> RepairedCache:
     """Refit the teacher's classifier to the training rows' labels, on the clean view.
 
@@ -103,6 +104,7 @@ def repair_head(
         dataset: whose labels are fitted.
         num_folds: of the cross-fit.
         seed: of the folds and of the halves.
+        ranks: each reads a part of the rows that are fitted; every one has the result.
     Raises:
         ArtefactMismatch: if the cache has no features.
         ConfigError: if there are too few rows to cut into folds or halves.
@@ -112,8 +114,10 @@ def repair_head(
     features = torch.from_numpy(cached.features(CLEAN))
     start = _teacher_head(cached.cache)
     try:
-        choice = _choose(features, rows, start)
-        heads = cross_fit(features[None], rows.labels, folds=rows.folds, l2=choice.l2, start=start)
+        choice = _choose(features, rows, start, ranks=ranks)
+        heads = cross_fit(
+            features[None], rows.labels, folds=rows.folds, l2=choice.l2, start=start, ranks=ranks
+        )
     except NotConverged as error:
         raise PipelineError(f"the teacher's head cannot be repaired: {error}") from error
     report = RepairReport(
@@ -180,11 +184,12 @@ def _teacher_head(cache: TeacherCache) -> Tensor:
     return torch.cat([torch.from_numpy(weight), torch.from_numpy(bias)[:, None]], dim=1).double()
 
 
-def _choose(features: Tensor, rows: _Rows, start: Tensor) -> L2Choice:
+def _choose(features: Tensor, rows: _Rows, start: Tensor, *, ranks: Ranks) -> L2Choice:
     """The L2 weight of a head of all training rows that fits the deciding rows best."""
     inputs = with_bias_input(features[rows.deciding].double())
     labels = rows.labels[rows.deciding]
-    read = HeadProblem(features=features[None], labels=rows.labels, l2=1.0).part(rows.training)
+    every = HeadProblem(features=features[None], labels=rows.labels, l2=1.0, sharing=ranks)
+    read = every.part(rows.training)
     return choose_l2(
         lambda l2: replace(read, l2=l2),
         lambda weight: F.cross_entropy(inputs @ weight.T, labels).item(),

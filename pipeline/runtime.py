@@ -61,10 +61,19 @@ def resolve_runtime(precision: Literal["auto", "bf16", "fp16", "fp32"]) -> Runti
 
 
 def num_cores() -> int:
-    """Cores that this process may use: its affinity, or fewer where OMP_NUM_THREADS says so."""
+    """Cores that this process may use: its share of the machine's, or what OMP_NUM_THREADS says.
+
+    The ranks of one machine share the cores that torchrun may use. The one thread that torchrun
+    sets for every rank is a default of its own and no wish of the user's.
+    """
     allowed = len(os.sched_getaffinity(0))
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_ranks > 1:
+        shared = len(os.sched_getaffinity(os.getppid()))
+        allowed = max(1, min(allowed, shared // num_ranks))
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(allowed, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else allowed
+    is_told = wanted.isdigit() and int(wanted) > (1 if num_ranks > 1 else 0)
+    return min(allowed, int(wanted)) if is_told else allowed
 
 
 def versions() -> dict[str, str]:

@@ -24,14 +24,17 @@ from pipeline.cross_fit import choose_l2, cross_fit, simplest_within_error
 from pipeline.errors import PipelineError
 from pipeline.head_precision import with_precision
 from pipeline.methods.head_data import Rows, read_rows
+from pipeline.methods.head_difficulty import score_difficulty
 from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import score_added, score_difficulty
+from pipeline.methods.head_influence import score_added
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_sets import undistil_effect
 from pipeline.methods.head_solver import NotConverged, fit
 from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.methods.parameter_change import undistil_order
+from pipeline.methods.sharing import agreed
 from pipeline.progress import Progress, progress
+from pipeline.ranks import ALONE, Ranks
 from pipeline.score_sums import ScoreSums, placed
 from pipeline.scoring_points import Point, Solver, score_point
 from pipeline.targets import Target, Targets
@@ -78,6 +81,8 @@ class ScoredRows:
     """Features of the clean view, (1, N, D)."""
     folds: Tensor | None
     """Of heads that are to predict rows that they have not seen, (N,) int64; None: none are."""
+    ranks: Ranks = ALONE
+    """Each reads a part of the rows; every one has the scores of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,7 @@ class _Run:
         self, rows: ScoredRows, targets: Targets, settings: InfluenceSettings, bar: Progress
     ) -> None:
         self._rows, self._targets, self._settings, self._bar = rows, targets, settings, bar
-        self._num_rows = len(rows.labels)
+        self._num_rows, self._ranks = len(rows.labels), rows.ranks
         self._distilled = torch.full((self._num_rows,), settings.distilled)
         share = settings.distilled
         self._head = "all distilled" if share == 1.0 else f"{share:g} distilled"
@@ -170,7 +175,8 @@ class _Run:
         # A prior keeps its weight against one row, whatever their number: l2 N is what was chosen.
         scale = few.num_rows / every.num_rows
         self._l2_grid = [(l2 * scale, loss) for l2, loss in tried]
-        return self._trusted(self._l2_grid[simplest_within_error(losses)][0])
+        simplest = int(agreed(self._ranks, simplest_within_error(losses)))
+        return self._trusted(self._l2_grid[simplest][0])
 
     def _trusted(self, l2: float) -> float:
         """l2, or the first larger one at which first-order scores are to be trusted."""
@@ -178,7 +184,8 @@ class _Run:
             problem = self._problem(l2, distilled=self._distilled)
             linear = fit(problem, start=self._start, gtol=1e-4).linear
             self._start = linear.weight
-            if ekfac(linear).effective_parameters <= TRUSTED_SHARE * self._num_rows:
+            decided = agreed(self._ranks, ekfac(linear).effective_parameters)
+            if decided <= TRUSTED_SHARE * self._num_rows:
                 return l2
             l2 *= 10**0.5
 
@@ -195,6 +202,7 @@ class _Run:
             kd_weight=0.0 if distilled is None else settings.kd_weight,
             temperature=settings.temperature,
             l2=l2,
+            sharing=self._ranks,
         )
         if positions is not None and len(positions) < self._num_rows:
             problem = problem.part(positions)
@@ -254,19 +262,29 @@ class _Run:
         self._bar.advance(1, note="label issues")
         rows, folds = self._rows, self._rows.folds
         assert folds is not None, "there are some where issues are asked for"
-        heads = cross_fit(rows.clean, rows.labels, folds=folds, l2=self._l2, start=rows.start)
+        heads = cross_fit(
+            rows.clean,
+            rows.labels,
+            folds=folds,
+            l2=self._l2,
+            start=rows.start,
+            ranks=self._ranks,
+        )
 
         def probs_of(part: slice) -> Tensor:
             return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)
 
         # Twice, because the probabilities of all rows may be more than fits into memory.
-        parts = [(part, rows.labels[part]) for part in _runs(self._num_rows)]
-        own = torch.cat(
-            [probs_of(part).gather(1, labels[:, None]).squeeze(1) for part, labels in parts]
-        )
+        parts = [(part, rows.labels[part]) for part in _runs(self._ranks.part(self._num_rows))]
+        probs = [probs_of(part).gather(1, labels[:, None]).squeeze(1) for part, labels in parts]
+        own = self._ranks.gathered(torch.cat([torch.zeros(0), *probs]))
         usual = confident_thresholds(own, rows.labels, num_classes=len(rows.start))
-        issues = [label_issues(probs_of(part), labels, thresholds=usual) for part, labels in parts]
-        return {"label_issue": torch.cat(issues).numpy(), "p_refit": own.numpy()}
+        found = [label_issues(probs_of(part), labels, thresholds=usual) for part, labels in parts]
+        issues = torch.cat([torch.zeros(0, dtype=torch.bool), *found]).byte()
+        return {
+            "label_issue": self._ranks.gathered(issues).bool().numpy(),
+            "p_refit": own.numpy(),
+        }
 
     def _order(self) -> NDArray[np.generic]:
         if not self._settings.param_change:
@@ -329,8 +347,9 @@ def _subsample(num_rows: int, wanted: int | None) -> Tensor | None:
     return (torch.arange(wanted) * num_rows) // wanted
 
 
-def _runs(num_rows: int) -> list[slice]:
-    return [slice(start, start + _ROWS) for start in range(0, num_rows, _ROWS)]
+def _runs(part: slice) -> list[slice]:
+    starts = range(part.start, part.stop, _ROWS)
+    return [slice(start, min(start + _ROWS, part.stop)) for start in starts]
 
 
 def _spearman(one: Tensor, other: Tensor) -> float:

@@ -49,6 +49,11 @@ class Outputs:
 class StudentLoss(nn.Module):
     """A loss with what it trains beside the student, if anything."""
 
+    @property
+    def compares_rows(self) -> bool:
+        """Whether it is not a mean over the rows of a batch, so that it must see all of them."""
+        return False
+
     def begin_epoch(self, epoch: int) -> None:
         """Tell the epoch, counted from 0: some weights climb."""
 
@@ -104,6 +109,12 @@ class DistillationLoss(StudentLoss):
         self._warmup = int(_number(settings, "warmup_epochs", 0.0))
         self._scale = 1.0
         self.feature_term = feature_term
+
+    @property
+    def compares_rows(self) -> bool:
+        return self._over_batch is not None or (
+            self.feature_term is not None and self.feature_term.compares_rows
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         self._scale = min((epoch + 1) / self._warmup, 1.0) if self._warmup else 1.0

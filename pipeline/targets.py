@@ -14,6 +14,7 @@ from pipeline.methods.head_data import PickedRows, Rows, read_rows
 from pipeline.methods.head_influence import heldout_gradient
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
+from pipeline.ranks import ALONE, Ranks
 
 _ROWS = 16_384
 
@@ -28,6 +29,8 @@ class Target:
     """(M,) int64"""
     groups: Tensor | None = None
     """Equal parts for standard errors, (M,) int64 in [0, G); None: no errors."""
+    ranks: Ranks = ALONE
+    """Each reads a part of the samples; all numbers are of all samples."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,17 +41,19 @@ class Target:
             features=PickedRows(rows=self.features, samples=samples),
             labels=self.labels[samples],
             groups=None if self.groups is None else self.groups[samples],
+            ranks=self.ranks,
         )
 
     def losses(self, weight: Tensor) -> Tensor:
         """Cross-entropy of every sample at W, nats, (M,) float64."""
-        parts = []
-        for start in range(0, len(self), _ROWS):
-            rows = slice(start, start + _ROWS)
+        own = self.ranks.part(len(self))
+        parts = [torch.zeros(0, dtype=torch.float64)]
+        for start in range(own.start, own.stop, _ROWS):
+            rows = slice(start, min(start + _ROWS, own.stop))
             inputs = with_bias_input(read_rows(self.features, rows)[0].double())
             logits = inputs @ weight.cpu().T
             parts.append(F.cross_entropy(logits, self.labels[rows], reduction="none"))
-        return torch.cat(parts)
+        return self.ranks.gathered(torch.cat(parts))
 
     def loss(self, weight: Tensor) -> float:
         """Their mean."""
@@ -56,7 +61,7 @@ class Target:
 
     def gradient(self, weight: Tensor) -> Tensor:
         """Of the loss at W, (C, D + 1) float64."""
-        return heldout_gradient(weight, self.features, self.labels)
+        return heldout_gradient(weight, self.features, self.labels, sharing=self.ranks)
 
     def group_gradients(self, weight: Tensor) -> Tensor | None:
         """Of the loss of each group, (G, C, D + 1) float64."""
@@ -68,7 +73,7 @@ class Target:
 
     def as_problem(self) -> HeadProblem:
         """The target's loss as an objective; its regulariser is next to nothing."""
-        return HeadProblem(features=self.features, labels=self.labels, l2=1e-30)
+        return HeadProblem(features=self.features, labels=self.labels, l2=1e-30, sharing=self.ranks)
 
     def _group_names(self) -> list[int]:
         assert self.groups is not None, "asked for groups only where there are some"

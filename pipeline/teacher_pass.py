@@ -44,7 +44,7 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import Batch, BatchLoader
-from pipeline.data.views import ViewSpec
+from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.models import Classifier
@@ -85,7 +85,7 @@ def cache_identity(
     teacher: Teacher,
     *,
     beton: Beton,
-    views: ViewSpec,
+    views: Views,
     runtime: Runtime,
     features: bool,
     top_k: int = 0,
@@ -108,7 +108,7 @@ def cache_identity(
     )
 
 
-def cache_shape(teacher: Teacher, *, beton: Beton, views: ViewSpec) -> CacheShape:
+def cache_shape(teacher: Teacher, *, beton: Beton, views: Views) -> CacheShape:
     """Sizes of what `cache_views` stores."""
     head = teacher.model.head
     return CacheShape(
@@ -139,7 +139,7 @@ def cache_views(
     teacher: Teacher,
     loader: BatchLoader,
     beton: Beton,
-    views: ViewSpec,
+    views: Views,
     runtime: Runtime,
     held_out: NDArray[np.int64],
     share: Share | None = None,

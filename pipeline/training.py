@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.data.loaders import Batch
+from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
+from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime
 from pipeline.student_loss import Outputs, StudentLoss
 
@@ -26,22 +29,7 @@ CHECK_EVERY = 50
 """Batches between two looks at whether the loss is finite, where a look makes a device wait."""
 SHOWN_SAMPLES = 8
 
-
-@dataclass(frozen=True, kw_only=True)
-class EpochMetrics:
-    """Means over the samples of an epoch, taken while the weights moved."""
-
-    loss: float
-    accuracy: float
-    num_samples: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochSize:
-    """How an epoch is cut."""
-
-    num_samples: int
-    batch_size: int
+__all__ = ["EpochMetrics", "EpochSize", "Learner", "StepRules", "Totals", "outputs_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,50 +40,6 @@ class StepRules:
     """Batches of which the gradients are averaged, each by its samples."""
     clip_norm: float | None = None
     """Longest gradient over all weights."""
-
-
-class Totals:
-    """Running sums of an epoch, kept on the device; a checkpoint holds them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.num_correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.num_samples = 0
-        self.num_batches = 0
-        self.seconds = 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count one more batch."""
-        self.loss += loss * len(labels)
-        self.num_correct += (logits.argmax(dim=1) == labels).sum()
-        self.num_samples += len(labels)
-        self.num_batches += 1
-
-    @property
-    def metrics(self) -> EpochMetrics:
-        return EpochMetrics(
-            loss=self.loss.item() / self.num_samples,
-            accuracy=self.num_correct.item() / self.num_samples,
-            num_samples=self.num_samples,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "loss": self.loss.item(),
-            "num_correct": self.num_correct.item(),
-            "num_samples": self.num_samples,
-            "num_batches": self.num_batches,
-            "seconds": self.seconds,
-        }
-
-    @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> Self:
-        totals = cls(device)
-        totals.loss += state["loss"]
-        totals.num_correct += state["num_correct"]
-        totals.num_samples, totals.num_batches = state["num_samples"], state["num_batches"]
-        totals.seconds = state["seconds"]
-        return totals
 
 
 class Learner:
@@ -111,6 +55,7 @@ class Learner:
         rules: what a step is made of.
         ema_decay: above 0: keep a moving average of the weights, for evaluation.
         compile: compile the forward pass.
+        ranks: those that train together, each its part of every batch.
     """
 
     def __init__(
@@ -125,6 +70,7 @@ class Learner:
         rules: StepRules | None = None,
         ema_decay: float = 0.0,
         compile: bool = False,  # noqa: A002
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.loss = model, loss
         self.optimizer, self.schedule = optimizer, schedule
@@ -138,7 +84,9 @@ class Learner:
         if ema_decay:
             average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
             self._average = AveragedModel(model, multi_avg_fn=average)
-        self._outputs = torch.compile(outputs_of) if compile else outputs_of
+        self._ranks = ranks
+        forward = torch.compile(outputs_of) if compile else outputs_of
+        self._network = JointNetwork(model, forward, ranks)
         self._weights: list[Tensor] = [
             w for group in optimizer.param_groups for w in group["params"]
         ]
@@ -178,15 +126,16 @@ class Learner:
         begun = totals.num_samples
         with closing(batches):
             for batch in batches:
-                num_samples = min(self.rules.accumulate * size.batch_size, size.num_samples - begun)
-                self._backward(batch, totals, share=len(batch) / num_samples)
-                if totals.num_samples - begun == num_samples:
+                place = Place.of(totals, begun, size=size, accumulate=self.rules.accumulate)
+                num_samples = place.num_in_step
+                self._backward(batch, totals, place)
+                if place.is_last:
                     self._step()
                     begun = totals.num_samples
                     totals.seconds = time.monotonic() - started
                     on_step(num_samples)
         self.require_finite()
-        return totals.metrics
+        return totals.metrics(self._ranks)
 
     def require_finite(self) -> None:
         """Look at the losses that were not looked at yet.
@@ -224,15 +173,31 @@ class Learner:
             self._scaler.load_state_dict(state["scaler"])
         self.num_steps = state["num_steps"]
 
-    def _backward(self, batch: Batch, totals: Totals, *, share: float) -> None:
+    def _backward(self, batch: Batch, totals: Totals, place: Place) -> None:
         """Add a batch's gradient, weighted by its share of the step."""
         with self.runtime.autocast():
-            outputs = self._outputs(self.model, self.normalise(batch.images))
-        loss = self.loss(outputs, batch)
+            outputs = self._network(self.normalise(batch.images), is_last=place.is_last)
+        loss, share = self._loss(outputs, batch, place)
         self._watch(loss.detach(), batch)
         part = loss if share == 1.0 else share * loss
         torch.autograd.backward(self._scaler.scale(part))
-        totals.add(loss.detach(), outputs.logits.detach(), batch.labels.to(self.runtime.device))
+        totals.add(
+            loss.detach(),
+            outputs.logits.detach(),
+            batch.labels.to(self.runtime.device),
+            num_samples=place.num_in_batch,
+        )
+
+    def _loss(self, outputs: Outputs, batch: Batch, place: Place) -> tuple[Tensor, float]:
+        """A loss, and its weight in the step, of which the ranks' gradients are averaged."""
+        if self._ranks.are_many and self.loss.compares_rows:
+            outputs, batch = whole_batch(
+                outputs, batch, num_rows=place.num_in_batch, ranks=self._ranks
+            )
+            return self.loss(outputs, batch), len(batch) / place.num_in_step
+        if len(batch) == 0:  # the other ranks have rows, and average with this one
+            return (outputs.logits.sum() + outputs.features.sum()).float(), 0.0
+        return self.loss(outputs, batch), self._ranks.world * len(batch) / place.num_in_step
 
     def _watch(self, loss: Tensor, batch: Batch) -> None:
         self._unchecked.append((self.num_steps + 1, loss, batch.indices.clone()))
@@ -241,6 +206,7 @@ class Learner:
 
     def _step(self) -> None:
         """Move the weights, and the average and the rate with them."""
+        average_gradients(list(self.loss.parameters()), self._ranks)
         if self.rules.clip_norm is not None:
             self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self._weights, self.rules.clip_norm)

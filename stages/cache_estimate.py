@@ -1,49 +1,107 @@
-"""cache estimate: how large a cache will be, for every choice of what to keep."""
+"""cache estimate: how large a cache will be, for every choice of what to keep; with measured unit
+costs, how long every stage will take. Of a prepared data set, or on paper."""
 
-from torch.nn import Linear
+from dataclasses import dataclass
 
-from pipeline.artefacts.cache_arrays import array_specs, view_arrays
-from pipeline.artefacts.cache_record import CacheIdentity, CacheManifest, CacheShape
-from pipeline.artefacts.dataset import Beton, Dataset
-from pipeline.artefacts.zarr_arrays import CRC_BYTES
-from pipeline.data.views import ViewSpec
+from pipeline.artefacts.dataset import Dataset
+from pipeline.models import Classifier
 from pipeline.models.zoo import build
+from pipeline.runtime import resolve_runtime
+from stages import cache_costs
+from stages.cache_costs import UnitCosts
+from stages.cache_sizes import CacheSize
 from stages.configs import CacheTeacherConfig, Config
-from stages.requests import cache_layout, view_spec
+from stages.requests import seen_size, view_spec
 
 _TOP_K = 16
 
 
-def estimate(config: Config) -> str:
-    """A table of bytes, before compression; the row of the configuration is marked."""
-    dataset = Dataset.open(config.data_folder)
-    settings, views = config.cache_teacher, view_spec(config.views)
-    trained = config.train_teacher
-    arch, name = (settings.arch, settings.head) if settings.arch else (trained.arch, trained.head)
-    head = build(arch, num_classes=dataset.num_classes, head=name).head
-    lines = [
-        f"{'keeps':<28} {'bytes per image and view':>24} {'training images':>18} "
-        f"{'test images':>14} {'all, MB':>12} {'shards':>7}"
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A data set that need not exist."""
+
+    num_samples: int
+    num_classes: int
+    side: int
+    """Of its images, pixels."""
+
+
+def estimate(config: Config, *, paper: Paper | None = None, measures: bool = False) -> str:
+    """Tables of bytes, objects and, where unit costs are to be measured, time.
+
+    Args:
+        config: the configuration.
+        paper: the data set to estimate for; None: the prepared one of ``config``.
+        measures: run the teacher and a cache's other work for some seconds.
+    """
+    counts, num_classes, side = _images(config, paper)
+    model = _network(config, num_classes)
+    num_views = (view_spec(config.views).num_views + 1, 1)
+    caches = [
+        CacheSize(
+            settings=config.cache_teacher,
+            num_samples=num_samples,
+            num_views=views,
+            num_classes=num_classes,
+            num_features=model.head.in_features,
+        )
+        for num_samples, views in zip(counts, num_views, strict=False)
     ]
-    for choice in _choices(settings, dataset.num_classes):
-        train, test = (
-            _manifest(choice, beton, of_beton, head)
-            for beton, of_beton in ((dataset.train, views), (dataset.eval, ViewSpec()))
-        )
-        sizes = [_bytes(manifest) for manifest in (train, test)]
-        shards = sum(m.num_shards * m.shape.num_views for m in (train, test))
-        lines.append(
-            f"{_name(choice):<28} {_bytes_per_row(train):>24,} {sizes[0]:>18,} {sizes[1]:>14,} "
-            f"{sum(sizes) / 1e6:>12,.1f} {shards:>7,}"
-            + ("  <- configured" if choice == settings else "")
-        )
-    lines.append(
-        f"\n{dataset.train.num_samples:,} training images in {views.num_views + 1} views, "
-        f"{dataset.eval.num_samples:,} test images in the clean one; "
-        f"{dataset.num_classes} classes, {head.in_features} features of {arch}. "
-        + ("Before zstd, which saves about a tenth." if settings.compression == "zstd" else "")
-    )
+    train = caches[0]
+    lines = [*_sizes(config, caches), "", _told(config, caches, model)]
+    lines += [f"too large: {reason}." for reason in train.too_large()]
+    if measures:
+        runtime = resolve_runtime(config.cache_teacher.precision)
+        model = model.eval().to(runtime.device)
+        costs = cache_costs.measure(model, train, side=side, runtime=runtime)
+        lines += ["", *_times(train, costs, model.arch, side)]
     return "\n".join(lines).rstrip()
+
+
+def _images(config: Config, paper: Paper | None) -> tuple[list[int], int, int]:
+    """Numbers of training and test images, of classes, and the side of an image."""
+    if paper is not None:
+        return [paper.num_samples], paper.num_classes, paper.side
+    dataset = Dataset.open(config.data_folder)
+    counts = [dataset.train.num_samples, dataset.eval.num_samples]
+    return counts, dataset.num_classes, seen_size(view_spec(config.views), dataset)[0]
+
+
+def _network(config: Config, num_classes: int) -> Classifier:
+    settings, trained = config.cache_teacher, config.train_teacher
+    arch, head = (settings.arch, settings.head) if settings.arch else (trained.arch, trained.head)
+    return build(arch, num_classes=num_classes, head=head)
+
+
+def _sizes(config: Config, caches: list[CacheSize]) -> list[str]:
+    """What every choice of what to keep comes to."""
+    lines = [
+        f"{'keeps':<28} {'bytes per image and view':>24} {'training images':>20} "
+        f"{'test images':>16} {'all, MB':>14} {'shards':>9} {'objects':>9}"
+    ]
+    for choice in _choices(config.cache_teacher, caches[0].num_classes):
+        sizes = [size.keeping(choice) for size in caches]
+        num_bytes = [size.num_bytes for size in sizes]
+        lines.append(
+            f"{_name(choice):<28} {sizes[0].bytes_per_row:>24,} {num_bytes[0]:>20,} "
+            f"{sum(num_bytes[1:]):>16,} {sum(num_bytes) / 1e6:>14,.1f} "
+            f"{sum(size.num_shards for size in sizes):>9,} "
+            f"{sum(size.num_objects for size in sizes):>9,}"
+            + ("  <- configured" if choice == config.cache_teacher else "")
+        )
+    return lines
+
+
+def _told(config: Config, caches: list[CacheSize], model: Classifier) -> str:
+    train = caches[0]
+    test = "".join(f", {size.num_samples:,} test images in the clean one" for size in caches[1:])
+    compressed = config.cache_teacher.compression == "zstd"
+    return (
+        f"{train.num_samples:,} training images in {train.num_views} views{test}; "
+        f"{train.num_classes:,} classes, {train.num_features:,} features of {model.arch}. Every "
+        "object is one request to write."
+        + (" Before zstd, which saves about a tenth." if compressed else "")
+    )
 
 
 def _choices(settings: CacheTeacherConfig, num_classes: int) -> list[CacheTeacherConfig]:
@@ -63,47 +121,18 @@ def _name(settings: CacheTeacherConfig) -> str:
     return kept + (" + features" if settings.features else "")
 
 
-def _manifest(
-    settings: CacheTeacherConfig, beton: Beton, views: ViewSpec, head: Linear
-) -> CacheManifest:
-    """The manifest of a cache that nobody made."""
-    identity = CacheIdentity(
-        weights="",
-        arch="",
-        fingerprint=beton.record.fingerprint,
-        pixel_digest=beton.record.pixel_digest,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        views=views.as_json(),
-        precision="fp32",
-        features=settings.features,
-        top_k=settings.top_k,
-        temperatures=settings.temperatures if settings.top_k else (),
+def _times(size: CacheSize, costs: UnitCosts, arch: str, side: int) -> list[str]:
+    """What every stage will take in one process here."""
+    lines = [f"{'stage':<14} {'work':<70} {'hours here':>12}"]
+    lines += [
+        f"{stage:<14} {work:<70} {seconds / 3600:>12,.3f}"
+        for stage, work, seconds in cache_costs.stages(size, costs)
+    ]
+    lines.append(
+        f"\nOne process on {costs.device}: {arch} {costs.teacher_images:,.0f} images/s of "
+        f"{side} x {side} pixels; {costs.written_bytes / 1e6:,.0f} MB/s written, "
+        f"{costs.read_bytes / 1e6:,.0f} MB/s read; {costs.revised_rows:,.0f} labels/s revised; "
+        f"{costs.head_flops / 1e9:,.0f} GFLOP/s of the head's Hessian products. Processes share "
+        "all of this work (docs/scaling.md)."
     )
-    shape = CacheShape(
-        num_views=views.num_views + 1,
-        num_samples=beton.num_samples,
-        num_classes=head.out_features,
-        num_features=head.in_features,
-    )
-    layout = cache_layout(settings, num_classes=head.out_features, num_features=head.in_features)
-    return CacheManifest(id=identity.id, identity=identity, shape=shape, layout=layout)
-
-
-def _bytes_per_row(manifest: CacheManifest) -> int:
-    return sum(spec.row_bytes for spec in view_arrays(manifest))
-
-
-def _bytes(manifest: CacheManifest) -> int:
-    """Of all objects: as they are stored, or before compression without what it makes nothing of
-    (the last chunk of a shard is filled up)."""
-    shape, specs = manifest.shape, array_specs(manifest).values()
-    whole = sum(spec.object_bytes + CRC_BYTES for spec in specs if spec.shard_rows is None)
-    if manifest.layout.codec == "zstd":
-        return shape.num_views * shape.num_samples * _bytes_per_row(manifest) + whole
-    bounds = [manifest.rows_of(shard) for shard in range(manifest.num_shards)]
-    return whole + sum(
-        shape.num_views * spec.uncompressed_bytes(stop - start)
-        for spec in view_arrays(manifest)
-        for start, stop in bounds
-    )
+    return lines

@@ -13,7 +13,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects import ObjectStore, open_objects
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.data.views import ViewSpec
+from pipeline.data.view_kinds import views_from_json
 from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
 from pipeline.provenance import short
 from stages.cache_places import begun_cache, find_cache, is_sealed
@@ -158,7 +158,7 @@ def _lines(cache: TeacherCache) -> Iterator[tuple[str, str]]:
         f"{shape.num_samples:,} of {shape.num_classes} classes, fingerprint "
         + short(identity.fingerprint),
     )
-    augmented = f" + {ViewSpec.from_json(identity.views).name}" if shape.num_views > 1 else ""
+    augmented = f" + {views_from_json(identity.views).name}" if shape.num_views > 1 else ""
     yield "views", f"clean{augmented}"
     yield "keeps", _keeps(cache.manifest)
     yield "precision", identity.precision

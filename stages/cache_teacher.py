@@ -5,7 +5,7 @@ a cache of its own; nothing later needs its weights. Any number of workers may s
 """
 
 import logging
-import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, TypeAlias
@@ -22,9 +22,10 @@ from pipeline.artefacts.objects import ObjectStore, open_objects
 from pipeline.artefacts.remote_objects import require_conditional_create
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
-from pipeline.data.views import ViewSpec
+from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import short
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime, resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views
 from stages.cache_places import cache_place, caches_of, is_sealed
@@ -39,23 +40,26 @@ Mine: TypeAlias = Callable[[int], bool]
 """Whether this worker computes the shard of that number; the test images' come last."""
 
 
-def execute(config: Config, *, shards: range | None = None) -> TeacherCache | None:
+def execute(
+    config: Config, *, shards: range | None = None, ranks: Ranks = ALONE
+) -> TeacherCache | None:
     """Make the caches of both betons, fetch them, or say that they exist.
 
     Args:
         config: the configuration.
-        shards: numbers of the shards to compute; None: the rank's own under torchrun, else all
-            that are missing.
+        shards: numbers of the shards to compute; None: all that are missing.
+        ranks: the processes that share these out; the cache is the same for any number of them.
     Returns:
         The training cache; None while other workers' shards are missing.
     """
     dataset = Dataset.open(config.data_folder)
     runtime = resolve_runtime(config.cache_teacher.precision)
     teacher = load_teacher(config, dataset, runtime)
-    job = _Job(config=config, dataset=dataset, teacher=teacher, runtime=runtime)
-    mine = _mine(shards)
-    train = _Wanted.of(job, dataset.train, view_spec(config.views))
-    test = _Wanted.of(job, dataset.eval, ViewSpec())
+    job = _Job(config=config, dataset=dataset, teacher=teacher, runtime=runtime, ranks=ranks)
+    mine = _mine(shards, ranks)
+    views = view_spec(config.views)
+    train = _Wanted.of(job, dataset.train, views)
+    test = _Wanted.of(job, dataset.eval, views.clean)
     remember(
         config.caches_folder,
         request=cache_request(config, dataset),
@@ -77,6 +81,7 @@ class _Job:
     dataset: Dataset
     teacher: Teacher
     runtime: Runtime
+    ranks: Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +89,12 @@ class _Wanted:
     """A cache that should exist."""
 
     beton: Beton
-    views: ViewSpec
+    views: Views
     identity: CacheIdentity
     layout: CacheLayout
 
     @classmethod
-    def of(cls, job: _Job, beton: Beton, views: ViewSpec) -> Self:
+    def of(cls, job: _Job, beton: Beton, views: Views) -> Self:
         settings, head = job.config.cache_teacher, job.teacher.model.head
         identity = cache_identity(
             job.teacher,
@@ -122,27 +127,39 @@ def _require_shards(shards: range | None, total: int) -> None:
         )
 
 
-def _mine(shards: range | None) -> Mine | None:
+def _mine(shards: range | None, ranks: Ranks) -> Mine | None:
     """The share of this process."""
-    if shards is not None:
-        return lambda number: number in shards
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return None if world == 1 else lambda number: number % world == rank
+    if shards is None and not ranks.are_many:
+        return None
+    wanted = range(sys.maxsize) if shards is None else shards
+    return lambda number: number in wanted and number % ranks.world == ranks.rank
 
 
 def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | None:
-    """The cache of one beton: found, fetched, or made now as far as it is this worker's."""
-    place = cache_place(caches_of(job.config), wanted.identity.id)
-    if is_sealed(place):
+    """The cache of one beton: found, fetched, or made now as far as it is this job's."""
+    place, ranks = cache_place(caches_of(job.config), wanted.identity.id), job.ranks
+    if ranks.any(is_sealed(place)):
         cache = TeacherCache.open(place)
         _require_id(cache, wanted.identity)
         logger.info("%s exists: %s, nothing to do", cache.path, describe(cache))
         return cache
     require_conditional_create(caches_of(job.config))
-    fetched = _fetched(job.config, wanted.identity, place)
-    if fetched is not None:
-        return fetched
-    left = cache_views(
+    fetched = _fetched(job.config, wanted.identity, place) if ranks.is_first else None
+    if ranks.any(fetched is not None):
+        return fetched or TeacherCache.open(place)
+    left = _computed(job, wanted, mine=mine, place=place)
+    ranks.wait()  # the last of them to finish has sealed it
+    if left and not is_sealed(place):
+        logger.info("%s is not complete: %d shards of other workers are left", place.url, left)
+        return None
+    cache = TeacherCache.open(place)
+    logger.info("%s: %s", cache.path, describe(cache))
+    return cache
+
+
+def _computed(job: _Job, wanted: _Wanted, *, mine: Mine | None, place: ObjectStore) -> int:
+    """Compute this process's share; how many shards were left at the end of it."""
+    return cache_views(
         place,
         identity=wanted.identity,
         layout=wanted.layout,
@@ -156,12 +173,6 @@ def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | N
         if mine is None
         else lambda units: [unit for number, unit in enumerate(units) if mine(number)],
     )
-    if left:
-        logger.info("%s is not complete: %d shards of other workers are left", place.url, left)
-        return None
-    cache = TeacherCache.open(place)
-    logger.info("%s: %s", cache.path, describe(cache))
-    return cache
 
 
 def _loader(job: _Job, wanted: _Wanted) -> BatchLoader:

@@ -13,7 +13,7 @@ from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
-from pipeline.data.views import ViewSpec
+from pipeline.data.view_kinds import views_from_json
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
 from pipeline.normalisation import Normaliser
 from pipeline.progress import progress
@@ -141,7 +141,7 @@ def _compare(
     known = np.flatnonzero(joined.known)
     size = max(1, round(share * len(known)))
     chosen = np.sort(np.random.default_rng().choice(known, size=size, replace=False))
-    spec = ViewSpec.from_json(cache.manifest.identity.views)
+    spec = views_from_json(cache.manifest.identity.views)
     loader = BatchLoader(beton, batch_size=512, view_spec=spec, rows=chosen)
     total, largest, worst, same, count = 0.0, 0.0, 0.0, 0, 0
     num_views = cache.shape.num_views

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.errors import ConfigError
+from pipeline.ranks import ALONE, Ranks
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.cache_places import find_cache, made_cache
 from stages.config_file import with_overrides
@@ -39,20 +40,20 @@ class Comparison:
     workspace: Path
 
 
-def execute(config: Config) -> Comparison:
-    """Run all stages for every variant and seed of ``config.compare``."""
+def execute(config: Config, *, ranks: Ranks = ALONE) -> Comparison:
+    """Run all stages for every variant and seed of ``config.compare``, one after the other."""
     variants = {
         name: with_overrides(config, overrides)
         for name, overrides in (config.compare.variants or {"student": ()}).items()
     }
     _require_shared_teacher(config, variants)
-    dataset = prepare.execute(config)
+    dataset = ranks.first_before_others(lambda: prepare.execute(config))
     if config.select.cache is None:
         if config.cache_teacher.checkpoint is None:
-            train_teacher.execute(config)
-        cache_teacher.execute(config)
+            train_teacher.execute(config, ranks=ranks)
+        cache_teacher.execute(config, ranks=ranks)
     rows = [
-        Row(name=name, runs=[_student(variant, seed) for seed in config.compare.seeds])
+        Row(name=name, runs=[_student(variant, seed, ranks) for seed in config.compare.seeds])
         for name, variant in variants.items()
     ]
     return Comparison(
@@ -69,11 +70,11 @@ def _describe_teacher(config: Config, dataset: Dataset) -> str:
     return f"{summary.teacher}{told}"
 
 
-def _student(config: Config, seed: int) -> Run:
+def _student(config: Config, seed: int, ranks: Ranks) -> Run:
     config = with_overrides(config, [f"train_student.seed={seed}"])
     if config.train_student.distil:
-        select.execute(config)
-    return train_student.execute(config)
+        select.execute(config, ranks=ranks)
+    return train_student.execute(config, ranks=ranks)
 
 
 def _require_shared_teacher(config: Config, variants: dict[str, Config]) -> None:

@@ -14,6 +14,7 @@ from stages.config_types import (
     Count,
     OpenUnit,
     Positive,
+    PositiveShare,
     PrecisionChoice,
     Section,
     Seed,
@@ -41,6 +42,14 @@ class PrepareConfig(Section):
     """Name of the test split's folder; empty: there is none, take `test_fraction`."""
     resize: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Side in pixels: shorter side resized to it, centre kept. Unset: all are of one size."""
+    max_side: Annotated[int, Field(ge=4, le=8192)] | None = None
+    """Longest side in pixels; larger images are shrunk to it, and others left as they are."""
+    store: Literal["raw", "jpeg", "mixed"] = "raw"
+    """Pixels, fast to read; JPEGs, a tenth of the bytes; or JPEGs of images above `raw_pixels`."""
+    raw_pixels: Count = 16_384
+    """Most pixels of an image that store = "mixed" keeps as pixels."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Of JPEGs that are made; files that are JPEGs already and need no change are kept."""
     test_fraction: OpenUnit = 0.2
     """Share of every class that becomes the test split where the source has none."""
     held_out_fraction: OpenUnit = 0.1
@@ -68,21 +77,61 @@ class PrepareConfig(Section):
                 self.source == "digits" or (self.source == "folder" and not self.test)
             ),
         }
+        unused["max_side"] = self.source != "folder"
         refuse_unused(self, unused, because=f"source = {self.source!r}")
+        refuse_unused(self, {"max_side": self.resize is not None}, because="resize")
+        unused = {"raw_pixels": self.store != "mixed", "quality": self.store == "raw"}
+        refuse_unused(self, unused, because=f"store = {self.store!r}")
         return self
 
 
 class ViewsConfig(Section):
-    """Augmentation that both stages replay: crops of the zero-padded image, flips."""
+    """Augmentation that both stages replay, with flips: crops of the zero-padded image, or random
+    resized crops."""
 
+    kind: Literal["crop-flip", "rrc-flip"] = "crop-flip"
+    """Crops of the zero-padded image, for small images of one size; or random resized crops, for
+    images of any sizes."""
     padding: Annotated[int, Field(ge=0, le=64)] = 4
+    """Zero pixels on each side before the crop; of crop-flip, as the next five are of rrc-flip."""
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Side in pixels that crops are resized to."""
+    scale: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
+    """Smallest and largest share of the image's area that a crop has."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Smallest and largest ratio of a crop's width to its height."""
+    centre: PositiveShare = 0.875
+    """Share of the shorter side that the clean view shows, as a central square."""
     flip: bool = True
     count: Annotated[int, Field(ge=0, le=65_535)] | Literal["all"] = 4
     """Views beside the clean one: 0 none, n by seed, "all" every crop and flip once."""
     seed: Seed = 0
 
     @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Self:
+        if self.kind == "crop-flip":
+            unused = dict.fromkeys(("size", "scale", "ratio", "centre"), True)
+            refuse_unused(self, unused, because='kind = "crop-flip"')
+            return self
+        refuse_unused(self, {"padding": True}, because='kind = "rrc-flip"')
+        if self.size is None:
+            raise ValueError('size must be set for kind = "rrc-flip"')
+        if self.count == "all":
+            raise ValueError(
+                'count must be a number for kind = "rrc-flip", which has no end of crops'
+            )
+        for name in ("scale", "ratio"):
+            smallest, largest = getattr(self, name)
+            if smallest > largest:
+                raise ValueError(
+                    f"{name} must be the smaller number first, got {[smallest, largest]}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _views_differ_from_the_clean_image(self) -> Self:
+        if self.kind == "rrc-flip":
+            return self
         if self.count != 0 and self.padding == 0 and not self.flip:
             raise ValueError("count must be 0 where padding is 0 and flip is false")
         return self
@@ -198,6 +247,16 @@ class Config(Section):
                 f"cache_teacher.temperatures must have {told} too: `select` uses it, and a top-k "
                 "cache serves at the temperatures that it was made for only"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _changes_the_side_of_crops_only(self) -> Self:
+        for name in ("train_teacher", "train_student"):
+            if getattr(self, name).resolutions and self.views.kind != "rrc-flip":
+                raise ValueError(
+                    f'{name}.resolutions has no effect with views.kind = "{self.views.kind}"; '
+                    "remove it"
+                )
         return self
 
     @property

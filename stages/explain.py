@@ -14,6 +14,7 @@ from pipeline.artefacts.dataset_record import read_record
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.selection import SelectionIdentity, SelectionTable
 from pipeline.errors import ConfigError
+from pipeline.ranks import ALONE, Ranks
 from stages import select
 from stages.configs import Config
 
@@ -59,7 +60,7 @@ _STRATEGIES = {
 }
 
 
-def execute(config: Config, samples: Sequence[int]) -> str:
+def execute(config: Config, samples: Sequence[int], *, ranks: Ranks = ALONE) -> str:
     """Make or open the selection of ``config``; tell why ``samples`` are kept or dropped.
 
     Raises:
@@ -72,7 +73,7 @@ def execute(config: Config, samples: Sequence[int]) -> str:
                 f"--explain {index}: there is no such sample (expected 0 to "
                 f"{record.train.num_samples - 1}). Pass a sample_index of the table."
             )
-    table = select.execute(config)
+    table = select.execute(config, ranks=ranks)
     reader = _Reader(table=table, class_names=tuple(record.class_names))
     return "\n\n".join([str(table.path), *(reader.explanation(index) for index in samples)])
 

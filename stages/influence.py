@@ -13,8 +13,10 @@ from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, S
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import array_sha256, short
+from pipeline.ranks import ALONE, Ranks
 from pipeline.repair import TeacherRows
 from pipeline.scoring import TRUSTED_SHARE, Influence, InfluenceSettings, score_influence
+from pipeline.shared_files import is_missing, write_once
 from stages.cache_places import made_cache
 from stages.configs import Config
 from stages.influence_sources import Sources
@@ -29,9 +31,11 @@ TRUSTED_LEAK = 0.05
 
 
 def open_scores(
-    config: Config, cached: TeacherRows, dataset: Dataset, inputs: Clean
+    config: Config, cached: TeacherRows, dataset: Dataset, inputs: Clean, *, ranks: Ranks = ALONE
 ) -> ScoreTable | None:
     """The score file of a configuration, made unless it exists; None where it needs none.
+
+    Several ranks score the rows together, and every one opens the file.
 
     Raises:
         ArtefactMismatch: if the cache has no features, or other samples cannot be the target.
@@ -42,7 +46,7 @@ def open_scores(
     if identity is None:
         return None
     path = score_format.score_path(config.selections_folder, identity.id)
-    if path.exists():
+    if not is_missing(path, ranks):
         table = ScoreTable.open(path)
         table.require_samples(dataset.train.samples)
         if table.id != identity.id:
@@ -53,10 +57,11 @@ def open_scores(
         logger.info("%s exists, nothing is scored again", path)
         return table
     _require_rows(config.select, cached.cache, inputs)
-    sources = Sources.of(config.select, cached, dataset, inputs)
+    sources = Sources.of(config.select, cached, dataset, inputs, ranks=ranks)
     influence = score_influence(sources.rows, sources.targets, _settings(config.select))
     record = _record(identity, influence, sources, leak=_leak(config, cached.cache, dataset))
-    score_format.write(path, record=record, columns=_columns(influence, inputs))
+    columns = _columns(influence, inputs)
+    write_once(path, lambda: score_format.write(path, record=record, columns=columns), ranks=ranks)
     _warn(record.diagnostics)
     return ScoreTable.open(path)
 

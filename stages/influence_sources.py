@@ -16,6 +16,7 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head_data import ProjectedRows, Rows, principal_components
 from pipeline.provenance import short
+from pipeline.ranks import Ranks
 from pipeline.repair import TeacherRows
 from pipeline.scoring import ScoredRows
 from pipeline.targets import Target, Targets
@@ -39,24 +40,36 @@ class Sources:
 
     @classmethod
     def of(
-        cls, config: SelectConfig, cached: TeacherRows, dataset: Dataset, inputs: Clean
+        cls,
+        config: SelectConfig,
+        cached: TeacherRows,
+        dataset: Dataset,
+        inputs: Clean,
+        *,
+        ranks: Ranks,
     ) -> "Sources":
-        """Of a configuration.
+        """Of a configuration; every rank reads a part of them.
 
         Raises:
             ArtefactMismatch: if features are missing or useless, or a cache does not fit.
             ConfigError: if there are too few rows for its folds or parts.
         """
-        return _Builder(config, cached, dataset, inputs).sources()
+        return _Builder(config, cached, dataset, inputs, ranks=ranks).sources()
 
 
 class _Builder:
     """Collects the rows and targets of a configuration from its caches."""
 
     def __init__(
-        self, config: SelectConfig, cached: TeacherRows, dataset: Dataset, inputs: Clean
+        self,
+        config: SelectConfig,
+        cached: TeacherRows,
+        dataset: Dataset,
+        inputs: Clean,
+        *,
+        ranks: Ranks,
     ) -> None:
-        self._config, self._settings = config, config.influence
+        self._config, self._settings, self._ranks = config, config.influence, ranks
         self._cached, self._dataset, self._inputs = cached, dataset, inputs
         self._target_kind = influence_target(config, cached.cache)
         self._seen = self._proxy() or cached
@@ -85,6 +98,7 @@ class _Builder:
             start=self._start(),
             clean=self._features(self._seen, (0,), training),
             folds=self._folds(),
+            ranks=self._ranks,
         )
         targets, keys, in_sample = self._targets(rows)
         return Sources(
@@ -147,7 +161,7 @@ class _Builder:
                 f"select.influence.pca is {wanted} and {self._seen.cache.path} has {rows.shape[2]} "
                 "features (expected at most as many). Lower it."
             )
-        return principal_components(rows, num_components=wanted)
+        return principal_components(rows, num_components=wanted, sharing=self._ranks)
 
     def _require_variance(self, rows: CachedFeatures) -> None:
         first = rows.read(slice(0, min(rows.shape[1], 4096)))[0].float()
@@ -199,7 +213,10 @@ class _Builder:
         if self._target_kind == "cross-fit":
             assert rows.folds is not None, "the target is cut along them"
             folded = Target(
-                features=rows.clean, labels=rows.labels, groups=self._groups_of_folds(rows.folds)
+                features=rows.clean,
+                labels=rows.labels,
+                groups=self._groups_of_folds(rows.folds),
+                ranks=self._ranks,
             )
             choosing = self._choosing_target(held_out)
             targets = Targets(target=folded, folds=rows.folds, choosing=choosing)
@@ -218,7 +235,7 @@ class _Builder:
     def _choosing_target(self, samples: Tensor) -> Target:
         """Held-out rows of which only the loss is asked."""
         features = self._features(self._seen, (0,), samples)
-        return Target(features=features, labels=self._inputs.labels[samples])
+        return Target(features=features, labels=self._inputs.labels[samples], ranks=self._ranks)
 
     def _groups_of_folds(self, folds: Tensor) -> Tensor | None:
         """The parts of every fold for its standard errors, (N,) int64."""
@@ -250,6 +267,7 @@ class _Builder:
             features=self._features(cached, (0,), samples),
             labels=labels[samples],
             groups=self._groups(samples, labels, keys),
+            ranks=self._ranks,
         )
 
     def _groups(self, samples: Tensor, labels: Tensor, keys: NDArray[np.uint8]) -> Tensor | None:

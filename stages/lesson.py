@@ -16,7 +16,7 @@ from pipeline.artefacts.selection import (
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import Supervision
-from pipeline.data.views import ViewSpec
+from pipeline.data.view_kinds import Views, views_from_json
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import refusal
 from pipeline.provenance import short
@@ -33,9 +33,9 @@ class Lesson:
     soft: SoftLabels
 
     @property
-    def view_spec(self) -> ViewSpec:
+    def view_spec(self) -> Views:
         """The views that the soft labels were made of."""
-        return ViewSpec.from_json(self.soft.record.identity.view_spec)
+        return views_from_json(self.soft.record.identity.view_spec)
 
     def supervision(self, features: "TeacherFeatures | None") -> Supervision:
         """What is joined to the images."""

@@ -17,12 +17,16 @@ from pipeline.artefacts.dataset_record import DatasetRecord, read_record, write_
 from pipeline.artefacts.store import publishing_folder
 from pipeline.data import betons, sources
 from pipeline.data.reading import ReadSplit, by_pixels, read_split, second_reading, statistics
-from pipeline.data.sources import Source
+from pipeline.data.sources import Source, Split
+from pipeline.data.storage import Storage
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import array_sha256, identity, short
 from stages.configs import Config, PrepareConfig
 
 logger = logging.getLogger(__name__)
+
+_LATER_SETTINGS = ("store", "raw_pixels", "quality", "max_side")
+"""Not among the settings of data sets that were prepared before they existed."""
 
 
 def execute(config: Config) -> Dataset:
@@ -30,9 +34,10 @@ def execute(config: Config) -> Dataset:
     folder = config.data_folder
     source = open_source(config.prepare)
     request = _request(source, config.prepare)
+    any_size = config.views.kind == "rrc-flip"
     existing = _existing_record(folder)
     if existing is None or existing.request != request:
-        plan = _plan(source, config.prepare, request)
+        plan = _plan(source, config.prepare, request, any_size=any_size)
         if existing is None:
             with publishing_folder(folder) as partial:
                 _write(partial, plan)
@@ -71,7 +76,11 @@ def open_source(config: PrepareConfig) -> Source:
             config.name, root=config.path, download=config.download, resize=config.resize
         )
     return sources.image_folder(
-        config.path, train=config.train, test=config.test or None, resize=config.resize
+        config.path,
+        train=config.train,
+        test=config.test or None,
+        resize=config.resize,
+        max_side=config.max_side,
     )
 
 
@@ -93,19 +102,22 @@ def _request(source: Source, config: PrepareConfig) -> str:
     splits = [s for s in (source.train, source.test) if s is not None]
     listing = [split.listing() for split in splits]
     labels = [array_sha256(split.labels) for split in splits]
-    settings = config.model_dump(mode="json", exclude={"download", "path"})
+    defaults = PrepareConfig()
+    unset = {name for name in _LATER_SETTINGS if getattr(config, name) == getattr(defaults, name)}
+    settings = config.model_dump(mode="json", exclude={"download", "path", *unset})
     return identity("prepare", [settings, listing, labels])
 
 
-def _plan(source: Source, config: PrepareConfig, request: str) -> _Plan:
+def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool) -> _Plan:
     """Read the source once and settle what goes where."""
-    train, test = _read_splits(source, config)
+    train, test = _read_splits(source, config, any_size=any_size)
     if config.order == "source":
         train, test = train.as_listed(), test.as_listed()
-    if train.image_size != test.image_size:
+    if not any_size and (train.sizes[0] != test.sizes[0]).any():
         raise ArtefactMismatch(
-            f"the test images are {by_pixels(test.image_size)} pixels (expected "
-            f"{by_pixels(train.image_size)}, as the training images). Set `prepare.resize`."
+            f"the test images are {by_pixels(test.sizes[0])} pixels (expected "
+            f"{by_pixels(train.sizes[0])}, as the training images). Set `prepare.resize`, or "
+            '`views.kind = "rrc-flip"`.'
         )
     held_out = dataset_format.stratified_rows(
         train.samples,
@@ -142,10 +154,18 @@ def _require_all_classes(
             )
 
 
-def _read_splits(source: Source, config: PrepareConfig) -> tuple[ReadSplit, ReadSplit]:
-    train = read_split(source.train, "train", skip_corrupt=config.skip_corrupt)
+def _read_splits(
+    source: Source, config: PrepareConfig, *, any_size: bool
+) -> tuple[ReadSplit, ReadSplit]:
+    storage = Storage(store=config.store, raw_pixels=config.raw_pixels, quality=config.quality)
+
+    def read(split: Split, name: str) -> ReadSplit:
+        skip = config.skip_corrupt
+        return read_split(split, name, skip_corrupt=skip, storage=storage, any_size=any_size)
+
+    train = read(source.train, "train")
     if source.test is not None:
-        return train, read_split(source.test, "eval", skip_corrupt=config.skip_corrupt)
+        return train, read(source.test, "eval")
     test_rows = dataset_format.stratified_rows(
         train.samples, fraction=config.test_fraction, seed=config.held_out_seed, purpose="test"
     )
@@ -162,13 +182,19 @@ def _write(folder: Path, plan: _Plan) -> None:
         records[name] = dataset_format.split_record(
             folder, name, read.samples, num_classes=len(plan.source.class_names)
         )
-    mean, std = statistics(np.delete(plan.train.sums, plan.held_out, axis=0), plan.train.image_size)
+    rows = np.delete(np.arange(len(plan.train.samples)), plan.held_out)
+    mean, std = statistics(plan.train.sums[rows], plan.train.sizes[rows])
+    sizes = np.concatenate([plan.train.sizes, plan.eval.sizes])
+    smallest, largest = sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()
+    num_jpegs = int(plan.train.are_jpeg.sum() + plan.eval.are_jpeg.sum())
     record = DatasetRecord(
         id=plan.id,
         request=plan.request,
         source=plan.source.description,
         class_names=list(plan.source.class_names),
-        image_size=plan.train.image_size,
+        heights=(smallest[0], largest[0]),
+        widths=(smallest[1], largest[1]),
+        num_jpegs=num_jpegs,
         decoder=f"pillow {PIL.__version__}",
         mean=mean,
         std=std,
@@ -179,6 +205,14 @@ def _write(folder: Path, plan: _Plan) -> None:
         skipped=sorted({*plan.train.skipped, *plan.eval.skipped}),
     )
     write_record(folder, record)
+
+
+def _sizes(record: DatasetRecord) -> str:
+    """Of the images, for people."""
+    if record.image_size is not None:
+        return by_pixels(record.image_size)
+    smallest, largest = (by_pixels((record.heights[i], record.widths[i])) for i in (0, 1))
+    return f"{smallest} to {largest}"
 
 
 def _tell(dataset: Dataset, *, existed: bool) -> None:
@@ -192,7 +226,7 @@ def _tell(dataset: Dataset, *, existed: bool) -> None:
         f"{len(dataset.training):,}",
         f"{len(record.held_out):,}",
         f"{dataset.eval.num_samples:,}",
-        by_pixels(record.image_size),
+        _sizes(record),
         short(record.id),
     )
     if record.skipped:

@@ -1,5 +1,6 @@
 """What a configuration asks for: identities that need no teacher, and where they lead."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,10 @@ from pipeline.artefacts.scores import ScoreIdentity
 from pipeline.artefacts.selection import SelectionIdentity
 from pipeline.artefacts.soft_labels import SoftLabelIdentity
 from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.data.resized_crops import ResizedCropSpec
+from pipeline.data.view_kinds import Views
 from pipeline.data.views import ALL, ViewSpec
-from pipeline.errors import ConfigError
+from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime import resolve_runtime
 from stages.configs import CacheTeacherConfig, Config, ViewsConfig
@@ -25,8 +28,20 @@ _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels", "ch
 _WEIGHTS = ("lambda_ce", "lambda_kd", "lambda_feature")
 
 
-def view_spec(config: ViewsConfig) -> ViewSpec:
+def view_spec(config: ViewsConfig) -> Views:
     """The views that a configuration names."""
+    if config.kind == "rrc-flip":
+        assert config.size is not None  # the config refused this
+        assert config.count != "all"
+        return ResizedCropSpec(
+            size=config.size,
+            scale=config.scale,
+            ratio=config.ratio,
+            flip=config.flip,
+            centre=config.centre,
+            count=config.count,
+            seed=config.seed,
+        )
     count = ALL if config.count == "all" else config.count
     return ViewSpec(padding=config.padding, flip=config.flip, count=count, seed=config.seed)
 
@@ -165,6 +180,8 @@ def training_settings(config: OptimiserConfig) -> dict[str, Json]:
     """The settings of a training that its numbers depend on."""
     settings: dict[str, Json] = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_NUMBERS)
     settings["precision"] = resolve_runtime(config.precision).precision
+    if not config.resolutions:  # a run from before there were any is still the same run
+        settings.pop("resolutions")
     return settings
 
 
@@ -188,9 +205,31 @@ def teacher_run_path(config: Config, dataset: Dataset) -> Path:
     )
 
 
-def fresh_views(config: Config) -> ViewSpec:
+def fresh_views(config: Config) -> Views:
     """The augmentation of `views` without a cache: every sample draws anew in every epoch."""
     views = config.views
+    spec = view_spec(views)
+    if isinstance(spec, ResizedCropSpec):
+        return replace(spec, count=ALL, seed=0)
     if views.padding == 0 and not views.flip:
         return ViewSpec()
     return ViewSpec(padding=views.padding, flip=views.flip, count=ALL)
+
+
+def seen_size(views: Views, dataset: Dataset) -> tuple[int, int]:
+    """Height and width of the images that networks see.
+
+    Raises:
+        ArtefactMismatch: if the views need images of one size, and these are not.
+    """
+    if isinstance(views, ResizedCropSpec):
+        return views.size, views.size
+    size, record = dataset.record.image_size, dataset.record
+    if size is None:
+        raise ArtefactMismatch(
+            f"{dataset.folder} has images of {record.heights[0]} to {record.heights[1]} x "
+            f"{record.widths[0]} to {record.widths[1]} pixels (expected one size, for views of "
+            "kind 'crop-flip'). Set `views.kind = \"rrc-flip\"`, or `prepare.resize` and prepare "
+            "again."
+        )
+    return size

@@ -1,12 +1,14 @@
 """select: teacher cache -> selection table + soft labels. No model is loaded, no image is read.
 
 Revises the teacher's labels, predicts for every training sample whether distilling it helps the
-held-out loss, and writes down what to distil.
+held-out loss, and writes down what to distil. Several processes share out the rows that the heads
+are fitted to and scored on; the first one writes.
 """
 
 import logging
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,8 +40,10 @@ from pipeline.methods.logit_distillation import standardised
 from pipeline.methods.sparse_labels import pack
 from pipeline.progress import Progress, progress
 from pipeline.provenance import short
+from pipeline.ranks import ALONE, Ranks
 from pipeline.repair import RepairedCache, TeacherRows, repair_head
 from pipeline.runtime import num_cores, versions
+from pipeline.shared_files import is_missing, write_once
 from stages.cache_places import find_cache
 from stages.configs import Config
 from stages.influence import open_scores
@@ -50,8 +54,12 @@ from stages.selection_columns import Clean, table_columns
 logger = logging.getLogger(__name__)
 
 
-def execute(config: Config) -> SelectionTable:
-    """Write the soft labels and the selection table, unless they exist; return the table."""
+def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
+    """Write the soft labels and the selection table, unless they exist; return the table.
+
+    Every one of several ranks returns it. Ranks of machines that share no folder each need the
+    data set, and a cache that they can read; every machine gets its copy of what is written.
+    """
     torch.set_num_threads(num_cores())
     dataset = Dataset.open(config.data_folder)
     cached = _join(config, dataset)
@@ -61,17 +69,20 @@ def execute(config: Config) -> SelectionTable:
     )
     if path.exists():
         require_same_selection(path, identity)
-    rows = _Teacher(config, cached, dataset)
-    _write_soft_labels(config, rows, dataset)
-    if path.exists():
+    rows = _Teacher(config, cached, dataset, ranks=ranks)
+    _write_soft_labels(config, rows, dataset, ranks=ranks)
+    if not is_missing(path, ranks):
         table = SelectionTable.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(table.record))
         return table
     inputs = Clean.read(rows.rows, dataset, config.select)
-    scores = open_scores(config, rows.rows, dataset, inputs)
+    scores = open_scores(config, rows.rows, dataset, inputs, ranks=ranks)
     selection = _select(config.select, inputs, scores)
     record = _record(identity, inputs, scores, selection, cached)
-    selection_format.write(path, record=record, columns=table_columns(inputs, scores, selection))
+    columns = table_columns(inputs, scores, selection)
+    write_once(
+        path, lambda: selection_format.write(path, record=record, columns=columns), ranks=ranks
+    )
     logger.info("%s: %s", path, describe(record))
     return SelectionTable.open(path)
 
@@ -79,8 +90,10 @@ def execute(config: Config) -> SelectionTable:
 class _Teacher:
     """The cache's own logits, or repaired ones; repaired when they are first read."""
 
-    def __init__(self, config: Config, cached: HydratedCache, dataset: Dataset) -> None:
-        self._config, self._cached, self._dataset = config, cached, dataset
+    def __init__(
+        self, config: Config, cached: HydratedCache, dataset: Dataset, *, ranks: Ranks
+    ) -> None:
+        self._config, self._cached, self._dataset, self._ranks = config, cached, dataset, ranks
 
     @property
     def cache(self) -> TeacherCache:
@@ -93,7 +106,11 @@ class _Teacher:
             return self._cached
         self._cached.cache.require_features()
         repaired = repair_head(
-            self._cached, self._dataset, num_folds=settings.influence.folds, seed=settings.seed
+            self._cached,
+            self._dataset,
+            num_folds=settings.influence.folds,
+            seed=settings.seed,
+            ranks=self._ranks,
         )
         for line in describe_repair(repaired.report):
             logger.info("%s", line)
@@ -161,14 +178,32 @@ def describe_repair(report: RepairReport) -> Iterator[str]:
         )
 
 
-def _write_soft_labels(config: Config, teacher: _Teacher, dataset: Dataset) -> None:
+def _write_soft_labels(
+    config: Config, teacher: _Teacher, dataset: Dataset, *, ranks: Ranks
+) -> None:
+    """Make them unless they exist; rank 0 checks every byte of those that do."""
     identity = soft_label_identity(config.select, teacher.cache, dataset)
     path = soft_format.soft_label_path(config.selections_folder, identity.id)
-    if path.exists():
-        SoftLabels.open(path)
+    if not is_missing(path, ranks):
+        if ranks.is_first:
+            SoftLabels.open(path)
         logger.info("%s exists, nothing to do", path)
         return
-    cached = teacher.rows
+    cached = teacher.rows  # by all ranks, where it is repaired
+    write_once(
+        path, lambda: _revise_views(path, identity, cached, dataset, config=config), ranks=ranks
+    )
+
+
+def _revise_views(
+    path: Path,
+    identity: SoftLabelIdentity,
+    cached: TeacherRows,
+    dataset: Dataset,
+    *,
+    config: Config,
+) -> None:
+    """Write the soft labels of all views."""
     labels = torch.from_numpy(dataset.train.samples.labels)
     with progress(
         "revise labels", total=len(identity.views) * cached.num_samples, unit="rows"

@@ -16,7 +16,7 @@ from pipeline.runtime import Runtime
 from pipeline.teacher_pass import Teacher
 from stages.config_types import Triple
 from stages.configs import CacheTeacherConfig, Config
-from stages.requests import teacher_run_path
+from stages.requests import seen_size, teacher_run_path, view_spec
 
 
 def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
@@ -30,7 +30,7 @@ def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
     origin = _origin(config, dataset)
     weights = load_weights(origin.source)
     model = build(origin.arch, num_classes=origin.num_classes, head=origin.head)
-    require_image_size(model, dataset.record.image_size)
+    require_image_size(model, seen_size(view_spec(config.views), dataset))
     load_into(model, weights, source=origin.source)
     digest = weights_digest(weights)
     if list(origin.rows) != list(range(origin.num_classes)):

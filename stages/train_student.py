@@ -15,7 +15,7 @@ from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
 from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.data.views import ViewSpec
+from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch
 from pipeline.feature_terms import feature_term
 from pipeline.models import Classifier
@@ -24,6 +24,7 @@ from pipeline.models.reused_head import ReusedHead
 from pipeline.models.zoo import build
 from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json, array_sha256
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime, resolve_runtime
 from pipeline.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
 from stages.cache_places import made_cache
@@ -35,7 +36,7 @@ from stages.lesson import (
     open_lesson,
     require_teachable,
 )
-from stages.requests import fresh_views, student_settings, view_spec
+from stages.requests import fresh_views, seen_size, student_settings, view_spec
 from stages.teacher import load_teacher
 from stages.trainer import TeacherClasses, Training
 from stages.training_config import TrainStudentConfig
@@ -47,16 +48,17 @@ _NEVER_DISTILLED = -1
 """Instead of a label: such samples are no negatives either."""
 
 
-def execute(config: Config, *, resume: Path | None = None) -> Run:
+def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE) -> Run:
     """Train the student of ``config``, or go on with it, unless the same run exists.
 
     Args:
         config: the configuration.
         resume: the folder of the training to go on with, which must be this one; None: go on with
             this training if it was begun.
+        ranks: the processes that train it together; the number of them is no part of its id.
     """
     dataset = Dataset.open(config.data_folder)
-    plan = _Plan.of(config, dataset)
+    plan = ranks.first_before_others(lambda: _Plan.of(config, dataset))
     settings = config.train_student
     path = run_path(
         config.runs_folder,
@@ -66,11 +68,12 @@ def execute(config: Config, *, resume: Path | None = None) -> Run:
     )
     if resume is not None:
         require_resumable(resume, path, settings=plan.identity, inputs=plan.inputs)
-    if path.exists():
+    if ranks.any(path.exists()):
         run = Run.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(run.result))
         return run
-    return train(_training(config, dataset, plan), path, plan.runtime)
+    training = ranks.first_before_others(lambda: _training(config, dataset, plan))
+    return train(training, path, plan.runtime, ranks=ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ class _Plan:
 
     lesson: Lesson | None
     online: OnlineTeacher | None
-    views: ViewSpec
+    views: Views
     identity: dict[str, Json]
     inputs: Inputs
     runtime: Runtime
@@ -114,7 +117,7 @@ def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
     settings, lesson = config.train_student, plan.lesson
     torch.manual_seed(settings.seed)
     model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
-    require_image_size(model, dataset.record.image_size)
+    require_image_size(model, seen_size(plan.views, dataset))
     features: TeacherFeatures | None = None
     loss: StudentLoss = PlainLoss(label_smoothing=settings.label_smoothing)
     if lesson is not None:
@@ -198,7 +201,7 @@ def _online(config: Config, dataset: Dataset, lesson: Lesson | None) -> OnlineTe
     )
 
 
-def _views(config: Config, lesson: Lesson | None) -> ViewSpec:
+def _views(config: Config, lesson: Lesson | None) -> Views:
     """The augmentation that the student sees.
 
     Raises:

@@ -11,22 +11,24 @@ from pipeline.artefacts.dataset import Dataset, stratified_rows
 from pipeline.artefacts.run import Inputs, Run
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import resolve_runtime
 from pipeline.student_loss import PlainLoss
 from stages.configs import Config
-from stages.requests import fresh_views, teacher_run_path, training_settings
+from stages.requests import fresh_views, seen_size, teacher_run_path, training_settings
 from stages.trainer import TeacherClasses, Training
 from stages.training_run import describe, require_resumable, train
 
 logger = logging.getLogger(__name__)
 
 
-def execute(config: Config, *, resume: Path | None = None) -> Run:
+def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE) -> Run:
     """Train the teacher of ``config`` on T, or a share of it, unless the same run exists.
 
     Args:
         config: the configuration.
         resume: the folder of the training to go on with, which must be this one.
+        ranks: the processes that train it together; the number of them is no part of its id.
     """
     dataset = Dataset.open(config.data_folder)
     path = teacher_run_path(config, dataset)
@@ -34,11 +36,12 @@ def execute(config: Config, *, resume: Path | None = None) -> Run:
         training = _training(config, dataset)
         settings, inputs = training.identity, training.inputs
         require_resumable(resume, path, settings=settings, inputs=inputs)
-    if path.exists():
+    if ranks.any(path.exists()):
         run = Run.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(run.result))
         return run
-    return train(_training(config, dataset), path, resolve_runtime(config.train_teacher.precision))
+    runtime = resolve_runtime(config.train_teacher.precision)
+    return train(_training(config, dataset), path, runtime, ranks=ranks)
 
 
 def _training(config: Config, dataset: Dataset) -> Training:
@@ -47,7 +50,7 @@ def _training(config: Config, dataset: Dataset) -> Training:
     runtime = resolve_runtime(settings.precision)
     torch.manual_seed(settings.seed)
     model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
-    require_image_size(model, dataset.record.image_size)
+    require_image_size(model, seen_size(views, dataset))
     return Training(
         settings=settings,
         identity={**training_settings(settings), "views": views.as_json()},

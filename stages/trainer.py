@@ -2,79 +2,52 @@
 
 import logging
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.run import Inputs
 from pipeline.artefacts.unfinished_run import UnfinishedRun
-from pipeline.data.loaders import Batch, BatchLoader, Supervision
-from pipeline.data.views import ViewSpec
+from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
-from pipeline.online_teacher import OnlineTeacher
 from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.progress import Progress, progress
 from pipeline.provenance import Json
+from pipeline.rank_states import (
+    all_states,
+    own_state,
+    random_state,
+    random_stream,
+    set_random_state,
+)
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime
-from pipeline.stopping import StopWish, hearing_stop_wishes
-from pipeline.student_loss import StudentLoss
+from pipeline.stopping import SharedWish, hearing_stop_wishes
 from pipeline.training import EpochSize, Learner, StepRules, Totals
 from pipeline.training_log import events_into
-from stages.training_config import OptimiserConfig
+from stages.requests import seen_size
+from stages.training_plan import TeacherClasses, Training
+
+__all__ = ["TeacherClasses", "Trainer", "Training", "make_learner"]
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherClasses:
-    """The teacher's top class in the clean view, to tell how far the student follows it."""
-
-    held_out: Tensor | None
-    """(M,) int64, in the order of the held-out rows."""
-    test: Tensor | None
-    """(K,) int64"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What to train on what."""
-
-    settings: OptimiserConfig
-    identity: Mapping[str, Json]
-    """Everything among the settings that the numbers depend on."""
-    inputs: Inputs
-    dataset: Dataset
-    rows: NDArray[np.int64]
-    """Sample indices that are trained on."""
-    views: ViewSpec
-    model: Classifier
-    loss: StudentLoss
-    supervision: Supervision | None
-    num_distilled: int
-    teacher: TeacherClasses
-    method: str | None = None
-    online: OnlineTeacher | None = None
+"""Images of at most 64 x 64 pixels, or fewer larger ones that have as many pixels."""
 
 
 class Trainer:
     """A learner with its loaders, and the place that it has reached."""
 
-    def __init__(self, training: Training, runtime: Runtime) -> None:
+    def __init__(self, training: Training, runtime: Runtime, *, ranks: Ranks = ALONE) -> None:
         settings, dataset = training.settings, training.dataset
         workers = runtime.loader_workers(settings.workers)
         self._training = training
         self._settings = settings
-        self.runtime = runtime
+        self.runtime, self._ranks = runtime, ranks
         self._loader = BatchLoader(
             dataset.train,
             batch_size=settings.batch_size,
@@ -84,17 +57,31 @@ class Trainer:
             seed=settings.seed,
             workers=workers,
             supervision=training.supervision,
+            ranks=ranks,
         )
+        clean = training.views.clean
+        height, width = seen_size(clean, dataset)
+        size = max(1, EVALUATION_BATCH * 64**2 // max(height * width, 64**2))
+        size *= ranks.world
         self._held_out = BatchLoader(
-            dataset.train, batch_size=EVALUATION_BATCH, rows=dataset.held_out, workers=workers
+            dataset.train,
+            batch_size=size,
+            view_spec=clean,
+            rows=dataset.held_out,
+            workers=workers,
+            ranks=ranks,
         )
-        self._test = BatchLoader(dataset.eval, batch_size=EVALUATION_BATCH, workers=workers)
+        self._test = BatchLoader(
+            dataset.eval, batch_size=size, view_spec=clean, workers=workers, ranks=ranks
+        )
         normalise = Normaliser(
             mean=dataset.record.mean, std=dataset.record.std, device=runtime.device
         )
         self.learner = make_learner(
-            training, normalise, runtime, num_batches=self._loader.num_batches
+            training, normalise, runtime, num_batches=self._loader.num_batches, ranks=ranks
         )
+        if not ranks.is_first:  # what dropout draws; the weights are the first rank's
+            torch.manual_seed(random_stream(settings.seed, ranks.rank, step=0))
         self._totals = Totals(runtime.device)
         self._epoch = 0
         self.metrics: list[dict[str, float]] = []
@@ -114,31 +101,40 @@ class Trainer:
         per_epoch = self._loader.num_samples
         done = self._epoch * per_epoch + self._totals.num_samples
         with (
-            hearing_stop_wishes() as wish,
+            hearing_stop_wishes() as own_wish,
             progress(
                 f"train {self._training.model.arch}",
                 total=self._settings.epochs * per_epoch,
                 unit="images",
                 done=done,
             ) as bar,
-            events_into(unfinished.folder, next_epoch=self._epoch + 1) as tell,
+            self._events(unfinished) as tell,
         ):
+            wish = SharedWish(own_wish, self._ranks)
             while self._epoch < self._settings.epochs:
                 self._train_epoch(unfinished, wish, bar)
                 tell(self.metrics[-1])
+                wish.settle()
                 self._obey(wish, unfinished)
         return self._last or self._evaluate(self._held_out)
+
+    @property
+    def device(self) -> str:
+        """For people: what it trains on."""
+        shared = f", {self._ranks.world} processes" if self._ranks.are_many else ""
+        return self.runtime.description + shared
 
     def test(self) -> Evaluation:
         """Look at the test images."""
         return self._evaluate(self._test)
 
-    def _train_epoch(self, unfinished: UnfinishedRun, wish: StopWish, bar: Progress) -> None:
+    def _train_epoch(self, unfinished: UnfinishedRun, wish: SharedWish, bar: Progress) -> None:
         """Train the rest of the epoch, evaluate, keep a checkpoint."""
 
         def on_step(num_samples: int) -> None:
             bar.advance(num_samples, note=f"epoch {self._epoch + 1}")
-            if wish.is_there or self._is_due:
+            is_due = wish.ask(self._is_due)
+            if wish.is_there or is_due:
                 self._keep(unfinished)
             self._obey(wish, unfinished)
 
@@ -169,9 +165,17 @@ class Trainer:
         self._totals = Totals(self.runtime.device)
         self._keep(unfinished)
 
-    def _obey(self, wish: StopWish, unfinished: UnfinishedRun) -> None:
+    def _events(
+        self, unfinished: UnfinishedRun
+    ) -> AbstractContextManager[Callable[[Mapping[str, Json]], None]]:
+        """What the first rank tells TensorBoard."""
+        if not self._ranks.is_first:
+            return nullcontext(lambda _: None)
+        return events_into(unfinished.folder, next_epoch=self._epoch + 1)
+
+    def _obey(self, wish: SharedWish, unfinished: UnfinishedRun) -> None:
         """Stop where that was asked for; a checkpoint of this very place exists."""
-        if wish.is_there:
+        if wish.is_there and self._ranks.is_first:
             logger.warning(
                 "%s keeps the training %s: run the same command to go on",
                 unfinished.folder,
@@ -181,7 +185,8 @@ class Trainer:
 
     def _batches(self) -> Generator[Batch]:
         """The batches of this epoch that are left."""
-        batches = self._loader.epoch(self._epoch, skip=self._totals.num_batches)
+        side = self._settings.side_in(self._epoch)
+        batches = self._loader.epoch(self._epoch, skip=self._totals.num_batches, size=side)
         online = self._training.online
         return batches if online is None else online.taught(batches)
 
@@ -191,6 +196,7 @@ class Trainer:
             loader.view(0),
             normalise=self.learner.normalise,
             runtime=self.runtime,
+            ranks=self._ranks,
         )
 
     @property
@@ -203,28 +209,40 @@ class Trainer:
 
     def _keep(self, unfinished: UnfinishedRun) -> None:
         """Make a checkpoint: everything that the numbers to come depend on."""
+        own = {"totals": self._totals.state_dict(), "random": random_state(self.runtime.device)}
+        first, *others = all_states(own, self._ranks)
         state = {
             "epoch": self._epoch,
-            "totals": self._totals.state_dict(),
             "metrics": self.metrics,
             "learner": self.learner.state_dict(),
-            "random": _random_state(self.runtime.device),
+            **first,
+            "others": others,
         }
-        unfinished.keep(state, self.metrics)
+        if self._ranks.is_first:
+            unfinished.keep(state, self.metrics)
         self._kept = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._epoch = state["epoch"]
-        self._totals = Totals.restored(state["totals"], self.runtime.device)
         self.metrics = state["metrics"]
         self.learner.load_state_dict(state["learner"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if state["random"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.runtime.device)
+        own = own_state([state, *state.get("others", [])], self._ranks)
+        self._totals = Totals.restored(own["totals"], self.runtime.device)
+        if own["random"] is not None:
+            set_random_state(own["random"], self.runtime.device)
+        else:
+            step = self.learner.num_steps
+            seed = random_stream(self._settings.seed, self._ranks.rank, step=step)
+            torch.manual_seed(seed)
 
 
 def make_learner(
-    training: Training, normalise: Normaliser, runtime: Runtime, *, num_batches: int
+    training: Training,
+    normalise: Normaliser,
+    runtime: Runtime,
+    *,
+    num_batches: int,
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """The network with its optimiser and schedule, as the settings say."""
     settings = training.settings
@@ -257,9 +275,5 @@ def make_learner(
         rules=StepRules(accumulate=settings.accumulate, clip_norm=settings.clip_norm),
         ema_decay=settings.ema_decay,
         compile=settings.compile,
+        ranks=ranks,
     )
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor | None]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}

@@ -65,6 +65,9 @@ class OptimiserConfig(Section):
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Epochs after which multi-step multiplies the rate by `gamma`."""
     gamma: OpenUnit = 0.1
+    resolutions: tuple[tuple[Count, Annotated[int, Field(ge=4, le=1024)]], ...] = ()
+    """[epoch, side] pairs: from that epoch on, counted from 1, random resized crops are trained on
+    at that side in pixels; unset: at `views.size`, at which networks are evaluated anyway."""
     seed: Seed = 0
     precision: TrainingPrecision = "auto"
     """Autocast to bf16, or to fp16 with a scaled loss, or fp32; auto: bf16 where the hardware has
@@ -99,7 +102,18 @@ class OptimiserConfig(Section):
             raise ValueError("milestones must be set for schedule = 'multi-step'")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("nesterov must be false where momentum is 0")
+        starts = [epoch for epoch, _ in self.resolutions]
+        if starts and (starts[0] != 1 or starts != sorted(set(starts)) or starts[-1] > self.epochs):
+            raise ValueError(
+                f"resolutions must begin at different epochs, the first at 1 and the last at "
+                f"{self.epochs} or before, got {starts}"
+            )
         return self
+
+    def side_in(self, epoch: int) -> int | None:
+        """Side in pixels of the images of an epoch, counted from 0; None: that of the views."""
+        sides = [side for start, side in self.resolutions if start <= epoch + 1]
+        return sides[-1] if sides else None
 
 
 class TrainTeacherConfig(OptimiserConfig):

@@ -3,7 +3,8 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -16,35 +17,81 @@ from pipeline.artefacts.unfinished_run import (
     require_same_training,
     unfinished_path,
 )
-from pipeline.errors import ArtefactMismatch
+from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.evaluation import Evaluation, agreement
 from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256
+from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime, versions
 from stages.trainer import Trainer, Training
 
 logger = logging.getLogger(__name__)
 
 
-def train(training: Training, path: Path, runtime: Runtime) -> Run:
-    """Train, or go on, evaluate on the held-out rows every epoch and on the test images once."""
-    settings, inputs = training.identity, training.inputs
-    with UnfinishedRun.opened(path, settings=settings, inputs=inputs) as unfinished:
-        trainer = Trainer(training, runtime)
+def train(training: Training, path: Path, runtime: Runtime, *, ranks: Ranks = ALONE) -> Run:
+    """Train, or go on, evaluate on the held-out rows every epoch and on the test images once.
+
+    Several ranks train one network together; the first one writes.
+
+    Raises:
+        ConfigError: if a batch cannot be shared out equally.
+    """
+    _require_equal_parts(training, ranks)
+    with _unfinished(training, path, ranks) as unfinished:
+        trainer = Trainer(training, runtime, ranks=ranks)
         held_out = trainer.run(unfinished)
-        with publishing_folder(path) as folder:
-            (folder / run_format.SETTINGS).write_text(_as_toml(settings))
-            run_format.write_metrics(folder, trainer.metrics)
-            for events in unfinished.events():
-                shutil.copy2(events, folder)
-            save_weights(trainer.learner.evaluated, folder / run_format.WEIGHTS)
-            weights = file_sha256(folder / run_format.WEIGHTS)
-            result = _result(training, trainer, held_out, weights=weights)
-            publish_json(folder / run_format.RESULT, result.model_dump(mode="json"))
-        unfinished.remove()
+        test = trainer.test()
+        if ranks.is_first:
+            _publish(training, trainer, unfinished, held_out=held_out, test=test, path=path)
+        ranks.wait()
     run = Run.open(path)
     logger.info("%s: %s", path, describe(run.result))
     return run
+
+
+def _require_equal_parts(training: Training, ranks: Ranks) -> None:
+    size = training.settings.batch_size
+    if size % ranks.world:
+        near = max(size // ranks.world, 1) * ranks.world
+        raise ConfigError(
+            f"batch_size is {size} (expected a multiple of {ranks.world}, the processes that share "
+            f"a batch). Set batch_size to {near}, or start another number of processes."
+        )
+
+
+@contextmanager
+def _unfinished(training: Training, path: Path, ranks: Ranks) -> Iterator[UnfinishedRun]:
+    """The folder of the training, which the first rank holds and all read."""
+    if not ranks.is_first:
+        ranks.wait()
+        yield UnfinishedRun(folder=unfinished_path(path))
+        return
+    opened = UnfinishedRun.opened(path, settings=training.identity, inputs=training.inputs)
+    with opened as unfinished:
+        ranks.wait()
+        yield unfinished
+
+
+def _publish(
+    training: Training,
+    trainer: Trainer,
+    unfinished: UnfinishedRun,
+    *,
+    held_out: Evaluation,
+    test: Evaluation,
+    path: Path,
+) -> None:
+    """Make the run of a training that is complete, and forget the checkpoint."""
+    with publishing_folder(path) as folder:
+        (folder / run_format.SETTINGS).write_text(_as_toml(training.identity))
+        run_format.write_metrics(folder, trainer.metrics)
+        for events in unfinished.events():
+            shutil.copy2(events, folder)
+        save_weights(trainer.learner.evaluated, folder / run_format.WEIGHTS)
+        weights = file_sha256(folder / run_format.WEIGHTS)
+        result = _result(training, trainer, held_out, test, weights=weights)
+        publish_json(folder / run_format.RESULT, result.model_dump(mode="json"))
+    unfinished.remove()
 
 
 def require_resumable(
@@ -77,11 +124,12 @@ def describe(result: RunResult) -> str:
     )
 
 
-def _result(training: Training, trainer: Trainer, last: Evaluation, *, weights: str) -> RunResult:
+def _result(
+    training: Training, trainer: Trainer, last: Evaluation, test: Evaluation, *, weights: str
+) -> RunResult:
     settings, dataset = training.settings, training.dataset
     held_out = [float(line["held_out_accuracy"]) for line in trainer.metrics]
     last_epochs = held_out[-settings.mean_of_last :]
-    test = trainer.test()
     seconds = sum(float(line["seconds"]) for line in trainer.metrics)
     num_images = len(training.rows) * settings.epochs
     is_offline = training.supervision is not None and training.online is None
@@ -113,7 +161,7 @@ def _result(training: Training, trainer: Trainer, last: Evaluation, *, weights: 
             seconds=seconds,
             training_images_per_second=num_images / seconds,
             teacher_forwards_saved=num_images if is_offline else 0,
-            device=trainer.runtime.description,
+            device=trainer.device,
         ),
         versions=versions(),
     )

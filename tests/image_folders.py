@@ -40,3 +40,27 @@ def folder_config(workspace: Path, images: Path, **prepare: Any) -> Config:
     """A configuration that prepares the folder ``images`` in ``workspace``."""
     settings = {"source": "folder", "path": images, **prepare}
     return Config.model_validate({"workspace": workspace, "prepare": settings})
+
+
+def photographs(
+    count: int, *, seed: int, sides: tuple[int, int], spread: int = 0
+) -> list[NDArray[np.uint8]]:
+    """Textured images with smooth colours, edges and a little noise, as JPEGs are made for.
+
+    Args:
+        count: of images.
+        seed: of all.
+        sides: height and width in pixels.
+        spread: largest number of pixels by which a side is longer.
+    """
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(count):
+        height, width = (side + int(rng.integers(0, spread + 1)) for side in sides)
+        coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        noise = rng.normal(0, 6, (height, width, 1))
+        pixels = np.asarray(smooth) + noise
+        pixels[height // 3 : height // 2, width // 4 : width // 2] += 60
+        images.append(np.clip(pixels, 0, 255).astype(np.uint8))
+    return images

@@ -13,12 +13,15 @@ import torch
 
 from pipeline.artefacts.cache_receipts import Seal, record_bytes
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.objects import open_objects
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
 from stages import cache_verify
 from stages.cache_places import made_cache
+from stages.cache_sizes import CacheSize
 from stages.config_file import with_overrides
+from stages.configs import CacheTeacherConfig
 from stages.requests import teacher_run_path
 from tests.commands import heartcut
 from tests.test_sharing import forged
@@ -292,7 +295,8 @@ def test_an_estimate_is_the_size_of_the_cache_that_is_made(digits, tiny_toml, tm
     text = out_of("estimate", tiny_toml, *options)
     assert not (work / "caches").exists()
     (row,) = [line for line in text.splitlines() if line.endswith("<- configured")]
-    *_, per_row, train, test, _, shards = row.removesuffix("<- configured").replace(",", "").split()
+    numbers = row.removesuffix("<- configured").replace(",", "").split()
+    *_, per_row, train, test, _, shards, objects = numbers
     assert heartcut("cache-teacher", tiny_toml, *options).code == 0
     config = with_overrides(digits, [f"workspace={work}", *chosen])
     dataset = Dataset.open(config.data_folder)
@@ -301,6 +305,7 @@ def test_an_estimate_is_the_size_of_the_cache_that_is_made(digits, tiny_toml, tm
     assert [int(train), int(test)] == sizes
     units = sum(cache.manifest.num_shards * cache.shape.num_views for cache in made)
     assert int(shards) == units
+    assert int(objects) == sum(len(open_objects(cache.path).sizes()) for cache in made)
     widths = {
         (): 2 * 10 + 2 * made[0].shape.num_features,
         ("cache_teacher.features=false",): 2 * 10,
@@ -311,6 +316,66 @@ def test_an_estimate_is_the_size_of_the_cache_that_is_made(digits, tiny_toml, tm
 def bytes_of(cache: TeacherCache) -> int:
     """Stored bytes of all numbers."""
     return sum(facts.bytes for _, facts in cache.objects())
+
+
+def size_of(num_samples: int, **settings: object) -> CacheSize:
+    return CacheSize(
+        settings=CacheTeacherConfig(**settings),
+        num_samples=num_samples,
+        num_views=3,
+        num_classes=100,
+        num_features=64,
+    )
+
+
+def test_a_cache_on_paper_has_the_size_of_a_prepared_one(digits, tiny_toml):
+    where = settings_of(f"workspace={digits.workspace}")
+    dataset = Dataset.open(digits.data_folder)
+    images = str(dataset.train.num_samples)
+    paper = ("--images", images, "--classes", "10", "--side", "8")
+    prepared, planned = (
+        out_of("estimate", tiny_toml, *where, *more).splitlines() for more in ((), paper)
+    )
+    rows = [
+        [
+            line.removesuffix("<- configured").split()
+            for line in text
+            if line.startswith("all logits")
+        ]
+        for text in (prepared, planned)
+    ]
+    assert [row[-6:-4] for row in rows[0]] == [row[-6:-4] for row in rows[1]]
+    assert len(rows[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "settings", "told"),
+    [
+        (67_108_865, {}, ["keys are one object of 1,073,741,840 bytes"]),
+        (67_108_864, {}, []),
+        (67_108_864, {"shard_rows": 128}, ["sealed.json would have about 1,038,090,240 bytes"]),
+    ],
+)
+def test_what_the_formats_cannot_hold_is_told_on_paper(num_samples, settings, told):
+    reasons = list(size_of(num_samples, **settings).too_large())
+    assert len(reasons) == len(told)
+    assert all(part in reason for part, reason in zip(told, reasons, strict=True))
+
+
+def test_the_bytes_on_paper_are_linear_in_the_images():
+    small, large, larger = (size_of(n).num_bytes for n in (20_000, 50_000, 80_000))
+    assert larger - large == large - small
+
+
+def test_time_is_told_for_every_stage_from_measured_rates(tiny_toml):
+    told = out_of("estimate", tiny_toml, "--images", "1000000", "--side", "8", "--measure")
+    rows = [line for line in told.splitlines() if line.startswith(("cache-teacher", "select"))]
+    assert len(rows) == 5
+    hours = [float(row.split()[-1]) for row in rows]
+    assert all(hour > 0 for hour in hours)
+    rate = float(told.split("resnet8a ")[-1].split()[0].replace(",", ""))
+    passes = int(rows[0].split()[1].replace(",", ""))
+    assert hours[0] == pytest.approx(passes / rate / 3600, rel=0.02, abs=1e-3)
 
 
 # gc

@@ -61,7 +61,7 @@ def test_configurations_import_without_torch():
         ({"train_student": {"lambda-ce": 1}}, "(did you mean lambda_ce?)"),
         (
             {"views": {"zzz": 1}},
-            "unknown key views.zzz (expected one of padding, flip, count, seed)",
+            "unknown key views.zzz (expected one of kind, padding, size, ",
         ),
     ],
 )

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from pipeline.methods.head_data import PickedRows, ProjectedRows, principal_components, read_rows
+from pipeline.methods.head_difficulty import score_difficulty
 from pipeline.methods.head_ekfac import ekfac
 from pipeline.methods.head_influence import (
     heldout_gradient,
     score_added,
-    score_difficulty,
     score_rows,
 )
 from pipeline.methods.head_problem import HeadProblem

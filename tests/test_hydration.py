@@ -361,6 +361,34 @@ def test_processes_that_copy_at_once_all_read_right_rows(dense_cache, samples, t
         assert snapshot(tmp_path) == before, "what three left is whole"
 
 
+def copy_and_tell(cached, barrier, written):
+    barrier.wait()
+    write = HydratedCache._write
+
+    def told(self, path, name, view):
+        written.put(view)
+        write(self, path, name, view)
+
+    HydratedCache._write = told
+    cached.features(0)
+
+
+def test_of_processes_that_need_a_copy_at_once_one_makes_it(dense_cache, samples, tmp_path):
+    context = multiprocessing.get_context("fork")
+    cached = hydrated(dense_cache, samples, ORDERS["permuted"], tmp_path)
+    barrier, written = context.Barrier(3), context.Queue()
+    processes = [
+        context.Process(target=copy_and_tell, args=(cached, barrier, written)) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert written.get(timeout=10) == 0
+    assert written.empty()
+
+
 def test_a_damaged_object_is_refused_and_no_copy_is_left(samples, tmp_path):
     folder = tmp_path / "cache"
     cache = sealed_cache(folder, samples, num_classes=NUM_CLASSES)

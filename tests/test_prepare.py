@@ -116,7 +116,7 @@ def test_a_second_run_writes_and_decodes_nothing(image_root, tmp_path, monkeypat
     config = folder_config(tmp_path, image_root)
     first = prepare.execute(config)
     before = times(first.folder)
-    monkeypatch.setattr(sources, "_decode", None)
+    monkeypatch.setattr(sources, "decode_file", None)
     with caplog.at_level(logging.INFO):
         second = prepare.execute(config)
     assert second.record == first.record
@@ -358,7 +358,7 @@ def test_digits_are_prepared_without_any_setting(tmp_path):
     assert dataset.record.image_size == (8, 8)
     assert dataset.record.class_names == list("0123456789")
     record = json.loads((dataset.folder / "dataset.json").read_text())
-    assert (record["format"], record["version"]) == ("heartcut.dataset", 2)
+    assert (record["format"], record["version"]) == ("heartcut.dataset", 3)
     assert record["source"] == "scikit-learn digits"
     assert dataset.record.id == DIGITS_ID
 

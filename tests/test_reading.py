@@ -55,6 +55,6 @@ def test_the_second_reading_gives_what_the_first_one_found(read_digits):
 
 def test_statistics_are_those_of_all_pixels(read_digits):
     images = np.stack([image for image, _ in second_reading(read_digits, "x")]) / 255.0
-    mean, std = statistics(read_digits.sums, read_digits.image_size)
+    mean, std = statistics(read_digits.sums, read_digits.sizes)
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), atol=1e-6)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import sources
-from pipeline.data.sources import UnreadableImage
+from pipeline.data.image_files import UnreadableImage
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from tests.image_folders import CLASSES, save_folder, textures
 
@@ -105,7 +105,7 @@ def test_no_damage_to_an_image_is_anything_but_pixels_or_one_line(data, content,
         damaged[position] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.png"
     try:
-        pixels = sources._decode(bytes(damaged), path, None)
+        pixels = sources.decode_file(bytes(damaged), path, sources.SizeRule())
     except UnreadableImage as error:
         told = str(error)
     else:

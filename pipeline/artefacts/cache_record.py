@@ -30,7 +30,7 @@ class CacheIdentity(Record):
     """Of the decoded pixels: another decoder shows the teacher other images."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    views: dict[str, int | bool]
+    views: dict[str, int | bool | float | str]
     precision: Literal["bf16", "fp32"]
     features: bool
     top_k: Annotated[int, Field(ge=0, le=4096)] = 0

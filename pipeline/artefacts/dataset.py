@@ -1,7 +1,7 @@
 """The data set: two betons and what they hold.
 
     <folder>/
-        train.beton                fields image (raw RGB), label (int), index (int)
+        train.beton                fields image (RGB: pixels or a JPEG), label (int), index (int)
         eval.beton                 the same for the test split
         train.samples.safetensors  keys (N, 16) uint8, labels (N,) int64, pixels (N, 16) uint8
         eval.samples.safetensors   the same for the test split
@@ -30,7 +30,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from pipeline.artefacts.dataset_record import (
-    FORMAT_VERSION,
     MADE_BY,
     DatasetRecord,
     FileRecord,
@@ -42,6 +41,9 @@ from pipeline.provenance import array_sha256, file_sha256, identity, short
 
 IMAGE, LABEL, INDEX = "image", "label", "index"
 """Field names inside a beton."""
+
+_ID_VERSION = 2
+"""Of what an id is made of, which is older than the form of dataset.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,7 @@ def dataset_id(
     return identity(
         "dataset",
         {
-            "version": FORMAT_VERSION,
+            "version": _ID_VERSION,
             "train": [train.fingerprint, train.pixel_digest],
             "eval": [test.fingerprint, test.pixel_digest],
             "class_names": list(class_names),

@@ -4,14 +4,15 @@ Written last, so a folder that holds one is complete. `pipeline.artefacts.datase
 """
 
 from pathlib import Path
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.artefacts.store import publish_json, read_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION: Final = 3
 MADE_BY = "heartcut prepare"
 
 
@@ -44,16 +45,20 @@ class DatasetRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "heartcut.dataset"
-    version: int = FORMAT_VERSION
+    version: Literal[3] = FORMAT_VERSION
     id: str
     """Identity: fingerprints, pixel digests, class names, held-out rows."""
     request: str
     """Hash of the settings and of the source that it was made from."""
     source: str
     class_names: list[str]
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
+    heights: tuple[int, int]
+    widths: tuple[int, int]
+    """Smallest and largest, in pixels."""
+    num_jpegs: int
+    """Images of both betons that are stored as JPEGs; the others are stored as pixels."""
     decoder: str
+    """What made pixels of the source's files."""
     mean: tuple[float, float, float]
     """Of the rows that are trained on, per channel, pixels / 255."""
     std: tuple[float, float, float]
@@ -64,6 +69,24 @@ class DatasetRecord(BaseModel):
     eval: SplitRecord
     skipped: list[str]
     """Source files left out by --skip-corrupt."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of all images; None where they differ."""
+        if self.heights[0] < self.heights[1] or self.widths[0] < self.widths[1]:
+            return None
+        return self.heights[0], self.widths[0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_2(cls, stored: object) -> object:
+        """Until version 3 all images were of one size, and stored as pixels."""
+        if not isinstance(stored, dict) or stored.get("version") != 2:
+            return stored
+        height, width = stored.get("image_size") or (None, None)
+        rest = {name: value for name, value in stored.items() if name != "image_size"}
+        sizes = {"heights": [height, height], "widths": [width, width]}
+        return {**rest, **sizes, "num_jpegs": 0, "version": FORMAT_VERSION}
 
 
 def read_record(folder: Path) -> DatasetRecord:

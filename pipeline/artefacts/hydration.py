@@ -5,7 +5,9 @@
 
 Gathering single rows from shards would read each shard many times over. So what is needed more
 than once, or in another order, is copied shard by shard, verified, into one flat file that any
-number of processes map. It can be removed at any time: it is made again.
+number of processes map. It can be removed at any time: it is made again. Of several processes that
+need a copy at once one makes it and the others wait; where the file system has no locks each makes
+it, and the last one, which is the same, stays.
 """
 
 import mmap
@@ -29,6 +31,7 @@ from pipeline.artefacts.cache_arrays import (
     TOP_LOGIT,
 )
 from pipeline.artefacts.cache_join import Joined
+from pipeline.artefacts.folder_lock import one_at_a_time
 from pipeline.artefacts.records import Record, read_record
 from pipeline.artefacts.store import publish_json, publishing_file
 from pipeline.artefacts.teacher_cache import TeacherCache
@@ -175,23 +178,30 @@ class HydratedCache:
         path = folder / f"{name}.{view}{order}.npy"
         copied = self._whole_copy(path, name, rows=rows)
         if copied is None:
-            with publishing_file(path) as partial:
-                self._write(partial, name, view)
-            record = _CopyRecord(
-                name=path.name,
-                root=self.cache.root,
-                rows=rows,
-                bytes=path.stat().st_size,
-                sha256=file_sha256(path),
-            )
-            publish_json(path.with_suffix(".json"), record.model_dump(mode="json"))
-            copied = self._whole_copy(path, name, rows=rows)
+            with one_at_a_time(folder):
+                copied = self._whole_copy(path, name, rows=rows)  # another's, made meanwhile
+                if copied is None:
+                    copied = self._copied(path, name, view, rows=rows)
         if copied is None:
             raise Damaged(
                 f"{path} is not what was written a moment ago. Check the disk, and that nothing "
                 "else writes there."
             )
         return copied
+
+    def _copied(self, path: Path, name: str, view: int, *, rows: str) -> Rows | None:
+        """Make the copy, tell its bytes, and map it."""
+        with publishing_file(path) as partial:
+            self._write(partial, name, view)
+        record = _CopyRecord(
+            name=path.name,
+            root=self.cache.root,
+            rows=rows,
+            bytes=path.stat().st_size,
+            sha256=file_sha256(path),
+        )
+        publish_json(path.with_suffix(".json"), record.model_dump(mode="json"))
+        return self._whole_copy(path, name, rows=rows)
 
     def _whole_copy(self, path: Path, name: str, *, rows: str) -> Rows | None:
         """The copy, if it was finished and its bytes are what they were."""

@@ -48,7 +48,7 @@ class SoftLabelIdentity(Record):
     """Digest of the samples (key, label, pixels) in the order of the beton, that of the rows."""
     accepted: tuple[str, ...] = ()
     """Mismatches between cache and data set that the user accepted by name."""
-    view_spec: dict[str, int | bool]
+    view_spec: dict[str, int | bool | float | str]
     """The views of the cache, so that a student can replay them without it."""
     revision: Literal["none", "wrong", "all", "swap", "drop-wrong"]
     eta: float | None

@@ -5,16 +5,18 @@ order in which workers finish. Here one writer lays out the pages and threads re
 an unreadable image or a full disk is an ordinary error and equal images give equal files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL
 from pipeline.data.ffcv_compat import (
+    JPEG_MODE,
     DatasetWriter,
     IntField,
     MemoryAllocator,
@@ -27,19 +29,33 @@ _PAGE_BYTES = 1 << 23  # FFCV keeps an image within one page,
 _MAX_SIDE = 65_535  # and height and width in 16 bits
 
 
-def fits(height: int, width: int) -> bool:
-    """Whether a beton can hold an image of this size."""
-    return max(height, width) <= _MAX_SIDE and 3 * height * width <= _PAGE_BYTES
+@dataclass(frozen=True, kw_only=True)
+class Jpeg:
+    """An image to be stored as the bytes of a JPEG."""
+
+    content: bytes
+    height: int
+    width: int
+
+
+StoredImage: TypeAlias = NDArray[np.uint8] | Jpeg
+"""What a beton holds of an image: (H, W, 3) uint8 pixels, or a JPEG."""
+
+
+def fits(height: int, width: int, *, num_bytes: int | None = None) -> bool:
+    """Whether a beton can hold an image of this size, raw or in ``num_bytes`` of a JPEG."""
+    stored = 3 * height * width if num_bytes is None else num_bytes
+    return max(height, width) <= _MAX_SIDE and stored <= _PAGE_BYTES
 
 
 def write_beton(
-    path: Path, samples: Iterable[tuple[NDArray[np.uint8], int]], *, num_samples: int
+    path: Path, samples: Iterable[tuple[StoredImage, int]], *, num_samples: int
 ) -> None:
     """Write (image, label) pairs as a beton with fields image, label, index.
 
     Args:
         path: file to write.
-        samples: ``num_samples`` pairs of (H, W, 3) uint8 pixels, all of one size, and a class id.
+        samples: ``num_samples`` pairs of an image, of any size that `fits`, and a class id.
         num_samples: how many there are.
     Raises:
         OSError: if the disk is full.
@@ -56,8 +72,9 @@ class _SerialWriter(DatasetWriter):  # type: ignore[misc]
         fields = {IMAGE: RGBImageField(write_mode="raw"), LABEL: IntField(), INDEX: IntField()}
         super().__init__(str(path), fields, page_size=_PAGE_BYTES, num_workers=1)
         self.num_samples = num_samples
+        self._encoders = {**fields, IMAGE: _ImageEncoder(fields[IMAGE])}
 
-    def write(self, samples: Iterable[tuple[NDArray[np.uint8], int]]) -> None:
+    def write(self, samples: Iterable[tuple[StoredImage, int]]) -> None:
         self.prepare()
         self._keep_metadata_in_memory()
         metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type)
@@ -66,8 +83,8 @@ class _SerialWriter(DatasetWriter):  # type: ignore[misc]
         written = 0
         with allocator:
             for index, (image, label) in enumerate(samples):
-                row = (np.ascontiguousarray(image), label, index)
-                handle_sample(row, index, names, metadata, allocator, self.fields)
+                row = (image, label, index)
+                handle_sample(row, index, names, metadata, allocator, self._encoders)
                 written += 1
         if written != self.num_samples:
             raise PipelineError(
@@ -81,6 +98,21 @@ class _SerialWriter(DatasetWriter):  # type: ignore[misc]
         self.metadata_sm.unlink()
         size = self.num_samples * self.metadata_type.itemsize
         self.metadata_sm = SimpleNamespace(buf=bytearray(size))
+
+
+class _ImageEncoder:
+    """FFCV's encoder, which leaves a JPEG as it is instead of encoding it once more."""
+
+    def __init__(self, raw: RGBImageField) -> None:
+        self._raw = raw
+
+    def encode(self, row: Any, image: StoredImage, malloc: Callable[[int], Any]) -> None:
+        if not isinstance(image, Jpeg):
+            self._raw.encode(row, np.ascontiguousarray(image), malloc)
+            return
+        row["mode"], row["height"], row["width"] = JPEG_MODE, image.height, image.width
+        row["data_ptr"], place = malloc(len(image.content))
+        place[:] = np.frombuffer(image.content, dtype=np.uint8)
 
 
 class _Pages(MemoryAllocator):  # type: ignore[misc]

@@ -2,21 +2,28 @@
 
 Importing FFCV sets torch to one thread, and every loader sets it to its own number of workers,
 behind the back of whoever trains. Importing it also compiles a numba dictionary of two constants,
-which takes seconds; and every loader compiles the same reader anew, which takes another. All of it
-is undone here; nothing else imports `ffcv`.
+which takes seconds; and every loader compiles the same reader anew, which takes another, and marks
+numba's own type of a row of bytes as read-only, so that compiled functions of such rows are not
+found any more. All of it is undone here; nothing else imports `ffcv`.
 """
 
+import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+import llvmlite.binding
 import numba
 import numba.typed
+import numpy as np
 import torch
+from numba import types
 
 _torch_threads = torch.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 from ffcv.fields import IntField, RGBImageField  # noqa: E402
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
+from ffcv.fields.rgb_image import IMAGE_MODES  # noqa: E402
+from ffcv.libffcv import ctypes_imdecode  # noqa: E402
 from ffcv.loader import Loader, OrderOption  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.memory_allocator import MemoryAllocator  # noqa: E402
@@ -33,6 +40,9 @@ numba.typed.Dict = _typed_dict
 torch.set_num_threads(_torch_threads)
 
 __all__ = [
+    "IMDECODE_SYMBOL",
+    "JPEG_MODE",
+    "RAW_MODE",
     "AllocationQuery",
     "DatasetWriter",
     "EpochIterator",
@@ -50,6 +60,14 @@ __all__ = [
     "handle_sample",
 ]
 
+JPEG_MODE: Final = IMAGE_MODES["jpg"]
+RAW_MODE: Final = IMAGE_MODES["raw"]
+"""How the table of a beton says in which form an image is stored."""
+
+IMDECODE_SYMBOL: Final = "heartcut_ffcv_imdecode"
+"""FFCV's JPEG decoder, for compiled code to link to by name."""
+llvmlite.binding.add_symbol(IMDECODE_SYMBOL, ctypes.cast(ctypes_imdecode, ctypes.c_void_p).value)
+
 
 def _set_loader_threads(compiler: type[Compiler], count: int) -> None:
     compiler.num_threads = count
@@ -58,15 +76,19 @@ def _set_loader_threads(compiler: type[Compiler], count: int) -> None:
 
 Compiler.set_num_threads = classmethod(_set_loader_threads)
 
-_compile_reader = OSCacheManager.compile_reader
-_compiled_readers: list[Callable[..., Any]] = []
+_FILE = types.Array(types.uint8, 1, "C", readonly=True)
+_PLACES = types.Tuple([_FILE, types.uint64[::1], types.uint64[::1]])  # type: ignore[no-untyped-call]
 
 
-def _compile_reader_once(manager: OSCacheManager) -> Callable[..., Any]:
-    """The reader is told which file to read with every call, so one serves all loaders."""
-    if not _compiled_readers:
-        _compiled_readers.append(_compile_reader(manager))
-    return _compiled_readers[0]
+@numba.njit(_FILE(types.uint64, _PLACES), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _read(address, places):  # type: ignore[no-untyped-def] # pragma: numba
+    """What was stored at an address of a file: (file, sorted addresses, their sizes)."""
+    size = places[2][np.searchsorted(places[1], address)]
+    return places[0][address : address + size]
 
 
-OSCacheManager.compile_reader = _compile_reader_once
+def _compiled_reader(_: OSCacheManager) -> Callable[..., Any]:
+    return _read  # type: ignore[no-any-return]
+
+
+OSCacheManager.compile_reader = _compiled_reader

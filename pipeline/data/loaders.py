@@ -19,22 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
-from pipeline.data import views
 from pipeline.data.ffcv_compat import (
     EpochIterator,
     IntDecoder,
     Loader,
     OrderOption,
     PipelineSpec,
-    SimpleRGBImageDecoder,
     ToTensor,
 )
-from pipeline.data.operations import Flags, Gather, LabelTable, ReplayView
+from pipeline.data.operations import Flags, Gather
+from pipeline.data.showing import ShownViews, shown_views
+from pipeline.data.supervision import Supervision, gathers, require_fitting
+from pipeline.data.view_kinds import Views, views_of_epoch
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
-from pipeline.methods.sparse_labels import packed_width
 from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import num_cores
+
+__all__ = ["Batch", "BatchLoader", "Supervision"]
 
 SOFT_LABEL, SELECTED, FEATURE = "soft_label", "selected", "feature"
 CLEAN = ViewSpec()
@@ -62,27 +64,6 @@ class Batch:
         return len(self.labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Supervision:
-    """Soft labels and flags to be joined to images by sample index."""
-
-    soft_labels: Sequence[LabelTable]
-    """Probabilities of V views, memory-mapped or not; row i is sample index i. (N, C) float16 each,
-    or packed rows, (N, W) uint16."""
-    selected: NDArray[np.bool_]
-    """(N,)"""
-    labels: NDArray[np.int64]
-    """The labels that these were made for, (N,); the first epoch checks every one."""
-    by_view: bool
-    """Slot v belongs to view v + 1; otherwise slot 0 serves every view."""
-    num_classes: int
-    """C"""
-    top_k: int = 0
-    """Classes listed in a packed row beside the label; 0: rows are dense."""
-    features: Sequence[NDArray[np.float16]] = ()
-    """The teacher's penultimate features of the same views, (N, D) each; none: not needed."""
-
-
 class BatchLoader:
     """Epochs of batches of one beton, one at a time.
 
@@ -99,7 +80,7 @@ class BatchLoader:
         beton: Beton,
         *,
         batch_size: int,
-        view_spec: ViewSpec = CLEAN,
+        view_spec: Views = CLEAN,
         rows: NDArray[np.int64] | None = None,
         order: Literal["sequential", "random"] = "sequential",
         seed: int = 0,
@@ -109,7 +90,7 @@ class BatchLoader:
     ) -> None:
         assert batch_size % ranks.world == 0, "every rank takes an equal part of a batch"
         if supervision is not None:
-            _require_fitting(supervision, beton, view_spec)
+            require_fitting(supervision, beton, view_spec)
         self._beton = beton
         self._spec = view_spec
         self._seed = seed
@@ -117,14 +98,14 @@ class BatchLoader:
         self._ranks = ranks
         self._supervision = supervision
         self._rows = np.arange(beton.num_samples) if rows is None else rows
-        self._replay = ReplayView(view_spec, num_samples=beton.num_samples)
-        self._gathers = _gathers(supervision)
+        self._shown = shown_views(view_spec, beton)
+        self._gathers = gathers(supervision)
         self._labels_checked = supervision is None
         self._is_open = False
         cores = num_cores()
         self._loader = _new_loader(
             beton,
-            self._replay,
+            self._shown,
             supervision,
             self._gathers,
             batch_size=batch_size // ranks.world,
@@ -149,18 +130,23 @@ class BatchLoader:
         """Batches in an epoch; the last one may be smaller."""
         return -(-len(self._rows) // self._batch_size)
 
-    def epoch(self, epoch: int, *, skip: int = 0) -> Generator[Batch]:
+    def epoch(self, epoch: int, *, skip: int = 0, size: int | None = None) -> Generator[Batch]:
         """Batches of epoch ``epoch``, counted from 0: its order, its views, its soft labels.
 
         The first ``skip`` batches are left out, for a training that goes on within an epoch.
+        ``size``: another side than the spec's for the same random resized crops.
         """
         keys = self._beton.samples.keys
-        numbers = views.views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
+        numbers = views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
         self._loader.next_epoch = epoch
         order = self._loader.next_traversal_order()[skip * self._batch_size :]
         num_batches = -(-len(order) // self._batch_size)
         return self._batches(
-            numbers, self._part_of_batches(order), num_batches=num_batches, is_whole=skip == 0
+            numbers,
+            self._part_of_batches(order),
+            num_batches=num_batches,
+            is_whole=skip == 0,
+            size=size,
         )
 
     def view(self, view: int, *, rows: slice = slice(None)) -> Generator[Batch]:
@@ -188,10 +174,11 @@ class BatchLoader:
         *,
         num_batches: int,
         is_whole: bool,
+        size: int | None = None,
     ) -> Generator[Batch]:
         """Batches of ``order``, and an empty one where other ranks have one more."""
         assert not self._is_open, "one epoch at a time: close the last one before the next"
-        self._replay.codes[:] = views.view_codes(self._spec, self._beton.samples.keys, numbers)
+        self._shown.choose(numbers, seed=self._seed, size=size)
         if self._supervision is not None:
             slots = numbers - 1 if self._supervision.by_view else np.zeros_like(numbers)
             assert slots.min() >= 0, "the clean view has no slot among soft labels by view"
@@ -230,46 +217,6 @@ class BatchLoader:
         return batch
 
 
-def _require_fitting(supervision: Supervision, beton: Beton, spec: ViewSpec) -> None:
-    """Refuse what a gather by position would read wrong numbers from."""
-    found = {len(table) for table in supervision.soft_labels}
-    found |= {len(supervision.selected), len(supervision.labels)}
-    found |= {len(table) for table in supervision.features}
-    if found != {beton.num_samples}:
-        rows = " and ".join(f"{count:,}" for count in sorted(found))
-        raise ArtefactMismatch(
-            f"the soft labels have {rows} rows (expected {beton.num_samples:,}, one per sample of "
-            f"{beton.path}). Run `heartcut select` on this beton's cache."
-        )
-    _require_layout(supervision)
-    num_tables, wanted = len(supervision.soft_labels), spec.num_views if supervision.by_view else 1
-    assert len(supervision.features) in (0, num_tables), "features are of the soft labels' views"
-    if num_tables != wanted:
-        raise ArtefactMismatch(
-            f"the soft labels are of {num_tables} views (expected {wanted}, as {spec.name}). "
-            "Run `heartcut select` with the views of the cache."
-        )
-
-
-def _require_layout(supervision: Supervision) -> None:
-    """Refuse rows that would be read as something else: all have 16-bit numbers."""
-    top_k, num_classes = supervision.top_k, supervision.num_classes
-    wanted = f"{packed_width(top_k)} uint16" if top_k else f"{num_classes} float16"
-    found = {f"{table.shape[1]} {table.dtype}" for table in supervision.soft_labels}
-    if found != {wanted}:
-        layout = f"packed, top {top_k}" if top_k else "dense"
-        raise ArtefactMismatch(
-            f"a row of the soft labels has {' or '.join(sorted(found))} numbers (expected "
-            f"{wanted}: {num_classes} classes, {layout}). Run `heartcut select` again."
-        )
-    if supervision.labels.max() >= num_classes:
-        raise ArtefactMismatch(
-            f"the soft labels have {num_classes} classes (expected more than "
-            f"{supervision.labels.max()}, the largest label). Run `heartcut select` on this "
-            "beton's cache."
-        )
-
-
 def _as_batch(arrays: Sequence[Tensor]) -> Batch:
     images, labels, indices = arrays[:3]
     soft_labels, selected = arrays[3:5] if len(arrays) >= 5 else (None, None)
@@ -281,14 +228,6 @@ def _as_batch(arrays: Sequence[Tensor]) -> Batch:
         selected=selected,
         features=arrays[5] if len(arrays) == 6 else None,
     )
-
-
-def _gathers(supervision: Supervision | None) -> list[Gather]:
-    """One for soft labels, one for features where there are any."""
-    if supervision is None:
-        return []
-    tables = [supervision.soft_labels] + ([supervision.features] if supervision.features else [])
-    return [Gather(views_of_table) for views_of_table in tables]
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc]
@@ -335,23 +274,27 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
 
 def _new_loader(
     beton: Beton,
-    replay: ReplayView,
+    shown: ShownViews,
     supervision: Supervision | None,
-    gathers: Sequence[Gather],
+    tables: Sequence[Gather],
     **settings: Any,
 ) -> Loader:
     """An FFCV loader whose outputs are in the order that `_as_batch` reads."""
     index = IntDecoder()
     pipelines: dict[str, Any] = {
-        IMAGE: [SimpleRGBImageDecoder(), replay, ToTensor()],
+        IMAGE: shown.pipeline(index),
         LABEL: [IntDecoder(), ToTensor()],
         INDEX: [index, ToTensor()],
     }
     if supervision is not None:
-        pipelines[SOFT_LABEL] = PipelineSpec(index, transforms=[gathers[0], ToTensor()])
+        pipelines[SOFT_LABEL] = PipelineSpec(index, transforms=[tables[0], ToTensor()])
         pipelines[SELECTED] = PipelineSpec(
             index, transforms=[Flags(supervision.selected), ToTensor()]
         )
         if supervision.features:
-            pipelines[FEATURE] = PipelineSpec(index, transforms=[gathers[1], ToTensor()])
-    return Loader(str(beton.path), pipelines=pipelines, drop_last=False, os_cache=True, **settings)
+            pipelines[FEATURE] = PipelineSpec(index, transforms=[tables[1], ToTensor()])
+    loader = Loader(
+        str(beton.path), pipelines=pipelines, drop_last=False, os_cache=True, **settings
+    )
+    shown.attach(loader)
+    return loader

@@ -1,4 +1,4 @@
-"""What FFCV does to a batch besides decoding: replay views, join soft labels by sample index.
+"""What FFCV does to a batch besides its images: join soft labels and flags by sample index.
 
 Every operation is plain Python around one fast call, so that changing the view or the table never
 compiles anything again.
@@ -11,33 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import views
 from pipeline.data.ffcv_compat import AllocationQuery, Operation, State
-from pipeline.data.views import ViewSpec
-
-
-class ReplayView(Operation):  # type: ignore[misc]
-    """Crop and flip by `views.replay`, with a code per sample index."""
-
-    def __init__(self, spec: ViewSpec, *, num_samples: int) -> None:
-        super().__init__()
-        self.codes = np.full(num_samples, spec.clean_code, dtype=np.int32)
-        self._padding = spec.padding
-        self._num_flips = 2 if spec.flip else 1
-
-    def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
-        def replay(images: Any, destination: Any, indices: Any) -> Any:
-            destination = destination[: len(images)]
-            views.replay(images, self.codes[indices], self._padding, self._num_flips, destination)
-            return destination
-
-        replay.with_indices = True  # type: ignore[attr-defined]
-        return replay
-
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        memory = AllocationQuery(previous_state.shape, previous_state.dtype)
-        return replace(previous_state, jit_mode=False), memory
-
 
 LabelTable: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
 """Soft labels of one view: (N, C) float16, or packed rows, (N, W) uint16."""

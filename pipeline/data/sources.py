@@ -6,27 +6,28 @@ the samples are called and what their keys are made of is settled here; what is 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from pipeline.data.image_files import (
+    Pixels,
+    SizeRule,
+    decode_file,
+    is_plain_jpeg,
+    read_file,
+    resize_and_crop,
+)
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, array_sha256, pixel_key, sample_key
-
-Pixels: TypeAlias = NDArray[np.uint8]
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST")
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # torchvision's
 )
-
-
-class UnreadableImage(ArtefactMismatch):
-    """A source file is not an image that can be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Split:
     """What a person calls sample i: its path, or its place in the data set."""
     read: Callable[[int], tuple[bytes, Pixels]]
     """Sample key, 16 bytes, and pixels, (H, W, 3) uint8, of sample i."""
+    jpeg: Callable[[int], bytes | None]
+    """The file of sample i where it is a JPEG of the very pixels that ``read`` gives."""
     listing: Callable[[], Json]
     """What differs once the split may have changed, told without decoding an image."""
 
@@ -54,7 +57,14 @@ class Source:
     """None where the source has one split only."""
 
 
-def image_folder(root: Path, *, train: str, test: str | None, resize: int | None) -> Source:
+def image_folder(
+    root: Path,
+    *,
+    train: str,
+    test: str | None,
+    resize: int | None,
+    max_side: int | None = None,
+) -> Source:
     """Images in torchvision's layout, ``root/split/class/image``.
 
     Args:
@@ -62,6 +72,7 @@ def image_folder(root: Path, *, train: str, test: str | None, resize: int | None
         train: name of the training split's folder.
         test: name of the test split's folder, or None.
         resize: side in pixels; the shorter side is resized to it and the centre is kept.
+        max_side: longest side in pixels; larger images are shrunk to it, others left as they are.
     Raises:
         ArtefactNotFound: if a folder is missing.
         ArtefactMismatch: if a class folder is empty, or the splits have other classes.
@@ -76,7 +87,8 @@ def image_folder(root: Path, *, train: str, test: str | None, resize: int | None
                 f"{root / split} has other classes than {root / train}: {_some(differing)} in only "
                 "one of them (expected the same class folders). Rename or add the folders."
             )
-    read = [_folder_split(root / split, classes, resize) for split in splits]
+    size = SizeRule(resize=resize, max_side=max_side)
+    read = [_folder_split(root / split, classes, size) for split in splits]
     return Source(
         description=f"folder {root.name}",
         class_names=classes,
@@ -146,7 +158,7 @@ def _class_folders(split: Path) -> tuple[str, ...]:
     return classes
 
 
-def _folder_split(split: Path, classes: Sequence[str], resize: int | None) -> Split:
+def _folder_split(split: Path, classes: Sequence[str], size: SizeRule) -> Split:
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
@@ -162,19 +174,18 @@ def _folder_split(split: Path, classes: Sequence[str], resize: int | None) -> Sp
         labels += [label] * len(images)
 
     def read(i: int) -> tuple[bytes, Pixels]:
-        try:
-            content = paths[i].read_bytes()
-        except OSError as error:
-            raise UnreadableImage(
-                f"{paths[i]} could not be read: {error.strerror} (expected the image that was "
-                "listed). Restore it, or pass --skip-corrupt to leave it out."
-            ) from error
-        return sample_key(content), _decode(content, paths[i], resize)
+        content = read_file(paths[i])
+        return sample_key(content), decode_file(content, paths[i], size)
+
+    def jpeg(i: int) -> bytes | None:
+        content = read_file(paths[i])
+        return content if is_plain_jpeg(content, size) else None
 
     return Split(
         labels=np.array(labels, dtype=np.int64),
         name=lambda i: str(paths[i]),
         read=read,
+        jpeg=jpeg,
         listing=lambda: [_stat(path) for path in paths],
     )
 
@@ -185,41 +196,6 @@ def _stat(path: Path) -> list[str | int]:
     except OSError:
         return [str(path)]
     return [str(path), stat.st_size, stat.st_mtime_ns]
-
-
-def _decode(content: bytes, path: Path, resize: int | None) -> Pixels:
-    try:
-        with Image.open(BytesIO(content)) as image:
-            mode, rgb = image.mode, image.convert("RGB")
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        told = "it is empty" if not content else str(error).replace(repr(BytesIO), "")
-        if "cannot identify" in told:
-            told = "no image format is recognised"
-        raise UnreadableImage(
-            f"{path} is not a readable image: {told} ({len(content):,} bytes). "
-            "Repair or remove it, or pass --skip-corrupt to leave it out."
-        ) from error
-    if mode.startswith(("I", "F")):  # Pillow clips wide pixels to white or black without a word
-        raise UnreadableImage(
-            f"{path} has pixels of mode {mode} (expected 8 bits per channel). "
-            "Convert it, or pass --skip-corrupt to leave it out."
-        )
-    return np.asarray(rgb if resize is None else _resize_and_crop(rgb, resize))
-
-
-def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
-    """Shorter side to ``side``, centre square kept."""
-    scale = side / min(image.size)
-    width, height = (max(side, round(size * scale)) for size in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return resized.crop((left, top, left + side, top + side))
 
 
 def _array_split(
@@ -237,12 +213,13 @@ def _array_split(
         key = pixel_key(image)
         if resize is None:
             return key, image
-        return key, np.asarray(_resize_and_crop(Image.fromarray(image), resize))
+        return key, np.asarray(resize_and_crop(Image.fromarray(image), resize))
 
     return Split(
         labels=labels.astype(np.int64),
         name=lambda i: f"{name} sample {i}",
         read=read,
+        jpeg=lambda _: None,
         listing=lambda: array_sha256(images),
     )
 

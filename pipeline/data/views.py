@@ -11,10 +11,8 @@ count, beton or machine sees the same pixels. Specified to the bit; golden diges
     seeded   : code = bounded(hash(VIEW, seed, key_lo, key_hi, view), codes)
     all      : code = view - 1
 
-    hash(a, b, ...) = fold from h = 0 by h <- mix(h xor word); all arithmetic modulo 2^64
-    mix(h)          = finaliser of SplitMix64 applied to h + 0x9E3779B97F4A7C15
-    bounded(h, n)   = ((h >> 32) * n) >> 32
-    key_lo, key_hi  = the sample key's bytes 0-7 and 8-15, little endian
+Hash, bounded and the words of a key are those of `hashing`. Random resized crops are another kind
+of view: `resized_crops`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +22,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Keys = NDArray[np.uint8]
+from pipeline.data.hashing import Keys, bounded, hash_words, key_words
+
 Codes = NDArray[np.int32]
 
 ALL = -1
@@ -32,9 +31,6 @@ ALL = -1
 
 _VIEW_DOMAIN = 1
 _EPOCH_DOMAIN = 2
-_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +73,11 @@ class ViewSpec:
         return self.num_codes if self.count == ALL else self.count
 
     @property
+    def clean(self) -> "ViewSpec":
+        """The clean view alone, which networks are evaluated on: the image as it is."""
+        return ViewSpec()
+
+    @property
     def name(self) -> str:
         """Short name for people: ``crop4-flip x 4``."""
         if self.count == 0:
@@ -84,11 +85,11 @@ class ViewSpec:
         size = "all" if self.count == ALL else str(self.count)
         return f"crop{self.padding}{'-flip' if self.flip else ''} x {size}"
 
-    def as_json(self) -> dict[str, int | bool]:
+    def as_json(self) -> dict[str, int | bool | float | str]:
         """What identifies the spec: only what its views depend on."""
         if self.count == 0:
             return {"count": 0}
-        fields = asdict(self)
+        fields: dict[str, int | bool | float | str] = asdict(self)
         if self.count == ALL:
             fields.pop("seed")
         return fields
@@ -122,9 +123,9 @@ def view_codes(spec: ViewSpec, keys: Keys, views: NDArray[np.int64]) -> Codes:
     if spec.count == ALL:
         codes = views - 1
     else:
-        low, high = _key_words(keys)
-        hashed = _hash(_VIEW_DOMAIN, np.uint64(spec.seed), low, high, views.astype(np.uint64))
-        codes = _bounded(hashed, spec.num_codes)
+        low, high = key_words(keys)
+        hashed = hash_words(_VIEW_DOMAIN, np.uint64(spec.seed), low, high, views.astype(np.uint64))
+        codes = bounded(hashed, spec.num_codes)
     return np.where(views == 0, spec.clean_code, codes).astype(np.int32)
 
 
@@ -138,9 +139,9 @@ def views_of_epoch(spec: ViewSpec, keys: Keys, *, epoch: int, seed: int) -> NDAr
         return np.zeros(len(keys), dtype=np.int64)
     if spec.count != ALL:
         return np.full(len(keys), 1 + epoch % spec.count, dtype=np.int64)
-    low, high = _key_words(keys)
-    drawn = _hash(_EPOCH_DOMAIN, np.uint64(seed), low, high, np.uint64(epoch))
-    return 1 + _bounded(drawn, spec.num_codes)
+    low, high = key_words(keys)
+    drawn = hash_words(_EPOCH_DOMAIN, np.uint64(seed), low, high, np.uint64(epoch))
+    return 1 + bounded(drawn, spec.num_codes)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -165,27 +166,3 @@ def replay(  # type: ignore[no-untyped-def]
                 for channel in range(3):
                     value = images[i, source_y, source_x, channel] if inside else np.uint8(0)
                     destination[i, y, x, channel] = value
-
-
-def _key_words(keys: Keys) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    words = np.ascontiguousarray(keys).view("<u8").astype(np.uint64)
-    return words[:, 0], words[:, 1]
-
-
-def _hash(domain: int, *words: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
-    state = np.zeros(1, dtype=np.uint64)
-    for word in (np.uint64(domain), *words):
-        state = _mix(state ^ word)
-    return state
-
-
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    state = state + _GOLDEN_GAMMA
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))
-
-
-def _bounded(hashed: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
-    scaled = (hashed >> np.uint64(32)) * np.uint64(bound)
-    return (scaled >> np.uint64(32)).astype(np.int64)

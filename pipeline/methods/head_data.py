@@ -12,6 +12,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.methods.sharing import NOT_SHARED, Sharing, led, summed
+
 Samples: TypeAlias = slice | Tensor
 """A run of samples, or their positions (n,) int64."""
 
@@ -75,7 +77,11 @@ def read_rows(rows: Rows, samples: Samples) -> Tensor:
 
 
 def principal_components(
-    rows: Rows, *, num_components: int, rows_per_chunk: int = 4096
+    rows: Rows,
+    *,
+    num_components: int,
+    rows_per_chunk: int = 4096,
+    sharing: Sharing = NOT_SHARED,
 ) -> tuple[Tensor, Tensor]:
     """Mean and leading eigenvectors of the covariance of all rows.
 
@@ -83,6 +89,7 @@ def principal_components(
         rows: (K, N, D), any floating dtype.
         num_components: X, in [1, D].
         rows_per_chunk: samples read at once; changes the result by rounding only.
+        sharing: processes that read a part of the samples each.
 
     Returns:
         The centre (D,) and the basis (D, X) of `ProjectedRows`, float64; the columns are
@@ -96,11 +103,14 @@ def principal_components(
         raise ValueError(f"num_components must be in [1, {width}], got {num_components}")
     total = torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)
-    for start in range(0, num_samples, rows_per_chunk):
-        part = read_rows(rows, slice(start, start + rows_per_chunk)).double().reshape(-1, width)
+    own = sharing.part(num_samples)
+    for start in range(own.start, own.stop, rows_per_chunk):
+        samples = slice(start, min(start + rows_per_chunk, own.stop))
+        part = read_rows(rows, samples).double().reshape(-1, width)
         total += part.sum(dim=0)
         products += part.T @ part
-    centre = total / (num_views * num_samples)
-    covariance = products / (num_views * num_samples) - torch.outer(centre, centre)
-    vectors = torch.linalg.eigh(covariance).eigenvectors
+    centre = summed(sharing, total) / (num_views * num_samples)
+    products = summed(sharing, products) / (num_views * num_samples)
+    vectors = torch.linalg.eigh(products - torch.outer(centre, centre)).eigenvectors
+    vectors = led(sharing, vectors)  # another machine's may point elsewhere
     return centre, vectors.flip(1)[:, :num_components].contiguous()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.methods.head_preconditioner import Preconditioner
 from pipeline.methods.head_problem import Linearisation, centred
+from pipeline.methods.sharing import agreed, decided
 
 SMALLEST_STEP = 2.0**-40
 SUFFICIENT_DECREASE = 1e-4  # Armijo's constant, the customary value
@@ -31,7 +32,8 @@ def line_search(linear: Linearisation, direction: Tensor) -> Linearisation | Non
     step = 1.0
     while step >= SMALLEST_STEP:
         reached = linear.problem.linearise(centred(linear.weight + step * direction))
-        if reached.loss <= linear.loss + SUFFICIENT_DECREASE * step * slope + slack:
+        lowers = reached.loss <= linear.loss + SUFFICIENT_DECREASE * step * slope + slack
+        if decided(linear.problem.sharing, lowers):
             return reached
         step /= 2.0
     return None
@@ -69,7 +71,7 @@ class QuasiNewton:
     def learn(self, before: Linearisation, after: Linearisation) -> None:
         """Take in a step that was made."""
         step, change = after.weight - before.weight, centred(after.slope - before.slope)
-        product = float((step * change).sum())
+        product = agreed(after.problem.sharing, float((step * change).sum()))
         if product > 0.0:  # rounding can hide the curvature of a tiny step
             self._pairs.append(_Pair(step=step, change=change, product=product))
 

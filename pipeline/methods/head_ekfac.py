@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.methods.head_problem import Linearisation
+from pipeline.methods.sharing import led, summed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,8 +49,9 @@ class Ekfac:
 
 def ekfac(linear: Linearisation) -> Ekfac:
     """EK-FAC of the problem at the weights of ``linear``."""
-    _, classes = torch.linalg.eigh(_class_curvature(linear))
-    _, inputs = torch.linalg.eigh(_input_covariance(linear))
+    sharing = linear.problem.sharing
+    classes = led(sharing, torch.linalg.eigh(_class_curvature(linear)).eigenvectors)
+    inputs = led(sharing, torch.linalg.eigh(_input_covariance(linear)).eigenvectors)
     total = torch.zeros_like(linear.weight)
     for chunk in linear.bends():
         squares = (chunk.inputs @ inputs.to(chunk.inputs)).square()
@@ -60,7 +62,7 @@ def ekfac(linear: Linearisation) -> Ekfac:
         class_basis=classes,
         input_basis=inputs,
         # A variance that rounding made negative would make the inverse indefinite.
-        eigenvalues=(total / linear.problem.curvature.num_rows).clamp(min=0.0),
+        eigenvalues=(summed(sharing, total) / linear.problem.curvature.num_rows).clamp(min=0.0),
         l2=linear.problem.l2,
     )
 
@@ -77,7 +79,7 @@ def _input_covariance(linear: Linearisation) -> Tensor:
     total = linear.weight.new_zeros(size, size)
     for chunk in linear.bends():
         total += (chunk.inputs.T @ chunk.inputs).double()
-    return total / linear.problem.curvature.num_rows
+    return summed(linear.problem.sharing, total) / linear.problem.curvature.num_rows
 
 
 def _class_curvature(linear: Linearisation) -> Tensor:
@@ -88,4 +90,4 @@ def _class_curvature(linear: Linearisation) -> Tensor:
         for share, probs in chunk.curvatures():
             pull = share * probs
             total += (torch.diag(pull.sum(dim=0)) - pull.T @ probs).double()
-    return total / linear.problem.curvature.num_rows
+    return summed(linear.problem.sharing, total) / linear.problem.curvature.num_rows

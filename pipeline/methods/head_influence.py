@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.methods.head_data import Rows, read_rows
-from pipeline.methods.head_ekfac import Ekfac, class_variances
 from pipeline.methods.head_problem import Linearisation, centred
 from pipeline.methods.head_rows import LinearRows, with_bias_input
+from pipeline.methods.sharing import NOT_SHARED, Sharing, largest, led, summed
 
 SILENT = 1e-6
 """Pull of soft labels, in probability, below which they are the head's own."""
@@ -56,7 +56,12 @@ class HeadScores:
 
 
 def heldout_gradient(
-    weight: Tensor, features: Rows, labels: Tensor, *, rows_per_chunk: int = 4096
+    weight: Tensor,
+    features: Rows,
+    labels: Tensor,
+    *,
+    rows_per_chunk: int = 4096,
+    sharing: Sharing = NOT_SHARED,
 ) -> Tensor:
     """Gradient of the mean held-out cross-entropy on hard labels.
 
@@ -67,6 +72,7 @@ def heldout_gradient(
         features: of the clean view, (M, D) or (1, M, D), any floating dtype.
         labels: (M,) int64 in [0, C).
         rows_per_chunk: samples read at once; changes the result by rounding only.
+        sharing: processes that read a part of the samples each.
 
     Returns:
         (C, D + 1) float64, centred over classes, on the device of ``weight``.
@@ -81,16 +87,16 @@ def heldout_gradient(
         raise ValueError(
             f"features and labels must be (M, D) and (M,), got {shape} and {tuple(labels.shape)}"
         )
-    weight = weight.double()
+    weight, own = led(sharing, weight.double()), sharing.part(len(labels))
     total = torch.zeros_like(weight)
-    for start in range(0, len(labels), rows_per_chunk):
-        rows = slice(start, start + rows_per_chunk)
+    for start in range(own.start, own.stop, rows_per_chunk):
+        rows = slice(start, min(start + rows_per_chunk, own.stop))
         inputs = with_bias_input(read_rows(features, rows)[0].to(weight.device, torch.float64))
         column = labels[rows].to(weight.device)[:, None]
         residuals = torch.softmax(inputs @ weight.T, dim=1)
         residuals = residuals.scatter_add(1, column, -torch.ones_like(residuals[:, :1]))
         total += residuals.T @ inputs
-    return centred(total / len(labels))
+    return centred(summed(sharing, total) / len(labels))
 
 
 def score_rows(
@@ -116,12 +122,13 @@ def score_rows(
     Returns:
         Scores of all N samples, float64; see the fields for what their signs mean.
     """
-    remove = _Collected(linear)
-    swap = _Collected(linear)
+    solutions = _all_solutions(solution, group_solutions, sharing=linear.problem.sharing)
+    remove = _Collected(linear, num_groups=len(solutions) - 1)
+    swap = _Collected(linear, num_groups=len(solutions) - 1)
     for chunk in linear.chunks():
         residuals = chunk.residuals()
         deltas = None if chunk.rows.soft is None else swap_residuals(chunk, linear=linear)
-        for group, part in enumerate(_all_solutions(solution, group_solutions)):
+        for group, part in enumerate(solutions):
             pulls = chunk.rows.inputs @ part.to(chunk.rows.inputs).T
             remove.add((residuals * pulls).sum(dim=1), group=group)
             if deltas is not None:
@@ -155,63 +162,21 @@ def score_added(linear: Linearisation, solution: Tensor) -> RowScores:
     """
     if linear.problem.soft_labels is None:
         raise ValueError("soft_labels are missing: adding a term needs them")
-    collected, loudest = _Collected(linear), 0.0
+    sharing = linear.problem.sharing
+    collected, loudest, solution = _Collected(linear), 0.0, led(sharing, solution)
     for chunk in linear.chunks():
         assert chunk.rows.soft is not None, "the problem has soft labels"
         residuals = chunk.soft_residuals(chunk.rows.soft)
         loudest = max(loudest, float(residuals.abs().max()) / linear.problem.temperature)
         pulls = chunk.rows.inputs @ solution.to(chunk.rows.inputs).T
         collected.add(-linear.problem.kd_weight * (residuals * pulls).sum(dim=1))
+    loudest = largest(sharing, loudest)
     if loudest < SILENT:
         raise ValueError(
             "the soft labels are the head's own (the largest difference is "
             f"{loudest:.1e}), so adding them has no gradient. Refit the head first."
         )
     return collected.scores()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Difficulty:
-    """What the curvature says of every sample, by EK-FAC."""
-
-    self_influence: Tensor
-    """Predicted rise of the sample's own loss if it were left out, (N,) float64, >= 0."""
-
-    leverage: Tensor
-    """Parameters that the sample decides, (N,) float64, >= 0; their sum is p_eff."""
-
-
-def score_difficulty(linear: Linearisation, factors: Ekfac) -> Difficulty:
-    """Self-influence and leverage of every sample.
-
-        self_influence_i = (1/N) <g_i, F^-1 g_i>,  g_i = mean_k r_ik h~_ik^T
-        leverage_i       = (1/N) mean_k tr(S_ik (h~_ik^T F^-1 h~_ik))
-
-    with F the EK-FAC Hessian, whose inverse is diagonal in its basis. The scores of several views
-    have K^2 cross terms, because the mean is inside.
-
-    Args:
-        linear: the problem at its minimum.
-        factors: its EK-FAC.
-    """
-    problem = linear.problem
-    inverse = (1.0 / (factors.eigenvalues + factors.l2)).T
-    own, leverage = [], []
-    for chunk in linear.chunks():
-        inputs = chunk.rows.inputs @ factors.input_basis.to(chunk.rows.inputs)
-        stretch = inputs.square() @ inverse.to(inputs)
-        bent = sum(
-            (share * class_variances(probs, factors.class_basis) * stretch).sum(dim=1)
-            for share, probs in chunk.curvatures()
-        )
-        assert isinstance(bent, Tensor), "a chunk has at least one softmax"
-        leverage.append(bent.double().view(problem.num_views, -1).mean(dim=0))
-        residuals = chunk.residuals() @ factors.class_basis.to(inputs)
-        own.append(_squared_means(residuals, inputs, inverse.to(inputs), views=problem.num_views))
-    return Difficulty(
-        self_influence=torch.cat(own) / problem.num_samples,
-        leverage=torch.cat(leverage) / problem.num_samples,
-    )
 
 
 def swap_residuals(chunk: LinearRows, *, linear: Linearisation) -> Tensor:
@@ -245,10 +210,10 @@ def sum_rule_error(scores: HeadScores, *, linear: Linearisation, solution: Tenso
 
 
 class _Collected:
-    """A score of all samples, chunk after chunk: of all held-out samples, then of each group."""
+    """A score of the own samples, chunk by chunk: of all held-out samples, then of each group."""
 
-    def __init__(self, linear: Linearisation) -> None:
-        self._problem = linear.problem
+    def __init__(self, linear: Linearisation, *, num_groups: int = 0) -> None:
+        self._linear, self._problem, self._num_groups = linear, linear.problem, num_groups
         self._means: list[Tensor] = []
         self._stds: list[Tensor] = []
         self._groups: list[list[Tensor]] = []
@@ -265,25 +230,21 @@ class _Collected:
             self._groups[-1].append(views.mean(dim=0))
 
     def scores(self) -> RowScores:
+        """Of the samples of all processes."""
         error = None
-        if self._groups[0]:
+        if self._num_groups:
             errors = [torch.stack(groups).std(dim=0) for groups in self._groups]
-            error = torch.cat(errors) / len(self._groups[0]) ** 0.5
-        return RowScores(mean=torch.cat(self._means), std=torch.cat(self._stds), error=error)
+            error = self._gathered(errors) / self._num_groups**0.5
+        return RowScores(
+            mean=self._gathered(self._means), std=self._gathered(self._stds), error=error
+        )
+
+    def _gathered(self, parts: list[Tensor]) -> Tensor:
+        own = torch.cat([self._linear.weight.new_empty(0), *parts])  # perhaps without a sample
+        return self._problem.sharing.gathered(own)
 
 
-def _all_solutions(solution: Tensor, groups: Tensor | None) -> list[Tensor]:
-    return [solution] if groups is None else [solution, *groups]
-
-
-def _squared_means(residuals: Tensor, inputs: Tensor, inverse: Tensor, *, views: int) -> Tensor:
-    """sum_cd inverse_dc (mean_k residuals_kc inputs_kd)^2 of every sample, (n,) float64."""
-    residuals = residuals.view(views, -1, residuals.shape[1])
-    inputs = inputs.view(views, -1, inputs.shape[1])
-    total = torch.zeros(residuals.shape[1], dtype=torch.float64, device=residuals.device)
-    for one in range(views):
-        for other in range(one, views):
-            stretch = (inputs[one] * inputs[other]) @ inverse
-            part = (residuals[one] * residuals[other] * stretch).sum(dim=1).double()
-            total += part if one == other else 2.0 * part
-    return total / views**2
+def _all_solutions(solution: Tensor, groups: Tensor | None, *, sharing: Sharing) -> list[Tensor]:
+    if groups is None:
+        return [led(sharing, solution)]
+    return [led(sharing, solution), *led(sharing, groups)]

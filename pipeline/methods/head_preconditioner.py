@@ -9,7 +9,8 @@ D + 1 columns for each class:
 They are made of the rows of the largest weight p (1 - p), a few times as many as there are
 columns; the weight of all others goes to the mean of h~ h~^T. Measured on 50,000 rows, 100 classes,
 256 features and a sure teacher: 22 products to a residual of 1e-5 where EK-FAC needs 108. Where
-the blocks do not fit into memory EK-FAC serves.
+the blocks do not fit into memory EK-FAC serves. Several processes share the classes out: each makes
+the blocks of its own, of the rows of all.
 
 Shapes: C classes, D features, M rows, G right sides.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from pipeline.methods.head_ekfac import ekfac
 from pipeline.methods.head_problem import Linearisation
+from pipeline.methods.sharing import Sharing, largest, summed
 
 BLOCK_BYTES = 3 * 2**29  # 1,000 classes and 512 features need 1.05 GB in float32
 DOUBLE_BYTES = 2**28  # blocks below this are factored in float64
@@ -43,13 +45,18 @@ class ClassBlocks:
     """Inverses of the diagonal blocks: one product is several times faster than two solves."""
 
     inverses: Tensor
-    """Symmetric, (C, D + 1, D + 1) float32 or float64."""
+    """Of the own classes, every world-th of C: symmetric, (c, D + 1, D + 1) float32 or float64."""
+
+    sharing: Sharing
 
     def inverse(self, right_side: Tensor) -> Tensor:
         """B^-1 R, ([G,] C, D + 1) float64."""
         num_classes, num_inputs = right_side.shape[-2:]
         rows = right_side.to(self.inverses).reshape(-1, num_classes, num_inputs)
-        solved = torch.bmm(rows.transpose(0, 1), self.inverses).transpose(0, 1)
+        own = rows[:, self.sharing.rank :: self.sharing.world]
+        solved = torch.bmm(own.transpose(0, 1), self.inverses).transpose(0, 1)
+        if self.sharing.world > 1:
+            solved = _of_all_classes(solved, num_classes, self.sharing)
         return solved.reshape(right_side.shape).double()
 
 
@@ -63,9 +70,10 @@ def preconditioner(linear: Linearisation) -> Preconditioner:
 
 def class_blocks(linear: Linearisation) -> ClassBlocks:
     """The blocks of the Hessian at the weights of ``linear``."""
+    num_classes, num_inputs = linear.weight.shape
     inputs, weights = _rows_and_weights(_reduced(linear))
-    num_rows, num_inputs = inputs.shape
-    dtype = torch.float64 if 8 * weights.shape[1] * num_inputs**2 <= DOUBLE_BYTES else inputs.dtype
+    num_rows = len(inputs)
+    dtype = torch.float64 if 8 * num_classes * num_inputs**2 <= DOUBLE_BYTES else inputs.dtype
     weights = weights.T.contiguous()
     most = weights.topk(min(num_rows, ROWS_PER_COLUMN * num_inputs), dim=1)
     others = (weights.sum(dim=1) - most.values.sum(dim=1)) / num_rows
@@ -74,12 +82,13 @@ def class_blocks(linear: Linearisation) -> ClassBlocks:
     for block, rows, weight, other in zip(blocks, most.indices, most.values, others, strict=True):
         part = inputs[rows] * (weight / num_rows).sqrt()[:, None]
         block.copy_(part.T @ part).add_(float(other) * mean)
-    size = float(blocks.diagonal(dim1=1, dim2=2).max())
-    factors = _cholesky(blocks, l2=linear.problem.l2)
-    inverses = torch.cholesky_inverse(factors, out=blocks)
+    sharing, l2 = linear.problem.sharing, linear.problem.l2
+    size = largest(sharing, _largest_entry(blocks))
+    inverses = torch.cholesky_inverse(_cholesky(blocks, l2=l2, sharing=sharing), out=blocks)
     # Halving what is read pays where it is much, and float32 still tells l2 from nothing.
-    is_rough = inverses.nbytes > ROUGH_BYTES and linear.problem.l2 > JITTER * size
-    return ClassBlocks(inverses=inverses.float() if is_rough else inverses)
+    num_bytes = num_classes * num_inputs**2 * dtype.itemsize
+    is_rough = num_bytes > ROUGH_BYTES and l2 > JITTER * size
+    return ClassBlocks(inverses=inverses.float() if is_rough else inverses, sharing=sharing)
 
 
 def _reduced(linear: Linearisation) -> Linearisation:
@@ -93,22 +102,49 @@ def _reduced(linear: Linearisation) -> Linearisation:
 
 
 def _rows_and_weights(linear: Linearisation) -> tuple[Tensor, Tensor]:
-    """h~ and p (1 - p) of all rows, (M, D + 1) and (M, C)."""
-    chunks = list(linear.bends())
-    weights = [
-        torch.stack([share * probs * (1 - probs) for share, probs in chunk.curvatures()]).sum(dim=0)
-        for chunk in chunks
-    ]
-    return torch.cat([chunk.inputs for chunk in chunks]), torch.cat(weights)
+    """h~ and p (1 - p) of all rows, (M, D + 1) and (M, c) of this process's classes."""
+    num_classes, num_inputs = linear.weight.shape
+    dtype = linear.problem.products
+    inputs = [linear.weight.new_empty(0, num_inputs, dtype=dtype)]
+    weights = [linear.weight.new_empty(0, num_classes, dtype=dtype)]
+    for chunk in linear.bends():
+        inputs.append(chunk.inputs)
+        parts = [share * probs * (1 - probs) for share, probs in chunk.curvatures()]
+        weights.append(torch.stack(parts).sum(dim=0))
+    sharing = linear.problem.sharing
+    return sharing.gathered(torch.cat(inputs)), _of_own_classes(torch.cat(weights), sharing)
 
 
-def _cholesky(blocks: Tensor, *, l2: float) -> Tensor:
+def _of_own_classes(weights: Tensor, sharing: Sharing) -> Tensor:
+    """The own rows in all classes, (m, C), to all rows in the own classes, (M, c)."""
+    if sharing.world == 1:
+        return weights
+    own = weights[:, :0]
+    for rank in range(sharing.world):  # one at a time: all rows in all classes would be much
+        columns = sharing.gathered(weights[:, rank :: sharing.world])
+        own = columns if rank == sharing.rank else own
+    return own
+
+
+def _of_all_classes(solved: Tensor, num_classes: int, sharing: Sharing) -> Tensor:
+    """Rows of the own classes, (G, c, D + 1), to those of all classes, (G, C, D + 1)."""
+    whole = solved.new_zeros(len(solved), num_classes, solved.shape[2])
+    whole[:, sharing.rank :: sharing.world] = solved
+    return summed(sharing, whole)
+
+
+def _largest_entry(blocks: Tensor) -> float:
+    """0 where there are no blocks: a process may have no class."""
+    return float(blocks.diagonal(dim1=1, dim2=2).max()) if len(blocks) else 0.0
+
+
+def _cholesky(blocks: Tensor, *, l2: float, sharing: Sharing) -> Tensor:
     """Factors of blocks + l2; of a little more where rounding needs it. Overwrites ``blocks``."""
     diagonal = blocks.diagonal(dim1=1, dim2=2)
     diagonal.add_(l2)
     factors: Tensor
     factors, failed = torch.linalg.cholesky_ex(blocks)
-    if bool(failed.any()):
+    if largest(sharing, float(failed.any())) > 0.0:
         diagonal.add_(JITTER * diagonal.amax(dim=1, keepdim=True))
         factors = torch.linalg.cholesky(blocks)
     return factors

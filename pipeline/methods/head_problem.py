@@ -17,20 +17,32 @@ Losses, gradients and scores are computed in ``dtype``, Hessian products in ``pr
 chunks are float64 always. With float32 products the solver measures its residual in ``dtype`` and
 refines, so the answer has the accuracy of ``dtype``.
 
+Several processes share the samples out (`sharing`): each passes over its own part, and sums over
+all rows are those of all processes. What is kept of a linearisation is kept by each for its part,
+so more processes keep more.
+
 Shapes: N samples, K views, D features, C classes, M = K n rows of a chunk of n samples.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pipeline.methods.head_checks import require_settings, require_shapes
 from pipeline.methods.head_data import PickedRows, Rows, Samples, read_rows
 from pipeline.methods.head_rows import BentRows, HeadRows, LinearRows, SoftSide, with_bias_input
+from pipeline.methods.sharing import (
+    NOT_SHARED,
+    Sharing,
+    largest_share,
+    led,
+    summed,
+    summed_numbers,
+)
 
-CACHE_BYTES = 2**30  # 50,000 samples, 100 classes and 256 features need 71 MB in float32
+CACHE_BYTES = 2**30  # of a process; 50,000 samples, 100 classes, 256 features: 71 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,9 +83,12 @@ class HeadProblem:
     products: torch.dtype = torch.float64
     """Of Hessian products."""
 
+    sharing: Sharing = NOT_SHARED
+    """The processes that have the samples between them; all numbers here are of all samples."""
+
     def __post_init__(self) -> None:
-        _require_shapes(self)
-        _require_settings(self)
+        require_shapes(self)
+        require_settings(self)
 
     @property
     def num_views(self) -> int:
@@ -87,6 +102,11 @@ class HeadProblem:
     def num_rows(self) -> int:
         """K N."""
         return self.num_views * self.num_samples
+
+    @property
+    def own(self) -> slice:
+        """The samples whose rows this process reads; none where there are fewer than processes."""
+        return self.sharing.part(self.num_samples)
 
     @property
     def curvature(self) -> "HeadProblem":
@@ -114,9 +134,9 @@ class HeadProblem:
 
     def loss(self, weight: Tensor) -> float:
         """J(W)."""
-        weight = self._checked(weight)
-        data = sum(float(rows.losses(weight).sum()) for rows in self.chunks(weight.device))
-        return data / self.num_rows + self._penalty(weight)
+        weight = led(self.sharing, self._checked(weight))
+        own = sum(float(rows.losses(weight).sum()) for rows in self.chunks(weight.device))
+        return self._mean_loss(own, weight)
 
     def gradient(self, weight: Tensor) -> Tensor:
         """dJ(W), (C, D + 1) float64; its columns sum to 0 where those of W do."""
@@ -128,7 +148,7 @@ class HeadProblem:
 
     def linearise(self, weight: Tensor, *, cache_bytes: int = CACHE_BYTES) -> "Linearisation":
         """Loss and derivatives at W, in one pass; softmax rows are kept if they fit."""
-        weight = self._checked(weight)
+        weight = led(self.sharing, self._checked(weight))
         keeps = self.curvature.curvature_bytes(weight) <= cache_bytes
         kept: list[BentRows] = []
         total, losses = torch.zeros_like(weight), 0.0
@@ -144,22 +164,26 @@ class HeadProblem:
         return Linearisation(
             problem=self,
             weight=weight,
-            loss=losses / self.num_rows + self._penalty(weight),
-            slope=total / self.num_rows + self.l2 * self.mask(weight) * weight,
+            loss=self._mean_loss(losses, weight),
+            slope=summed(self.sharing, total) / self.num_rows
+            + self.l2 * self.mask(weight) * weight,
             kept=tuple(kept) if keeps else None,
         )
 
     def curvature_bytes(self, weight: Tensor) -> int:
-        """What keeping a linearisation costs."""
+        """What keeping a linearisation costs a process."""
         num_classes, num_inputs = weight.shape
         softmaxes = 1 if self.soft_labels is None or self.temperature == 1.0 else 2
         columns = num_inputs + softmaxes * (num_classes + 1)
-        return self.products.itemsize * columns * self.num_rows
+        share = largest_share(self.sharing, self.num_samples)
+        return self.products.itemsize * columns * self.num_views * share
 
     def chunks(self, device: torch.device) -> Iterator[HeadRows]:
-        """All samples in order, ``rows_per_chunk`` at a time, in ``dtype``."""
-        for start in range(0, self.num_samples, self.rows_per_chunk):
-            yield self._rows(slice(start, start + self.rows_per_chunk), device=device)
+        """This process's samples in order, ``rows_per_chunk`` at a time, in ``dtype``."""
+        own = self.own
+        for start in range(own.start, own.stop, self.rows_per_chunk):
+            stop = min(start + self.rows_per_chunk, own.stop)
+            yield self._rows(slice(start, stop), device=device)
 
     def linear_chunks(self, weight: Tensor) -> Iterator[LinearRows]:
         """The chunks at W."""
@@ -171,6 +195,12 @@ class HeadProblem:
         mask = torch.ones_like(weight[:1])
         mask[:, -1] = float(self.regularise_bias)
         return mask
+
+    def _mean_loss(self, own: float, weight: Tensor) -> float:
+        """J of the sum of this process's rows; the same number on every process."""
+        penalty = self._penalty(weight) if self.sharing.rank == 0 else 0.0
+        total, penalty = summed_numbers(self.sharing, own, penalty)
+        return total / self.num_rows + penalty
 
     def _penalty(self, weight: Tensor) -> float:
         return 0.5 * self.l2 * float((self.mask(weight) * weight).square().sum())
@@ -227,14 +257,14 @@ class Linearisation:
     """dJ(W), (C, D + 1) float64."""
 
     kept: tuple[BentRows, ...] | None
-    """The curvature of every chunk, where memory allows; None computes it on each pass."""
+    """The curvature of every own chunk, where memory allows; None computes it on each pass."""
 
     def chunks(self) -> Iterator[LinearRows]:
-        """The chunks in order of the samples."""
+        """This process's chunks in order of the samples."""
         return self.problem.linear_chunks(self.weight)
 
     def bends(self) -> Iterator[BentRows]:
-        """The chunks' shares of the Hessian, in the precision of products."""
+        """The own chunks' shares of the Hessian, in the precision of products."""
         if self.kept is not None:
             yield from self.kept
             return
@@ -260,52 +290,14 @@ class Linearisation:
 
     def _product(self, direction: Tensor, bends: Iterator[BentRows]) -> Tensor:
         problem = self.problem
-        stacked = direction.double().reshape(-1, *self.weight.shape)
+        stacked = led(problem.sharing, direction.double().reshape(-1, *self.weight.shape))
         total = torch.zeros_like(stacked)
         for chunk in bends:
             total += chunk.product(stacked).double()
-        mean = total / problem.curvature.num_rows
+        mean = summed(problem.sharing, total) / problem.curvature.num_rows
         return (mean + problem.l2 * problem.mask(self.weight) * stacked).view(direction.shape)
 
 
 def centred(weight: Tensor) -> Tensor:
     """W without the part that adds the same to every class, which no softmax sees."""
     return weight - weight.mean(dim=-2, keepdim=True)
-
-
-def _require_shapes(problem: HeadProblem) -> None:
-    if len(problem.features.shape) != 3 or 0 in problem.features.shape:
-        raise ValueError(
-            f"features must be (views, samples, features), got {tuple(problem.features.shape)}"
-        )
-    num_views, num_samples, _ = problem.features.shape
-    if problem.labels.shape != (num_samples,):
-        raise ValueError(f"labels must be ({num_samples},), got {tuple(problem.labels.shape)}")
-    soft, distilled = problem.soft_labels, problem.distilled
-    wanted = (num_views, num_samples)
-    if soft is not None and (len(soft.shape) != 3 or tuple(soft.shape[:2]) != wanted):
-        raise ValueError(
-            f"soft_labels must be ({num_views}, {num_samples}, classes), got {tuple(soft.shape)}"
-        )
-    if distilled is not None and distilled.shape != (num_samples,):
-        raise ValueError(f"distilled must be ({num_samples},), got {tuple(distilled.shape)}")
-
-
-def _require_settings(problem: HeadProblem) -> None:
-    if not 0.0 <= problem.kd_weight <= 1.0:
-        raise ValueError(f"kd_weight must be in [0, 1], got {problem.kd_weight}")
-    if not (math.isfinite(problem.temperature) and problem.temperature > 0.0):
-        raise ValueError(f"temperature must be finite and above 0, got {problem.temperature}")
-    if not (math.isfinite(problem.l2) and problem.l2 > 0.0):
-        raise ValueError(f"l2 must be finite and above 0, got {problem.l2}")
-    if problem.rows_per_chunk < 1:
-        raise ValueError(f"rows_per_chunk must be at least 1, got {problem.rows_per_chunk}")
-    if int(problem.labels.min()) < 0:
-        raise ValueError(f"labels must not be negative, got {int(problem.labels.min())}")
-    distilled = problem.distilled
-    if distilled is None:
-        return
-    if not bool(((distilled >= 0) & (distilled <= 1)).all()):
-        raise ValueError("distilled must be in [0, 1], got a value outside")
-    if problem.soft_labels is None and bool(distilled.any()):
-        raise ValueError("soft_labels are missing: distilled rows need them")

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.methods.head_influence import swap_residuals
 from pipeline.methods.head_problem import HeadProblem, Linearisation
 from pipeline.methods.head_solver import solve
+from pipeline.methods.sharing import summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,11 @@ def undistil_effect(
 def _summed_pull(linear: Linearisation, chosen: Tensor) -> Tensor:
     """(1/N) sum_i mean_k delta_ik h~_ik^T over the chosen samples, (C, D + 1) float64."""
     problem = linear.problem
-    total, start = torch.zeros_like(linear.weight), 0
+    total, start = torch.zeros_like(linear.weight), problem.own.start
     for chunk in linear.chunks():
         num_samples = len(chunk.rows.inputs) // problem.num_views
         own = chosen[start : start + num_samples].repeat(problem.num_views)
         deltas = swap_residuals(chunk, linear=linear)[own]
         total += (deltas.T @ chunk.rows.inputs[own]).double()
         start += num_samples
-    return total / problem.num_rows
+    return summed(problem.sharing, total) / problem.num_rows

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.methods.head_conjugate_gradients import HeadSolution, conjugate_gradients
 from pipeline.methods.head_descent import QuasiNewton, line_search
 from pipeline.methods.head_preconditioner import Preconditioner
 from pipeline.methods.head_preconditioner import preconditioner as made_for
 from pipeline.methods.head_problem import HeadProblem, Linearisation, centred
+from pipeline.methods.sharing import agreed
 
 FIRST_PART = 8  # a fit begins on every eighth sample, which costs an eighth and leaves little to do
 WORTH_A_PART = 16_384
@@ -24,24 +26,10 @@ NEAR = 1e-3  # a gradient below it is a warm start, which a part would only lead
 MOST_ROUGH_STEPS = 50
 SHRINKAGES = 10
 STALE_AFTER = 20  # products; a preconditioner that needs more is made anew
-CYCLE = 1e-5  # float32 products carry a residual no further; then it is measured anew
 
 
 class NotConverged(ValueError):
     """An iteration ended above its tolerance; the message has the residual and the count."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HeadSolution:
-    """H^-1 R."""
-
-    solution: Tensor
-    """V, ([G,] C, D + 1) float64, centred over classes."""
-
-    relative_residual: float
-    """||R - H V|| / ||R||, computed anew at the end; the largest of the G."""
-
-    iterations: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +79,7 @@ def solve(
     """
     right_side = right_side.double()
     _require_right_side(right_side, linear=linear)
-    found = _conjugate_gradients(
+    found = conjugate_gradients(
         linear,
         centred(right_side),
         preconditioner=made_for(linear) if preconditioner is None else preconditioner,
@@ -128,7 +116,7 @@ def fit(
         ValueError: if the data or ``start`` are not finite.
     """
     linear = problem.linearise(centred(start.double()))
-    if not float(torch.linalg.vector_norm(linear.slope)) <= NEAR:
+    if not _slope_norm(linear) <= NEAR:
         linear = problem.linearise(_first_guess(problem, linear.weight, gtol=gtol).weight)
     descend = _newton if problem.hessian_samples is None else _quasi_newton
     found = descend(linear, gtol=gtol, max_iterations=max_iterations)
@@ -148,7 +136,7 @@ def _first_guess(problem: HeadProblem, start: Tensor, *, gtol: float) -> Lineari
     if small is problem or problem.hessian_samples is not None:
         return linear  # a part that the curvature is taken of may be too small to be fitted to
     # The parts' minima differ by far more than this; the rest is left to all samples.
-    rough = max(gtol, 1e-2 * float(torch.linalg.vector_norm(linear.slope)))
+    rough = max(gtol, 1e-2 * _slope_norm(linear))
     return _newton(linear, gtol=rough, max_iterations=MOST_ROUGH_STEPS).linear
 
 
@@ -162,16 +150,21 @@ def _part(problem: HeadProblem) -> HeadProblem:
     return problem.part(rows)
 
 
+def _slope_norm(linear: Linearisation) -> float:
+    """||dJ||, the same number on every process."""
+    return agreed(linear.problem.sharing, float(torch.linalg.vector_norm(linear.slope)))
+
+
 def _newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadFit:
     """Newton steps until the gradient is small, the steps are spent or rounding stops them."""
     helper: Preconditioner | None = None
     for iteration in range(max_iterations + 1):
-        norm = float(torch.linalg.vector_norm(linear.slope))
+        norm = _slope_norm(linear)
         if norm <= gtol or iteration == max_iterations:
             break
         if helper is None:
             helper = made_for(linear)
-        found = _conjugate_gradients(
+        found = conjugate_gradients(
             linear,
             centred(linear.slope),
             preconditioner=helper,
@@ -194,7 +187,7 @@ def _quasi_newton(linear: Linearisation, *, gtol: float, max_iterations: int) ->
     helper = made_for(linear)
     inverse = QuasiNewton(helper)
     for iteration in range(max_iterations + 1):
-        norm = float(torch.linalg.vector_norm(linear.slope))
+        norm = _slope_norm(linear)
         if norm <= gtol or iteration == max_iterations:
             break
         reached = line_search(linear, inverse.direction(linear.slope))
@@ -203,66 +196,6 @@ def _quasi_newton(linear: Linearisation, *, gtol: float, max_iterations: int) ->
         inverse.learn(linear, reached)
         linear = reached
     return HeadFit(linear=linear, gradient_norm=norm, iterations=iteration, preconditioner=helper)
-
-
-def _conjugate_gradients(
-    linear: Linearisation,
-    right_side: Tensor,
-    *,
-    preconditioner: Preconditioner,
-    rtol: float,
-    max_iterations: int,
-    certain: bool,
-) -> HeadSolution:
-    """The best solution within the allowed products, converged or not.
-
-    ``certain`` measures the residual anew, with products in the problem's dtype, before it is
-    believed, and goes on from there: so rounding in float32 products is refined away.
-    """
-    exact = linear.problem.products == linear.problem.dtype
-    norms = _norms(right_side)
-    bound = rtol * norms
-    solution = torch.zeros_like(right_side)
-    residual, measured = right_side, norms
-    direction, energy = None, torch.ones_like(norms)
-    iterations = 0
-    while True:
-        cycle = bound if exact else torch.maximum(bound, CYCLE * measured)
-        if bool((_norms(residual) <= cycle).all()) or iterations == max_iterations:
-            if not certain:
-                break
-            residual, direction = centred(right_side - linear.certain_hvp(solution)), None
-            measured = _norms(residual)
-            if bool((measured <= bound).all()) or iterations == max_iterations:
-                break
-        step = centred(preconditioner.inverse(residual))
-        previous, energy = energy, _dots(residual, step)
-        direction = step if direction is None else step + _ratio(energy, previous) * direction
-        product = linear.hvp(direction)
-        length = _ratio(energy, _dots(direction, product))
-        solution = centred(solution + length * direction)
-        residual = centred(residual - length * product)
-        iterations += 1
-    return HeadSolution(
-        solution=solution,
-        relative_residual=float(_ratio(_norms(residual), norms).max()),
-        iterations=iterations,
-    )
-
-
-def _norms(vectors: Tensor) -> Tensor:
-    """||.|| of each right side, ([G,] 1, 1)."""
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=(-2, -1), keepdim=True)
-    return norms
-
-
-def _dots(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).sum(dim=(-2, -1), keepdim=True)
-
-
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Their quotient; 0 where there is nothing left to divide."""
-    return torch.where(below == 0, 0.0, above / torch.where(below == 0, 1.0, below))
 
 
 def _best_multiple(problem: HeadProblem, weight: Tensor) -> Linearisation:

@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.methods.head_ekfac import Ekfac
 from pipeline.methods.head_problem import Linearisation
 from pipeline.methods.head_rows import LinearRows
+from pipeline.methods.sharing import led, summed
 
 
 def undistil_order(linear: Linearisation, *, factors: Ekfac, block: int | None = None) -> Tensor:
@@ -82,17 +83,23 @@ def _squared_changes(linear: Linearisation, factors: Ekfac) -> Tensor:
                 pair = ((a[k] * a[other]) @ scales.to(a) * (b[k] * b[other])).sum(dim=1)
                 total += pair if k == other else 2.0 * pair
         lengths.append(total.double() / len(a) ** 2)
-    return torch.cat(lengths).cpu()
+    return _gathered(lengths, linear)
 
 
 def _products(linear: Linearisation, direction: Tensor) -> Tensor:
     """< G_i, direction > of every sample, (N,) float64."""
-    products = []
+    products, direction = [], led(linear.problem.sharing, direction)
     for chunk in linear.chunks():
         pulls = chunk.rows.inputs @ direction.to(chunk.probs).T
         rows = (_deltas(chunk, linear) * pulls).sum(dim=1)
         products.append(_per_view(rows[:, None], linear).mean(dim=0).squeeze(1).double())
-    return torch.cat(products).cpu()
+    return _gathered(products, linear)
+
+
+def _gathered(parts: list[Tensor], linear: Linearisation) -> Tensor:
+    """One number of every sample, (N,) float64 on the CPU; a process may have no sample."""
+    own = torch.cat([linear.weight.new_empty(0), *parts])
+    return linear.problem.sharing.gathered(own).cpu()
 
 
 def _sum_of(linear: Linearisation, samples: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ def _sum_of(linear: Linearisation, samples: Tensor) -> Tensor:
     total = torch.zeros_like(linear.weight)
     for chunk in linear.problem.part(samples).linear_chunks(linear.weight):
         total += (_deltas(chunk, linear).T @ chunk.rows.inputs).double()
-    return total / linear.problem.num_views
+    return summed(linear.problem.sharing, total) / linear.problem.num_views
 
 
 def _deltas(chunk: LinearRows, linear: Linearisation) -> Tensor:

@@ -63,11 +63,15 @@ class VectorNorm(nn.BatchNorm1d):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Normalised vectors (B, D)."""
-        if len(vectors) > 1 or not self.training:
+        if not self.training or self.num_rows(vectors) > 1:
             return super().forward(vectors)
         return F.batch_norm(
             vectors, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
+
+    def num_rows(self, vectors: Tensor) -> int:
+        """Of the batch; a batch that several processes share has more than are here."""
+        return len(vectors)
 
 
 def projector(in_features: int, features: int) -> nn.Sequential:

@@ -1,0 +1,177 @@
+"""Students that are trained side by side: from a cache, from memory, with a teacher in the loop."""
+
+from collections.abc import Iterable, Iterator
+from itertools import count
+
+import numpy as np
+import torch
+from _common import MEAN, STD, device_is_done
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.artefacts.dataset import Beton
+from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.views import ViewSpec
+from pipeline.models import Classifier
+from pipeline.models.zoo import build
+from pipeline.normalisation import Normaliser
+from pipeline.online_teacher import OnlineTeacher
+from pipeline.optimisation import make_optimizer, make_schedule
+from pipeline.runtime import Runtime
+from pipeline.student_loss import DistillationLoss, Weights
+from pipeline.teacher_pass import Teacher
+from pipeline.training import EpochSize, Learner, Totals, outputs_of
+
+TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # the CIFAR-100 recipes of the field
+SETTINGS = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+class Student:
+    """A network with its own optimiser; all contestants train alike."""
+
+    def __init__(self, arch: str, runtime: Runtime, *, num_classes: int) -> None:
+        torch.manual_seed(0)
+        self.runtime = runtime
+        self.model = build(arch, num_classes=num_classes).to(runtime.device)
+        self.model = self.model.to(memory_format=torch.channels_last)
+        self.loss = DistillationLoss(
+            "kd", weights=Weights(ce=CE_WEIGHT, kd=KD_WEIGHT), temperature=TEMPERATURE
+        )
+        self.normalise = Normaliser(mean=MEAN, std=STD, device=runtime.device)
+        self.optimizer = make_optimizer([self.model], kind="sgd", **SETTINGS)
+        self.schedule = make_schedule(
+            self.optimizer,
+            kind="constant",
+            epochs=1,
+            steps_per_epoch=1,
+            warmup=0.3,
+            milestones=(),
+            gamma=0.1,
+        )
+        self.learner = Learner(
+            self.model,
+            self.loss,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            normalise=self.normalise,
+            runtime=runtime,
+        )
+
+    def train(self, batches: Iterator[Batch], *, size: EpochSize) -> None:
+        """What train-student does with an epoch."""
+        self.learner.epoch((batch for batch in batches), Totals(self.runtime.device), size=size)
+        device_is_done()
+
+    def train_bare(self, batches: Iterable[tuple[Tensor, Batch]]) -> None:
+        """The limit: the same step on normalised batches that lie ready."""
+        self.model.train()
+        for images, batch in batches:
+            with self.runtime.autocast():
+                outputs = outputs_of(self.model, images)
+            loss = self.loss(outputs, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+        device_is_done()
+
+
+class FieldStudent:
+    """The loop of the field's repositories: float32, NCHW, the teacher asked about every batch."""
+
+    def __init__(self, teacher: str, student: str, device: torch.device, *, num_classes: int):
+        torch.manual_seed(0)
+        self._device = device
+        self._model = build(student, num_classes=num_classes).to(device)
+        self._teacher = build(teacher, num_classes=num_classes).to(device).eval()
+        self._teacher.requires_grad_(False)
+        self._optimizer = torch.optim.SGD(self._model.parameters(), **SETTINGS)
+
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """KD with the weights of `Student`; metrics are read after every step, as theirs are."""
+        self._model.train()
+        for images, labels in batches:
+            images, labels = images.to(self._device), labels.to(self._device)
+            logits = self._model(images)
+            with torch.no_grad():
+                of_teacher = self._teacher(images)
+            loss = CE_WEIGHT * F.cross_entropy(logits, labels)
+            divergence = F.kl_div(
+                F.log_softmax(logits / TEMPERATURE, dim=1),
+                F.softmax(of_teacher / TEMPERATURE, dim=1),
+                reduction="batchmean",
+            )
+            loss = loss + KD_WEIGHT * TEMPERATURE**2 * divergence
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+            loss.item(), (logits.argmax(dim=1) == labels).sum().item()
+        device_is_done()
+
+
+def resident(batches: Iterable[Batch], normalise: Normaliser) -> list[tuple[Tensor, Batch]]:
+    """Batches normalised and with their soft labels on the device, in memory of their own."""
+    device = normalise.device
+    return [
+        (
+            normalise(batch.images),
+            Batch(
+                images=batch.images[:0],
+                labels=batch.labels.clone().to(device),
+                indices=batch.indices.clone(),
+                soft_labels=_kept(batch.soft_labels, device),
+                selected=_kept(batch.selected, device),
+            ),
+        )
+        for batch in batches
+    ]
+
+
+def _kept(rows: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if rows is None else rows.clone().to(device)
+
+
+def supervision_of(beton: Beton, views: ViewSpec, *, num_classes: int) -> Supervision:
+    """Soft labels of every view, nine samples in ten distilled."""
+    generator = np.random.default_rng(1)
+    drawn = generator.standard_gamma(0.3, (beton.num_samples, num_classes)) + 1e-6
+    probs = (drawn / drawn.sum(axis=1, keepdims=True)).astype(np.float16)
+    return Supervision(
+        soft_labels=[probs] * views.count,
+        selected=generator.random(beton.num_samples) < 0.9,
+        labels=beton.samples.labels,
+        by_view=True,
+        num_classes=num_classes,
+    )
+
+
+def fresh_teacher(arch: str, runtime: Runtime, *, num_classes: int) -> Teacher:
+    """A frozen network with fresh weights: what it says does not change what it costs."""
+    torch.manual_seed(1)
+    model: Classifier = build(arch, num_classes=num_classes).eval().requires_grad_(False)
+    return Teacher(
+        model=model.to(runtime.device).to(memory_format=torch.channels_last),
+        digest="0" * 64,
+        mean=MEAN,
+        std=STD,
+        target_in_sample=False,
+        description=arch,
+    )
+
+
+def online_teacher(arch: str, runtime: Runtime, *, num_classes: int) -> OnlineTeacher:
+    """The teacher in the loop of `train-student --online`."""
+    return OnlineTeacher(
+        teacher=fresh_teacher(arch, runtime, num_classes=num_classes),
+        runtime=runtime,
+        revision="none",
+        eta=0.8,
+        revise_at=TEMPERATURE,
+        standardise=False,
+    )
+
+
+def endless(loader: BatchLoader, *, batch_size: int) -> Iterator[Batch]:
+    """Batches of one epoch after the other, whole ones only."""
+    for epoch in count():
+        yield from (batch for batch in loader.epoch(epoch) if len(batch) == batch_size)

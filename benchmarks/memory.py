@@ -1,0 +1,170 @@
+"""Claims: no stage's memory grows with the number of images beyond its tables of a few hundred
+bytes an image, and a training's memory does not grow with its epochs.
+
+Every stage runs as a process of its own, at three sizes; what counts is the peak of memory that is
+the process's own (RssAnon). Mapped files are the page cache's, which gives them back.
+
+    python benchmarks/memory.py [--sizes 10000 20000 40000] [--epochs 50]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from _common import machine
+from PIL import Image
+
+STAGES = ("prepare", "train-teacher", "cache-teacher", "select", "train-student")
+MOST_BYTES_AN_IMAGE = 1_000
+MOST_GROWTH = 0.02
+CLASSES = 10
+CONFIG = """
+[prepare]
+source = "folder"
+path = "{images}"
+
+[views]
+count = 1
+
+[train_teacher]
+epochs = 1
+
+[cache_teacher]
+shard_rows = 4096
+
+[train_student]
+epochs = 1
+"""
+
+
+@dataclass
+class Watched:
+    """A command's own memory over time, MB."""
+
+    own: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        return max(self.own)
+
+    def mean_of(self, start: float, stop: float) -> float:
+        """Over a part of the time, 0 to 1."""
+        count = len(self.own)
+        return statistics.fmean(self.own[int(start * count) : int(stop * count)])
+
+
+def watch(*arguments: str) -> Watched:
+    """Run a command of heartcut and look at its memory fifty times a second."""
+    watched, started = Watched(), time.monotonic()
+    with tempfile.TemporaryFile() as told:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", *arguments], stdout=told, stderr=told
+        )
+        looking = threading.Thread(target=_look, args=(process, watched))
+        looking.start()
+        process.wait()
+        looking.join()
+        told.seek(0)
+        if process.returncode:
+            sys.exit(f"heartcut {' '.join(arguments)} failed:\n{told.read().decode()}")
+    watched.seconds = time.monotonic() - started
+    return watched
+
+
+def _look(process: subprocess.Popen[bytes], watched: Watched) -> None:
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
+        if lines:
+            watched.own.append(int(lines[0].split()[1]) / 1e3)
+        time.sleep(0.02)
+
+
+def write_images(folder: Path, *, count: int) -> None:
+    """Small images of ten classes that a network can tell apart, a tenth of them to test on."""
+    generator = np.random.default_rng(0)
+    for split, number in (("train", count), ("test", count // 10)):
+        for label in range(CLASSES):
+            (folder / split / str(label)).mkdir(parents=True)
+        for index in range(number):
+            label = index % CLASSES
+            pixels = generator.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+            pixels[:, label % 8, label // 8] += 100
+            Image.fromarray(pixels).save(folder / split / str(label) / f"{index}.bmp")
+
+
+def stages_at(size: int, folder: Path) -> dict[str, Watched]:
+    write_images(folder / "images", count=size)
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(images=folder / "images"))
+    return {
+        stage: watch(stage, str(config), "--set", f"workspace={folder / 'work'}")
+        for stage in STAGES
+    }
+
+
+def tell_sizes(sizes: list[int], found: dict[int, dict[str, Watched]]) -> bool:
+    """Peaks at all sizes, and what one more image costs."""
+    print(f"\npeak of own memory, MB\n{machine()}\n")
+    heads = "".join(f"{f'{size:,} images':>18}" for size in sizes)
+    print(f"{'':16}{heads} {'bytes an image':>16} {'at most':>8}")
+    all_well = True
+    for stage in STAGES:
+        peaks = [found[size][stage].peak for size in sizes]
+        slope = float(np.polyfit(sizes, peaks, 1)[0]) * 1e6
+        all_well &= slope <= MOST_BYTES_AN_IMAGE
+        row = "".join(f"{peak:>18,.0f}" for peak in peaks)
+        print(f"{stage:16}{row} {slope:>16,.0f} {MOST_BYTES_AN_IMAGE:>8,}")
+    return all_well
+
+
+def tell_epochs(epochs: int, folder: Path) -> bool:
+    """Memory of a long training, its second fifth against its last one."""
+    config = str(Path(__file__).parents[1] / "configs" / "digits.toml")
+    workspace = ["--set", f"workspace={folder / 'digits'}"]
+    for stage in STAGES[:-1]:
+        watch(stage, config, *workspace)
+    found = watch("train-student", config, *workspace, "--set", f"train_student.epochs={epochs}")
+    early, late = found.mean_of(0.2, 0.4), found.mean_of(0.8, 1.0)
+    growth = late / early - 1.0
+    print(
+        f"\n{epochs} epochs: {early:,.0f} MB in the second fifth, {late:,.0f} MB in the last one, "
+        f"growth {100 * growth:.2f} % (expected at most {100 * MOST_GROWTH:.0f} %)"
+    )
+    return growth <= MOST_GROWTH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 20_000, 40_000])
+    parser.add_argument("--epochs", type=int, default=50)
+    arguments = parser.parse_args()
+    os.chdir(Path(__file__).parents[1])
+    with tempfile.TemporaryDirectory() as folder:
+        found = {size: stages_at(size, Path(folder) / str(size)) for size in arguments.sizes}
+        is_well = tell_sizes(arguments.sizes, found)
+        is_well &= tell_epochs(arguments.epochs, Path(folder))
+    line = {
+        "claim": "memory, MB",
+        "machine": machine(),
+        "peaks": {
+            size: {stage: round(watched.peak, 1) for stage, watched in stages.items()}
+            for size, stages in found.items()
+        },
+    }
+    print(json.dumps(line))
+    sys.exit(0 if is_well else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What is joined to images by sample index: soft labels, flags, the teacher's features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artefacts.dataset import Beton
+from pipeline.data.operations import Gather, LabelTable
+from pipeline.data.view_kinds import Views
+from pipeline.errors import ArtefactMismatch
+from pipeline.methods.sparse_labels import packed_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """Soft labels and flags to be joined to images by sample index."""
+
+    soft_labels: Sequence[LabelTable]
+    """Probabilities of V views, memory-mapped or not; row i is sample index i. (N, C) float16 each,
+    or packed rows, (N, W) uint16."""
+    selected: NDArray[np.bool_]
+    """(N,)"""
+    labels: NDArray[np.int64]
+    """The labels that these were made for, (N,); the first epoch checks every one."""
+    by_view: bool
+    """Slot v belongs to view v + 1; otherwise slot 0 serves every view."""
+    num_classes: int
+    """C"""
+    top_k: int = 0
+    """Classes listed in a packed row beside the label; 0: rows are dense."""
+    features: Sequence[NDArray[np.float16]] = ()
+    """The teacher's penultimate features of the same views, (N, D) each; none: not needed."""
+
+
+def require_fitting(supervision: Supervision, beton: Beton, spec: Views) -> None:
+    """Refuse what a gather by position would read wrong numbers from."""
+    found = {len(table) for table in supervision.soft_labels}
+    found |= {len(supervision.selected), len(supervision.labels)}
+    found |= {len(table) for table in supervision.features}
+    if found != {beton.num_samples}:
+        rows = " and ".join(f"{count:,}" for count in sorted(found))
+        raise ArtefactMismatch(
+            f"the soft labels have {rows} rows (expected {beton.num_samples:,}, one per sample of "
+            f"{beton.path}). Run `heartcut select` on this beton's cache."
+        )
+    _require_layout(supervision)
+    num_tables, wanted = len(supervision.soft_labels), spec.num_views if supervision.by_view else 1
+    assert len(supervision.features) in (0, num_tables), "features are of the soft labels' views"
+    if num_tables != wanted:
+        raise ArtefactMismatch(
+            f"the soft labels are of {num_tables} views (expected {wanted}, as {spec.name}). "
+            "Run `heartcut select` with the views of the cache."
+        )
+
+
+def _require_layout(supervision: Supervision) -> None:
+    """Refuse rows that would be read as something else: all have 16-bit numbers."""
+    top_k, num_classes = supervision.top_k, supervision.num_classes
+    wanted = f"{packed_width(top_k)} uint16" if top_k else f"{num_classes} float16"
+    found = {f"{table.shape[1]} {table.dtype}" for table in supervision.soft_labels}
+    if found != {wanted}:
+        layout = f"packed, top {top_k}" if top_k else "dense"
+        raise ArtefactMismatch(
+            f"a row of the soft labels has {' or '.join(sorted(found))} numbers (expected "
+            f"{wanted}: {num_classes} classes, {layout}). Run `heartcut select` again."
+        )
+    if supervision.labels.max() >= num_classes:
+        raise ArtefactMismatch(
+            f"the soft labels have {num_classes} classes (expected more than "
+            f"{supervision.labels.max()}, the largest label). Run `heartcut select` on this "
+            "beton's cache."
+        )
+
+
+def gathers(supervision: Supervision | None) -> list[Gather]:
+    """One for soft labels, one for features where there are any."""
+    if supervision is None:
+        return []
+    tables = [supervision.soft_labels] + ([supervision.features] if supervision.features else [])
+    return [Gather(views_of_table) for views_of_table in tables]

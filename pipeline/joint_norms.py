@@ -1,0 +1,187 @@
+"""Batch normalisation over the batch that several ranks have a part of each.
+
+Each rank normalises its rows by mean and variance of all rows, and its gradients are those of one
+process with the whole batch. A rank may have no rows at all. Torch's `SyncBatchNorm` does this on
+GPUs only, and only for torch's own modules; here it is done wherever a module of batch
+normalisation calls `batch_norm`, so state dicts and classes derived from torch's stay as they are.
+
+Shapes: B rows of this rank, N values of a channel over all ranks, C channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from pipeline.models.reused_head import VectorNorm
+from pipeline.ranks import Ranks
+
+_stats = torch.ops.aten.batch_norm_update_stats
+_normalise = torch.ops.aten.native_batch_norm
+_backward = torch.ops.aten.native_batch_norm_backward
+
+
+def join_norms(network: nn.Module, ranks: Ranks) -> None:
+    """Let every batch normalisation of a network see the batch of all ranks while it trains."""
+    if not ranks.are_many:
+        return
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            module.__class__ = _joined(type(module))  # type: ignore[assignment, arg-type]
+            module._ranks = ranks  # type: ignore[assignment]
+
+
+@cache
+def _joined(kind: type[nn.Module]) -> type[nn.Module]:
+    """A class of modules like ``kind``; the module itself stays where networks hold it."""
+    base = _JoinedVectors if issubclass(kind, VectorNorm) else _Joined
+    return type(f"Joined{kind.__name__}", (base, kind), {})
+
+
+class _Joined(nn.Module):
+    """Put before a class of batch normalisation."""
+
+    _ranks: Ranks
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(values)  # type: ignore[no-any-return]
+        with _OverAllRanks(self._ranks):
+            return super().forward(values)  # type: ignore[no-any-return]
+
+
+class _JoinedVectors(_Joined):
+    def num_rows(self, vectors: Tensor) -> int:
+        """Rows of all ranks."""
+        return int(self._ranks.summed(torch.tensor(len(vectors))))
+
+
+class _OverAllRanks(TorchFunctionMode):
+    """Within it, `batch_norm` of a batch is that of all ranks' batches."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._ranks = ranks
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.batch_norm:
+            return joint_batch_norm(self._ranks, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def joint_batch_norm(
+    ranks: Ranks,
+    values: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm` of the batch that the ranks hold together.
+
+    Args:
+        ranks: all must call.
+        values: this rank's rows, (B, C, ...); B may be 0, and differ.
+        running_mean: (C,), moved as one process would.
+        running_var: (C,), moved as one process would.
+        weight: (C,)
+        bias: (C,)
+        training: otherwise the running statistics are taken, and no rank is asked.
+        momentum: share of this batch in the running statistics.
+        eps: added to variances.
+
+    Raises:
+        ValueError: if there is one value per channel over all ranks.
+    """
+    if not training:
+        return F.batch_norm(
+            values, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    own = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
+    num_channels = values.shape[1]
+    scale = values.new_ones(num_channels, dtype=own) if weight is None else weight
+    shift = values.new_zeros(num_channels, dtype=own) if bias is None else bias
+    mean, variance, count = _moments(values.detach(), ranks, dtype=own)
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
+    normed: Tensor = _JointNorm.apply(values, scale, shift, (mean, variance, count, eps), ranks)
+    return normed
+
+
+def _moments(values: Tensor, ranks: Ranks, *, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
+    """Mean and variance (C,) over the values of all ranks, and how many there are per channel."""
+    num_channels = values.shape[1]
+    own = values.new_zeros(2 * num_channels + 1, dtype=torch.float64)
+    if values.numel():
+        zeros = values.new_zeros(num_channels, dtype=dtype)
+        means, variances = _stats(values, zeros, zeros.clone(), 0.0)
+        own = torch.cat([means, variances, means.new_full((1,), values.numel() // num_channels)])
+    found = ranks.each(own.double())
+    means, variances = found[:, :num_channels], found[:, num_channels:-1]
+    counts = found[:, -1:]
+    count = int(counts.sum())
+    if count == 1:
+        raise ValueError("Expected more than 1 value per channel when training")
+    mean = (counts * means).sum(0) / count
+    variance = (counts * (variances + (means - mean).square())).sum(0) / count
+    return mean.to(dtype), variance.to(dtype), count
+
+
+class _JointNorm(torch.autograd.Function):
+    """The normalised rows; gradients of scale and shift are this rank's part of the sums."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        values: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        moments: tuple[Tensor, Tensor, int, float],
+        ranks: Ranks,
+    ) -> Tensor:
+        mean, variance, count, eps = moments
+        ctx.save_for_backward(values, scale, mean, variance)
+        ctx.count, ctx.eps, ctx.ranks = count, eps, ranks  # type: ignore[attr-defined]
+        if not values.numel():
+            return torch.empty_like(values)
+        normed: Tensor = _normalise(values, scale, shift, mean, variance, False, 0.0, eps)[0]
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, scale, mean, variance = ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        sums = mean.new_zeros((2, len(mean)))  # of the gradient times the normed value, and alone
+        if values.numel():
+            only_sums = [False, True, True]
+            _, *own = _backward(
+                gradient, values, scale, mean, variance, mean, inverse, True, ctx.eps, only_sums
+            )
+            sums = torch.stack(own)
+        along, alone = ctx.ranks.summed(sums.clone()) / ctx.count
+        if values.numel():
+            # scale * inverse * (gradient - alone - normed * along), by two passes over the values
+            steep = scale * inverse
+            rest = _normalise(
+                values, -steep * along, -steep * alone, mean, variance, False, 0.0, ctx.eps
+            )[0]
+            shape = (1, -1, *[1] * (values.ndim - 2))
+            gradient = torch.addcmul(rest, gradient, steep.view(shape).to(rest.dtype))
+        return gradient, sums[0].to(scale.dtype), sums[1].to(scale.dtype), None, None

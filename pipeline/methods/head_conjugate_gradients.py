@@ -1,0 +1,96 @@
+"""Conjugate gradients on a head's Hessian, for several right sides at once.
+
+Adding the same row to every class changes no softmax, so all vectors are kept centred over classes,
+where the Hessian is positive definite.
+
+Shapes: C classes, D features, G right sides that are solved together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.methods.head_preconditioner import Preconditioner
+from pipeline.methods.head_problem import Linearisation, centred
+from pipeline.methods.sharing import agreed, decided, led
+
+CYCLE = 1e-5  # float32 products carry a residual no further; then it is measured anew
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadSolution:
+    """H^-1 R."""
+
+    solution: Tensor
+    """V, ([G,] C, D + 1) float64, centred over classes."""
+
+    relative_residual: float
+    """||R - H V|| / ||R||, computed anew at the end; the largest of the G."""
+
+    iterations: int
+
+
+def conjugate_gradients(
+    linear: Linearisation,
+    right_side: Tensor,
+    *,
+    preconditioner: Preconditioner,
+    rtol: float,
+    max_iterations: int,
+    certain: bool,
+) -> HeadSolution:
+    """The best solution within the allowed products, converged or not.
+
+    ``certain`` measures the residual anew, with products in the problem's dtype, before it is
+    believed, and goes on from there: so rounding in float32 products is refined away.
+    """
+    sharing, exact = linear.problem.sharing, linear.problem.products == linear.problem.dtype
+    norms = _norms(right_side)
+    bound = rtol * norms
+    solution = torch.zeros_like(right_side)
+    residual, measured = right_side, norms
+    direction, energy = None, torch.ones_like(norms)
+    iterations = 0
+    while True:
+        cycle = bound if exact else torch.maximum(bound, CYCLE * measured)
+        if _all_below(residual, cycle, linear) or iterations == max_iterations:
+            if not certain:
+                break
+            residual, direction = centred(right_side - linear.certain_hvp(solution)), None
+            measured = _norms(residual)
+            if _all_below(residual, bound, linear) or iterations == max_iterations:
+                break
+        step = centred(preconditioner.inverse(residual))
+        previous, energy = energy, _dots(residual, step)
+        direction = step if direction is None else step + _ratio(energy, previous) * direction
+        product = linear.hvp(direction)
+        length = _ratio(energy, _dots(direction, product))
+        solution = centred(solution + length * direction)
+        residual = centred(residual - length * product)
+        iterations += 1
+    return HeadSolution(
+        solution=led(sharing, solution),
+        relative_residual=agreed(sharing, float(_ratio(_norms(residual), norms).max())),
+        iterations=iterations,
+    )
+
+
+def _all_below(residual: Tensor, bound: Tensor, linear: Linearisation) -> bool:
+    """Whether every right side is solved, as rank 0 has it."""
+    return decided(linear.problem.sharing, bool((_norms(residual) <= bound).all()))
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """||.|| of each right side, ([G,] 1, 1)."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=(-2, -1), keepdim=True)
+    return norms
+
+
+def _dots(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).sum(dim=(-2, -1), keepdim=True)
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Their quotient; 0 where there is nothing left to divide."""
+    return torch.where(below == 0, 0.0, above / torch.where(below == 0, 1.0, below))

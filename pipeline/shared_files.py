@@ -1,0 +1,28 @@
+"""Files that several processes need and one of them writes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.ranks import Ranks
+
+
+def is_missing(path: Path, ranks: Ranks) -> bool:
+    """Whether a rank does not have it; they all make it then, where the others have it as well."""
+    return ranks.any(not path.exists())
+
+
+def write_once(path: Path, write: Callable[[], None], *, ranks: Ranks) -> None:
+    """Write what every rank holds: by rank 0, then by the first rank of a machine that lacks it.
+
+    Machines that share a folder have one copy, others one each; ``write`` publishes it complete.
+    """
+    for writes in (ranks.is_first, _is_first_here(ranks)):
+        if writes and not path.exists():
+            write()
+        ranks.wait()
+
+
+def _is_first_here(ranks: Ranks) -> bool:
+    """Of the ranks of this machine, as torchrun numbers them."""
+    return int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0

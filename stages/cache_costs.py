@@ -1,0 +1,169 @@
+"""What a cache costs in time, stage by stage, from unit costs that are measured on this machine."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from pipeline.artefacts.cache_arrays import LOGITS, array_specs
+from pipeline.artefacts.cache_receipts import facts_of
+from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.zarr_arrays import decode, encode
+from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.label_revision import soft_labels
+from pipeline.models import Classifier
+from pipeline.progress import progress
+from pipeline.runtime import Runtime
+from stages.cache_sizes import CacheSize
+
+PRODUCTS: Final = 300
+"""Hessian products of an influence run over all rows: the l2 path, two heads, their solves."""
+_SECONDS: Final = 1.0
+"""Each unit of work is repeated for as long, after once that does not count."""
+_BATCH, _ROWS = 64, 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCosts:
+    """Rates of one process on this machine, a second."""
+
+    teacher_images: float
+    """Forward passes."""
+    written_bytes: float
+    """Compressed, hashed, forced to the disk; bytes before compression."""
+    read_bytes: float
+    """Read, hashed, decompressed."""
+    revised_rows: float
+    """Softmax, revision, rounding."""
+    head_flops: float
+    """Floating-point operations in Hessian products of the head."""
+    device: str
+
+
+def measure(model: Classifier, size: CacheSize, *, side: int, runtime: Runtime) -> UnitCosts:
+    """Rates for this network on images of side x side pixels, and for a cache's classes."""
+    with progress("measure", total=5, unit="costs") as bar:
+
+        def rate(note: str, work: Callable[[], float]) -> float:
+            bar.advance(1, note=note)
+            return _rate(work)
+
+        with tempfile.TemporaryDirectory() as folder:
+            write, read = _storage(size, Path(folder))
+            return UnitCosts(
+                teacher_images=rate("teacher", _forward(model, side, runtime)),
+                written_bytes=rate("write", write),
+                read_bytes=rate("read", read),
+                revised_rows=rate("revision", _revise(size.num_classes)),
+                head_flops=rate("influence", _product(size.num_classes, size.num_features)),
+                device=runtime.description,
+            )
+
+
+def stages(size: CacheSize, costs: UnitCosts) -> Iterator[tuple[str, str, float]]:
+    """(stage, what is done, seconds) of every part that grows with the images."""
+    rows = size.num_views * size.num_samples
+    num_bytes = rows * size.bytes_per_row
+    num_views = max(size.num_views - 1, 1)
+    flops = PRODUCTS * product_flops(
+        size.num_samples, num_classes=size.num_classes, num_features=size.num_features
+    )
+    yield "cache-teacher", f"{rows:,} forward passes", rows / costs.teacher_images
+    yield "cache-teacher", f"{num_bytes:,} bytes written", num_bytes / costs.written_bytes
+    yield "select", f"{num_bytes:,} bytes read", num_bytes / costs.read_bytes
+    revised = num_views * size.num_samples
+    yield "select", f"{revised:,} labels revised", revised / costs.revised_rows
+    if size.settings.features:
+        yield (
+            "select",
+            f"influence, clean view, {PRODUCTS} products, {flops:.1e} flop",
+            flops / costs.head_flops,
+        )
+
+
+def product_flops(num_rows: int, *, num_classes: int, num_features: int) -> float:
+    """Of one Hessian product."""
+    return 4.0 * num_rows * num_classes * (num_features + 1)
+
+
+def _rate(work: Callable[[], float]) -> float:
+    """Units a second."""
+    work()
+    done, passed, started = 0.0, 0.0, time.perf_counter()
+    while passed < _SECONDS:
+        done += work()
+        passed = time.perf_counter() - started
+    return done / passed
+
+
+def _forward(model: Classifier, side: int, runtime: Runtime) -> Callable[[], float]:
+    images = torch.rand(_BATCH, 3, side, side, device=runtime.device)
+    images = images.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward() -> float:
+        with runtime.autocast():
+            model(images).float().cpu()
+        return len(images)
+
+    return forward
+
+
+def _storage(size: CacheSize, folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
+    """Writing and reading a shard of logits, as a cache does."""
+    # A top-k cache's rows cost the same, byte for byte.
+    dense = replace(size.keeping(size.settings.model_copy(update={"top_k": 0})), num_samples=1)
+    spec = array_specs(dense.manifest)[LOGITS]
+    assert spec.shard_rows is not None
+    shape = (spec.shard_rows, size.num_classes)
+    rows = np.random.default_rng(0).normal(0, 3, shape).astype(np.float16)
+    store, numbers = open_objects(folder), count()
+
+    def write() -> float:
+        data = encode(spec, rows)
+        facts_of(data, rows, rows=(0, len(rows)))
+        store.create(f"shard{next(numbers)}", data)
+        return float(rows.nbytes)
+
+    def read() -> float:
+        data = store.read("shard0", max_bytes=spec.max_stored_bytes)
+        facts_of(data, decode(spec, data, num_rows=len(rows)), rows=(0, len(rows)))
+        return float(rows.nbytes)
+
+    return write, read
+
+
+def _revise(num_classes: int) -> Callable[[], float]:
+    logits = torch.randn(_ROWS, num_classes)
+    labels = torch.arange(_ROWS) % num_classes
+
+    def revise() -> float:
+        soft_labels(logits, labels, revision="all", eta=0.8, temperature=4.0).half()
+        return len(logits)
+
+    return revise
+
+
+def _product(num_classes: int, num_features: int) -> Callable[[], float]:
+    """A Hessian product as `select` makes it where there are many rows: in float32."""
+    problem = HeadProblem(
+        features=torch.randn(1, _ROWS, num_features),
+        labels=torch.arange(_ROWS) % num_classes,
+        l2=1e-3,
+        dtype=torch.float32,
+        products=torch.float32,
+    )
+    linear = problem.linearise(torch.zeros(num_classes, num_features + 1))
+    direction = torch.randn(num_classes, num_features + 1)
+
+    def product() -> float:
+        linear.hvp(direction)
+        return product_flops(_ROWS, num_classes=num_classes, num_features=num_features)
+
+    return product

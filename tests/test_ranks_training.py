@@ -1,0 +1,215 @@
+"""Several processes train one network, fill one cache, and stop and go on together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.run import Run
+from pipeline.artefacts.unfinished_run import UNFINISHED
+from stages.cache_places import find_cache
+from stages.config_file import with_overrides
+from tests.commands import ROOT
+from tests.rank_server import RankServer
+from tests.workspaces import linked_copy
+
+STUDENT = ("train_student.epochs=2", "train_student.batch_size=54", "train_student.lr=0.05")
+CASES = {
+    "kd, accumulated, clipped, averaged": (
+        "train_student.accumulate=2",
+        "train_student.clip_norm=0.5",
+        "train_student.ema_decay=0.5",
+    ),
+    "fitnet": ("train_student.method=fitnet",),
+    "rkd": ("train_student.method=rkd",),
+    "crd": ("train_student.method=crd", "train_student.crd.dim=8"),
+    "dist": ("train_student.method=dist",),
+    "simkd": ("train_student.method=simkd",),
+}
+HEARTCUT = (sys.executable, "-m", "cli")
+OFTEN = (*STUDENT, "train_student.epochs=6", "train_student.checkpoint_minutes=0.0001")
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    server = RankServer()
+    yield server
+    server.close()
+
+
+def bare(digits, folder, *overrides):
+    """The workspace of `digits` without students."""
+    workspace = linked_copy(digits.workspace, folder, without=("student-*",))
+    return with_overrides(digits, [f"workspace={workspace}", *overrides])
+
+
+def options_of(config, *overrides):
+    settings = [f"workspace={config.workspace}", *overrides]
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def student_of(config) -> Run:
+    (path,) = config.runs_folder.glob("student-*")
+    return Run.open(path)
+
+
+def numbers(run: Run) -> list[tuple[float, ...]]:
+    """What every epoch tells, without the clock's."""
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    names = ("training_loss", "training_accuracy", "held_out_accuracy", "held_out_loss")
+    return [tuple(line[name] for name in names) for line in lines]
+
+
+def trained(ranks, config, toml, folder, world, *overrides) -> Run:
+    job = ranks.start(folder, world, "-q", "train-student", toml, *options_of(config, *overrides))
+    ended = job.wait()
+    assert [one.code for one in ended] == [0] * world, ended
+    assert [one.err for one in ended] == [""] * world
+    run = student_of(config)
+    assert [one.out for one in ended] == [f"{run.path}\n", *[""] * (world - 1)]
+    return run
+
+
+def alone_of(ranks, digits, toml, folder, *overrides) -> Run:
+    """What one process trains."""
+    return trained(ranks, bare(digits, folder / "alone"), toml, folder / "one", 1, *overrides)
+
+
+def assert_same(run: Run, other: Run) -> None:
+    np.testing.assert_allclose(numbers(run), numbers(other), atol=1e-5, rtol=0)
+    assert run.path.name == other.path.name
+    ours, theirs = (safetensors.numpy.load_file(one.weights) for one in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        np.testing.assert_allclose(weight, theirs[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_train_as_one_process_does(ranks, digits, tiny_toml, tmp_path, name):
+    changes = [*STUDENT, *CASES[name]]
+    alone = alone_of(ranks, digits, tiny_toml, tmp_path, *changes)
+    for world in (2, 3) if name.startswith("kd") else (2,):
+        config = bare(digits, tmp_path / f"ranks{world}")
+        run = trained(ranks, config, tiny_toml, tmp_path / f"out{world}", world, *changes)
+        assert_same(run, alone)
+        assert run.result.cost.device.endswith(f", {world} processes")
+
+
+def test_a_rank_may_have_nothing_of_the_last_batch(ranks, digits, tiny_toml, tmp_path):
+    batch = 81  # the last one is of two rows
+    changes = ["train_student.epochs=1", "train_student.batch_size=81", "train_student.lr=0.01"]
+    alone = alone_of(ranks, digits, tiny_toml, tmp_path, *changes)
+    assert alone.result.num_training_samples % batch == 2
+    config = bare(digits, tmp_path / "ranks")
+    assert_same(trained(ranks, config, tiny_toml, tmp_path / "out", 3, *changes), alone)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_once(ranks, digits, tiny_toml, tmp_path):
+    config = bare(digits, tmp_path / "work")
+    options = options_of(config, "train_student.batch_size=50")
+    ended = ranks.start(tmp_path / "out", 3, "train-student", tiny_toml, *options).wait()
+    assert [one.code for one in ended] == [1, 1, 1]
+    told = "".join(one.err for one in ended)
+    assert told.count("error: ") == 1
+    assert "batch_size is 50 (expected a multiple of 3" in told
+    assert "Traceback" not in told
+    assert not list(config.runs_folder.glob(f"*{UNFINISHED}"))
+
+
+def is_under_way(config) -> bool:
+    return any(config.runs_folder.glob(f"student-*{UNFINISHED}/checkpoint.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def whole(ranks, digits, tiny_toml, tmp_path_factory):
+    """A training in two ranks that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    return trained(ranks, bare(digits, folder / "w"), tiny_toml, folder / "out", 2, *OFTEN)
+
+
+def test_a_wish_to_one_rank_stops_all_and_they_go_on_to_the_same_bits(
+    ranks, digits, tiny_toml, tmp_path, whole
+):
+    config = bare(digits, tmp_path / "work")
+    options = options_of(config, *OFTEN)
+    job = ranks.start(tmp_path / "out", 2, "-q", "train-student", tiny_toml, *options)
+    while job.is_running and not is_under_way(config):
+        time.sleep(0.001)
+    job.signal(1, signal.SIGTERM)
+    ended = job.wait()
+    assert [one.code for one in ended] == [143, 143]
+    told = "".join(one.err for one in ended)
+    assert told.count("keeps the training at epoch") == 1
+    assert told.count("terminated: ") == 1
+    assert told.count("\n") == 2
+    run = trained(ranks, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
+    assert run.weights.read_bytes() == whole.weights.read_bytes()
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_training_goes_on_with_another_number_of_ranks(ranks, digits, tiny_toml, tmp_path, whole):
+    config = bare(digits, tmp_path / "work")
+    options = options_of(config, *OFTEN)
+    job = ranks.start(tmp_path / "out", 3, "-q", "train-student", tiny_toml, *options)
+    while job.is_running and not is_under_way(config):
+        time.sleep(0.001)
+    job.signal(0, signal.SIGTERM)
+    assert [one.code for one in job.wait()] == [143] * 3
+    assert_same(trained(ranks, config, tiny_toml, tmp_path / "again", 1, *OFTEN), whole)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_ranks_makes_the_same_cache(ranks, digits, tiny_toml, tmp_path, world):
+    config = bare(digits, tmp_path / "work")
+    caches = config.workspace / "caches"
+    caches.rename(tmp_path / "apart")
+    job = ranks.start(
+        tmp_path / "out", world, "-q", "cache-teacher", tiny_toml, *options_of(config)
+    )
+    ended = job.wait()
+    assert [one.code for one in ended] == [0] * world, ended
+    assert [one.out.count("\n") for one in ended] == [1, *[0] * (world - 1)]
+    dataset = Dataset.open(config.data_folder)
+    assert find_cache(config, dataset).root == find_cache(digits, dataset).root
+
+
+def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
+    """The ranks that a launcher has started, in their order."""
+    path = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return sorted(map(int, path.read_text().split()))
+
+
+def test_a_killed_rank_is_reported_and_the_same_command_goes_on(
+    ranks, digits, tiny_toml, tmp_path, whole
+):
+    config = bare(digits, tmp_path / "work")
+    options = options_of(config, *OFTEN)
+    launcher = subprocess.Popen(
+        [*HEARTCUT, "-q", "launch", "-n", "2", "train-student", str(tiny_toml), *options],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while launcher.poll() is None and not is_under_way(config):
+        time.sleep(0.01)
+    for pid in processes_of(launcher):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if b"RANK=1" in environment:
+            os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    _, told = launcher.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert launcher.returncode == 137
+    assert told.startswith("error: rank 1 of 2 was ended by SIGKILL")
+    assert "run the same command" in told
+    assert told.count("\n") == 1
+    run = trained(ranks, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
+    assert run.weights.read_bytes() == whole.weights.read_bytes()
