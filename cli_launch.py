@@ -82,12 +82,15 @@ def _run(arguments: list[str], *, processes: int) -> int:
 
 
 def _cause(failures: dict[int, "ProcessFailure"]) -> tuple[int, "ProcessFailure"]:
-    """The failure that the others follow from: a kill, else an error, else the first."""
+    """The failure that the others follow from: a kill, else an error, else the first.
 
-    def order(rank: int) -> tuple[bool, bool, int, int]:
-        failure = failures[rank]
-        is_consequence = failure.exitcode == PEER_LOST
-        return is_consequence, failure.exitcode > 0, failure.timestamp, rank
+    The ranks that are left are asked to stop by SIGTERM, or find that another one is lost.
+    """
+
+    def order(rank: int) -> tuple[int, int, int]:
+        code = failures[rank].exitcode
+        consequence = {PEER_LOST: 3, -signal.SIGTERM: 2, TERMINATED: 2}.get(code, int(code > 0))
+        return consequence, failures[rank].timestamp, rank
 
     rank = min(failures, key=order)
     return rank, failures[rank]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.loaders import Batch
+from pipeline.floats import at_least_float32
 from pipeline.methods.contrastive_distillation import ContrastiveDistillation
 from pipeline.methods.feature_distillation import (
     cc_loss,
@@ -54,12 +55,13 @@ class FeatureTerm(nn.Module):
         if num_selected == 0:
             return features.sum() * 0.0  # a gradient exists
         assert batch.features is not None
-        teacher = batch.features.to(features.device).float()
+        student = at_least_float32(features)
+        teacher = batch.features.to(student)
         rows = selected.nonzero().squeeze(1)
         indices = batch.indices.to(features.device)
         term = self.of_rows(
             DistilledRows(
-                student=features.float()[rows],
+                student=student[rows],
                 teacher=teacher[rows],
                 indices=indices[rows],
                 labels=labels[rows],

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.loaders import Batch
+from pipeline.floats import at_least_float32
 from pipeline.joint_norms import join_norms
 from pipeline.models import Classifier
 from pipeline.models.headed_network import HeadedNetwork
@@ -97,8 +98,8 @@ def whole_batch(
     assert labels is not None
     assert indices is not None
     gathered = Outputs(
-        logits=_Gathered.apply(outputs.logits.float(), num_rows, ranks),
-        features=_Gathered.apply(outputs.features.float(), num_rows, ranks),
+        logits=_Gathered.apply(at_least_float32(outputs.logits), num_rows, ranks),
+        features=_Gathered.apply(at_least_float32(outputs.features), num_rows, ranks),
     )
     whole = replace(
         batch,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from pipeline.errors import PeerLost
+from pipeline.errors import ConfigError, PeerLost
 
 Made = TypeVar("Made")
 
@@ -141,12 +141,14 @@ def joined_ranks() -> Iterator[Ranks]:
     """The ranks that torchrun started, connected for a while; `ALONE` without torchrun.
 
     Raises:
+        ConfigError: if it is not told where the others are.
         PeerLost: if another rank has ended, or cannot be reached.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
         return
+    _require_address(world)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=LONGEST_WAIT)
@@ -161,6 +163,15 @@ def joined_ranks() -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _require_address(world: int) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"WORLD_SIZE is {world}, but {name} is not set (expected both, as torchrun sets "
+                "them). Start the processes by `heartcut launch` or torchrun, or unset WORLD_SIZE."
+            )
 
 
 def _tells_of_a_peer(error: RuntimeError) -> bool:

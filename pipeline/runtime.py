@@ -5,11 +5,14 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
+from torch import nn
 
-Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
+Module = TypeVar("Module", bound=nn.Module)
+
+Precision: TypeAlias = Literal["bf16", "fp16", "fp32", "fp64"]
 
 _LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,10 +26,22 @@ class Runtime:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Run matrix products in the precision where it is a low one; the rest in float32."""
+        """Run matrix products in the precision where it is a low one; the rest in `dtype`."""
         dtype = _LOW_PRECISION.get(self.precision, torch.bfloat16)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32"):
+        with torch.autocast(
+            self.device.type, dtype=dtype, enabled=self.precision in _LOW_PRECISION
+        ):
             yield
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images and weights."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def place(self, model: Module) -> Module:
+        """The network on the device, in the memory format and the type that it runs in."""
+        placed = model.to(device=self.device, dtype=self.dtype)
+        return placed.to(memory_format=torch.channels_last)
 
     def loader_workers(self, wanted: int) -> int:
         """Loader threads: as wanted, or 0 for what suits the device.
@@ -47,7 +62,7 @@ class Runtime:
         return f"{name}, {self.precision}"
 
 
-def resolve_runtime(precision: Literal["auto", "bf16", "fp16", "fp32"]) -> Runtime:
+def resolve_runtime(precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"]) -> Runtime:
     """The device of this machine and the precision that ``auto`` means on it."""
     device = torch.device("cpu")
     if torch.cuda.is_available():  # torchrun gives every process of a machine a GPU of its own

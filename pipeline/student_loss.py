@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.data.loaders import Batch
 from pipeline.feature_terms import FeatureTerm
+from pipeline.floats import at_least_float32
 from pipeline.methods.distillation import distillation_loss, kd_loss_rows, supervised_loss
 from pipeline.methods.logit_distillation import (
     dist_loss,
@@ -58,7 +59,7 @@ class StudentLoss(nn.Module):
         """Tell the epoch, counted from 0: some weights climb."""
 
     def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """The mean loss of the batch, a scalar in float32."""
+        """The mean loss of the batch, a scalar, float32 (float64 for float64 logits)."""
         raise NotImplementedError
 
 
@@ -70,7 +71,7 @@ class PlainLoss(StudentLoss):
         self._smoothing = label_smoothing
 
     def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
-        logits = outputs.logits.float()
+        logits = at_least_float32(outputs.logits)
         labels = batch.labels.to(logits.device)
         return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
 
@@ -146,7 +147,7 @@ class DistillationLoss(StudentLoss):
                 temperature=self._temperature,
                 label_smoothing=self._smoothing,
             )
-        term = self._method_term(logits, soft_labels.float(), labels, selected)
+        term = self._method_term(at_least_float32(logits), soft_labels, labels, selected)
         return self._supervised(logits, labels, selected) + weight * term
 
     def _supervised(self, logits: Tensor, labels: Tensor, selected: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ class DistillationLoss(StudentLoss):
         self, logits: Tensor, soft_labels: Tensor, labels: Tensor, selected: Tensor
     ) -> Tensor:
         """The method's term of the logits, weighted by the share that is distilled."""
-        logits = logits.float()
+        soft_labels = soft_labels.to(logits)
         if self._over_batch is not None:
             share = int(selected.sum()) / len(labels)
             if share == 0.0:

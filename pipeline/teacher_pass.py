@@ -92,7 +92,7 @@ def cache_identity(
     temperatures: tuple[float, ...] = (),
 ) -> CacheIdentity:
     """Everything that the cached numbers depend on."""
-    assert runtime.precision != "fp16", "a cache is made in bf16 or fp32"
+    assert runtime.precision in ("bf16", "fp32"), "a cache is made in bf16 or fp32"
     return CacheIdentity(
         weights=teacher.digest,
         arch=teacher.model.arch,

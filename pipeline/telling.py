@@ -50,7 +50,7 @@ def tells(*, patience: float = 0.0) -> bool:
         while time.monotonic() < until and not store.check([told]):
             time.sleep(0.02)
         return bool(store.add(told, 1) == 1)
-    except RuntimeError:  # the store was the first rank's, and has gone with it
+    except (RuntimeError, KeyError):  # the store was the first rank's and has gone, or is unknown
         return True
 
 

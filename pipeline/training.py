@@ -1,7 +1,7 @@
 """One epoch of training: a learner takes batches, and stops where its loss is no number.
 
 Images arrive as uint8 and are normalised here; matrix products run in the runtime's precision,
-losses and weights stay in float32.
+losses and weights stay in float32, or are in float64 as all else.
 """
 
 import time
@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipeline.data.loaders import Batch
 from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
+from pipeline.floats import at_least_float32
 from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
@@ -196,7 +197,7 @@ class Learner:
             )
             return self.loss(outputs, batch), len(batch) / place.num_in_step
         if len(batch) == 0:  # the other ranks have rows, and average with this one
-            return (outputs.logits.sum() + outputs.features.sum()).float(), 0.0
+            return at_least_float32(outputs.logits.sum() + outputs.features.sum()), 0.0
         return self.loss(outputs, batch), self._ranks.world * len(batch) / place.num_in_step
 
     def _watch(self, loss: Tensor, batch: Batch) -> None:

@@ -14,7 +14,7 @@ Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
 Triple: TypeAlias = tuple[float, float, float]
 ClassOfTeacher: TypeAlias = Annotated[StrictInt, Field(ge=0)] | StrictStr
 PrecisionChoice: TypeAlias = Literal["auto", "bf16", "fp32"]
-TrainingPrecision: TypeAlias = Literal["auto", "bf16", "fp16", "fp32"]
+TrainingPrecision: TypeAlias = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 
 
 class Section(BaseModel):

@@ -127,7 +127,7 @@ def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
         rows = dataset.training[lesson.table.selected[dataset.training]]
         labels[rows] = lesson.table.labels[rows]
         model, loss = _taught(settings, model, lesson, features, labels=labels)
-    model = model.to(plan.runtime.device).to(memory_format=torch.channels_last)
+    model = plan.runtime.place(model)
     return Training(
         settings=settings,
         identity=plan.identity,
@@ -136,7 +136,7 @@ def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
         rows=dataset.training,
         views=plan.views,
         model=model,
-        loss=loss.to(plan.runtime.device),
+        loss=loss.to(plan.runtime.device, plan.runtime.dtype),
         supervision=None if lesson is None else lesson.supervision(features),
         num_distilled=0 if lesson is None else int(lesson.table.selected[dataset.training].sum()),
         teacher=_teacher_classes(config, dataset, lesson),

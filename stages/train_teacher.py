@@ -58,7 +58,7 @@ def _training(config: Config, dataset: Dataset) -> Training:
         dataset=dataset,
         rows=_rows(config, dataset),
         views=views,
-        model=model.to(runtime.device).to(memory_format=torch.channels_last),
+        model=runtime.place(model),
         loss=PlainLoss(label_smoothing=settings.label_smoothing),
         supervision=None,
         num_distilled=0,

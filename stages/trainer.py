@@ -75,7 +75,10 @@ class Trainer:
             dataset.eval, batch_size=size, view_spec=clean, workers=workers, ranks=ranks
         )
         normalise = Normaliser(
-            mean=dataset.record.mean, std=dataset.record.std, device=runtime.device
+            mean=dataset.record.mean,
+            std=dataset.record.std,
+            device=runtime.device,
+            dtype=runtime.dtype,
         )
         self.learner = make_learner(
             training, normalise, runtime, num_batches=self._loader.num_batches, ranks=ranks

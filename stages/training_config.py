@@ -71,7 +71,7 @@ class OptimiserConfig(Section):
     seed: Seed = 0
     precision: TrainingPrecision = "auto"
     """Autocast to bf16, or to fp16 with a scaled loss, or fp32; auto: bf16 where the hardware has
-    it, else fp32."""
+    it, else fp32. fp64 is for comparisons that rounding must not decide."""
     compile: bool = False
     """Compile the network with torch.compile: minutes at first, faster steps then."""
     workers: Annotated[int, Field(ge=0)] = 0

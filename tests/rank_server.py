@@ -6,12 +6,13 @@ As torchrun starts them, but for seconds of imports; `heartcut launch` itself ha
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 import cli
 from tests.commands import ROOT, Finished
@@ -83,16 +84,18 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         request = _Request(**json.loads(line))
-        port = _free_port()
+        # As torchrun's agent holds it: a store that outlives any rank.
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         pids: list[int] = []
         for rank in range(request.world):
             child = os.fork()
             if child == 0:
-                _become(rank, request, port)
+                _become(rank, request, store.port)
                 return
             pids.append(child)
         _say(pids)
         _say([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
+        del store
     os._exit(0)
 
 
@@ -103,13 +106,8 @@ def _become(rank: int, request: _Request, port: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(request.world))
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     sys.argv = ["heartcut", *request.arguments]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def _say(numbers: list[int]) -> None:

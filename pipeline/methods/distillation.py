@@ -6,9 +6,10 @@ that of Hinton et al. 2015, arXiv:1503.02531. Computed in float32 also under aut
 Shapes: B batch, C classes.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pipeline.floats import at_least_float32
 
 IGNORED = -100  # what F.nll_loss skips: the row adds nothing to the value or the gradient
 
@@ -107,7 +108,7 @@ def supervised_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits).
     """
-    logits = _at_least_float32(student_logits)
+    logits = at_least_float32(student_logits)
 
     def cross_entropy(without: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -125,9 +126,5 @@ def supervised_loss(
 
 def _kl_elements(student_logits: Tensor, soft_labels: Tensor, *, temperature: float) -> Tensor:
     """t (log t - log p) per class, (B, C); 0 where t is 0."""
-    log_probs = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
+    log_probs = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
     return F.kl_div(log_probs, soft_labels.to(log_probs.dtype), reduction="none")
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.floats import at_least_float32
+
 CHUNK_ELEMENTS = 2**23  # of the tensors of `rkd_loss`: 32 MiB; smaller ones fragment glibc's heap
 PKT_EPSILON = 1e-7  # keeps the logarithm finite where features point in opposite directions
 
@@ -51,7 +53,7 @@ def fitnet_rows(mapped_features: Tensor, teacher_features: Tensor) -> Tensor:
     >>> fitnet_rows(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]]))
     tensor([2.])
     """
-    difference = _at_least_float32(mapped_features) - _at_least_float32(teacher_features)
+    difference = at_least_float32(mapped_features) - at_least_float32(teacher_features)
     return difference.square().mean(dim=1)
 
 
@@ -77,7 +79,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance: float, angle: float)
     Returns:
         Scalar, 0 for a shifted, rotated or scaled copy of the teacher.
     """
-    student, teacher = _at_least_float32(student), _at_least_float32(teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     loss = distance * F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
     if angle:
         loss = loss + angle * _angle_loss(student, teacher)
@@ -121,8 +123,8 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, 0 for a rotated or scaled copy of the teacher.
     """
-    g_student = unit_rows(_gram(_at_least_float32(student)))
-    g_teacher = unit_rows(_gram(_at_least_float32(teacher)))
+    g_student = unit_rows(_gram(at_least_float32(student)))
+    g_teacher = unit_rows(_gram(at_least_float32(teacher)))
     return F.mse_loss(g_student, g_teacher)
 
 
@@ -167,10 +169,6 @@ def unit_rows(vectors: Tensor) -> Tensor:
     return vectors / lengths.masked_fill(lengths == 0, math.inf)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def _gram(rows: Tensor) -> Tensor:
     """Inner products of the rows, (..., B, B); autocast would round them to half precision."""
     with torch.autocast(rows.device.type, enabled=False):
@@ -178,7 +176,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 def _cosines(features: Tensor) -> Tensor:
-    return _gram(unit_rows(_at_least_float32(features)))
+    return _gram(unit_rows(at_least_float32(features)))
 
 
 def _neighbour_probs(features: Tensor) -> Tensor:

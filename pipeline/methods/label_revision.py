@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.floats import at_least_float32
+
 Revision = Literal["none", "wrong", "all", "swap", "drop-wrong"]
 
 
@@ -40,7 +42,7 @@ def softened_probs(logits: Tensor, *, temperature: float) -> Tensor:
     """
     if not (math.isfinite(temperature) and temperature > 0.0):
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-    return torch.softmax(_at_least_float32(logits) / temperature, dim=1)
+    return torch.softmax(at_least_float32(logits) / temperature, dim=1)
 
 
 def revision_beta(probs: Tensor, labels: Tensor, *, eta: float) -> Tensor:
@@ -64,7 +66,7 @@ def revision_beta(probs: Tensor, labels: Tensor, *, eta: float) -> Tensor:
     """
     if not 0.0 < eta < 1.0:
         raise ValueError(f"eta must be in (0, 1), got {eta}")
-    p_max, p_label = _top_and_label(_at_least_float32(probs), labels)
+    p_max, p_label = _top_and_label(at_least_float32(probs), labels)
     return (eta / (p_max - p_label + 1.0)).squeeze(1)
 
 
@@ -92,7 +94,7 @@ def revise_labels(
     """
     if rows not in ("wrong", "all"):
         raise ValueError(f'rows must be "wrong" or "all", got {rows!r}')
-    probs = _at_least_float32(probs)
+    probs = at_least_float32(probs)
     beta = revision_beta(probs, labels, eta=eta)[:, None]
     revised = (beta * probs).scatter_add(1, labels[:, None], 1.0 - beta)
     return revised if rows == "all" else torch.where(_is_wrong(probs, labels), revised, probs)
@@ -113,7 +115,7 @@ def swap_labels(probs: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: if a label is outside [0, C).
     """
-    probs = _at_least_float32(probs)
+    probs = at_least_float32(probs)
     p_max, p_label = _top_and_label(probs, labels)
     swapped = probs.scatter(1, probs.argmax(dim=1, keepdim=True), p_label)
     swapped = swapped.scatter(1, labels[:, None], p_max)
@@ -133,7 +135,7 @@ def drop_wrong(probs: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: if a label is outside [0, C).
     """
-    probs = _at_least_float32(probs)
+    probs = at_least_float32(probs)
     wrong = _is_wrong(probs, labels)
     return torch.where(wrong, F.one_hot(labels, probs.shape[1]).to(probs.dtype), probs)
 
@@ -175,10 +177,6 @@ def soft_labels(
     raise ValueError(
         f'revision must be "none", "wrong", "all", "swap" or "drop-wrong", got {revision!r}'
     )
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _is_wrong(probs: Tensor, labels: Tensor) -> Tensor:

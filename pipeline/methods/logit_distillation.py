@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.floats import at_least_float32
 from pipeline.methods.distillation import kd_loss_rows
 from pipeline.methods.feature_distillation import unit_rows
 
@@ -54,7 +55,7 @@ def dkd_rows(
     >>> dkd_rows(torch.zeros(1, 3), p, y, temperature=1.0, alpha=0.0, beta=1.0)
     tensor([0.6931])
     """
-    logits = _at_least_float32(student_logits) / temperature
+    logits = at_least_float32(student_logits) / temperature
     probs, is_label = soft_labels.to(logits.dtype), _is_label(logits, labels)
     margins = _margins(logits, is_label)
     log_q = torch.stack([F.logsigmoid(margins), F.logsigmoid(-margins)], dim=1)
@@ -94,7 +95,7 @@ def nkd_rows(
     Returns:
         (B,) float32 (float64 for float64 logits), 0 or more.
     """
-    logits = _at_least_float32(student_logits)
+    logits = at_least_float32(student_logits)
     probs, is_label = soft_labels.to(logits.dtype), _is_label(logits, labels)
     trust = at_temperature(probs, found=temperature, wanted=1.0).gather(1, labels[:, None])
     of_label = -trust.squeeze(1) * F.logsigmoid(_margins(logits, is_label))
@@ -132,7 +133,7 @@ def dist_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits); 0, but for the 1e-8, where q = p.
     """
-    student = torch.softmax(_at_least_float32(student_logits) / temperature, dim=1)
+    student = torch.softmax(at_least_float32(student_logits) / temperature, dim=1)
     teacher = soft_labels.to(student.dtype)
     over_classes = 1 - _correlations(student, teacher).mean()
     over_samples = 1 - _correlations(student.T, teacher.T).mean()
@@ -165,7 +166,7 @@ def mlkd_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits), 0 where the student agrees.
     """
-    logits = _at_least_float32(student_logits)
+    logits = at_least_float32(student_logits)
     probs = soft_labels.to(logits.dtype)
     levels = [
         _three_levels(logits, at_temperature(probs, found=temperature, wanted=tau), tau)
@@ -196,7 +197,7 @@ def standardised(logits: Tensor) -> Tensor:
     tensor([[ 1.0000, -1.0000],
             [ 0.0000,  0.0000]])
     """
-    return math.sqrt(logits.shape[1]) * unit_rows(_centred(_at_least_float32(logits)))
+    return math.sqrt(logits.shape[1]) * unit_rows(_centred(at_least_float32(logits)))
 
 
 def at_temperature(probs: Tensor, *, found: float, wanted: float) -> Tensor:
@@ -218,14 +219,10 @@ def at_temperature(probs: Tensor, *, found: float, wanted: float) -> Tensor:
     >>> at_temperature(torch.tensor([[0.8, 0.2, 0.0]]), found=1.0, wanted=0.5)
     tensor([[0.9412, 0.0588, 0.0000]])
     """
-    probs = _at_least_float32(probs)
+    probs = at_least_float32(probs)
     # relative to the largest, for a high power of small ones alone would underflow
     powers = (probs / probs.amax(dim=1, keepdim=True)) ** (found / wanted)
     return powers / powers.sum(dim=1, keepdim=True)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _is_label(logits: Tensor, labels: Tensor) -> Tensor:
