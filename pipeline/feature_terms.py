@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.loaders import Batch
-from pipeline.floats import at_least_float32
 from pipeline.methods.contrastive_distillation import ContrastiveDistillation
 from pipeline.methods.feature_distillation import (
     cc_loss,
@@ -24,6 +23,7 @@ from pipeline.methods.feature_distillation import (
     rkd_loss,
     sp_loss,
 )
+from pipeline.methods.floats import at_least_float32
 
 Relation: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Of student and teacher features of the same rows, (n, D_s) and (n, D_t): a scalar."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.loaders import Batch
-from pipeline.floats import at_least_float32
 from pipeline.joint_norms import join_norms
+from pipeline.methods.floats import at_least_float32
 from pipeline.models import Classifier
 from pipeline.models.headed_network import HeadedNetwork
 from pipeline.ranks import Ranks

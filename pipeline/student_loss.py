@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from pipeline.data.loaders import Batch
 from pipeline.feature_terms import FeatureTerm
-from pipeline.floats import at_least_float32
 from pipeline.methods.distillation import distillation_loss, kd_loss_rows, supervised_loss
+from pipeline.methods.floats import at_least_float32
 from pipeline.methods.logit_distillation import (
     dist_loss,
     dkd_rows,

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipeline.data.loaders import Batch
 from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
-from pipeline.floats import at_least_float32
 from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
+from pipeline.methods.floats import at_least_float32
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
 from pipeline.ranks import ALONE, Ranks

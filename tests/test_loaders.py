@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import views
+from pipeline.data import showing, views
 from pipeline.data.loaders import BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch
@@ -295,7 +295,7 @@ def error_within(seconds, work):
 def test_an_error_inside_the_pipeline_is_raised_and_does_not_hang(
     random_loader, monkeypatch, good_batches
 ):
-    real, calls = views.replay, []
+    real, calls = showing.replay_stored, []
 
     def replay(*arguments):
         calls.append(1)
@@ -303,7 +303,7 @@ def test_an_error_inside_the_pipeline_is_raised_and_does_not_hang(
             raise RuntimeError("broken on purpose")
         real(*arguments)
 
-    monkeypatch.setattr(views, "replay", replay)
+    monkeypatch.setattr(showing, "replay_stored", replay)
     before = threading.active_count()
     assert "broken on purpose" in str(error_within(10, lambda: list(random_loader.epoch(0))))
     assert threading.active_count() == before

@@ -33,6 +33,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.pipeline.operation import Operation  # noqa: E402
 from ffcv.pipeline.state import State  # noqa: E402
+from ffcv.reader import Reader  # noqa: E402
 from ffcv.transforms import ToTensor  # noqa: E402
 from ffcv.writer import DatasetWriter, handle_sample  # noqa: E402
 
@@ -54,6 +55,7 @@ __all__ = [
     "OrderOption",
     "PipelineSpec",
     "RGBImageField",
+    "Reader",
     "SimpleRGBImageDecoder",
     "State",
     "ToTensor",

@@ -4,6 +4,7 @@ Every operation is plain Python around one compiled call that is told the crops,
 another size compiles nothing.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,21 +17,27 @@ from pipeline.artefacts.dataset import IMAGE, Beton
 from pipeline.data import views
 from pipeline.data.ffcv_compat import (
     JPEG_MODE,
+    RAW_MODE,
     AllocationQuery,
     IntDecoder,
     Loader,
     Operation,
     PipelineSpec,
+    Reader,
     SimpleRGBImageDecoder,
     State,
     ToTensor,
 )
 from pipeline.data.hashing import Keys
 from pipeline.data.image_kernels import show_views
+from pipeline.data.replay_kernel import replay_stored
 from pipeline.data.resized_crops import ResizedCropSpec, crop_boxes
 from pipeline.data.view_kinds import Views
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
+
+Images = NDArray[np.void]
+"""FFCV's metadata of stored images, (N,)."""
 
 
 class ShownViews(Protocol):
@@ -57,11 +64,56 @@ def shown_views(spec: Views, beton: Beton) -> ShownViews:
     keys = beton.samples.keys
     if isinstance(spec, ResizedCropSpec):
         return ShownCrops(spec, keys, path=beton.path)
+    stored = Reader(str(beton.path))
+    images = stored.metadata[f"f{stored.field_names.index(IMAGE)}"]
+    if (images["mode"] == RAW_MODE).all():
+        _require_one_size(images, beton.path)
+        return StoredView(spec, keys, images=images, path=beton.path)
     return ReplayView(spec, keys, path=beton.path)
 
 
+class StoredView(Operation):  # type: ignore[misc]
+    """Crop and flip raw images of one size where they lie, as `ReplayView` would."""
+
+    def __init__(self, spec: ViewSpec, keys: Keys, *, images: Images, path: Path) -> None:
+        super().__init__()
+        self._spec, self._keys = spec, keys
+        self._codes = np.full(len(keys), spec.clean_code, dtype=np.int32)
+        self._shape = (int(images["height"][0]), int(images["width"][0]), 3)
+        self._file = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        self._positions = images["data_ptr"].astype(np.int64)
+        assert self._positions.max() + math.prod(self._shape) <= len(self._file), path
+
+    def choose(self, numbers: NDArray[np.int64], *, seed: int, size: int | None) -> None:  # noqa: ARG002
+        assert size is None, "crops of the padded image have the size of the image"
+        self._codes = views.view_codes(self._spec, self._keys, numbers)
+
+    def pipeline(self, index: IntDecoder) -> Any:
+        return PipelineSpec(index, transforms=[self, ToTensor()])
+
+    def attach(self, loader: Loader) -> None:
+        """Nothing to learn: where the images lie is known."""
+
+    def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
+        padding, num_flips = self._spec.padding, 2 if self._spec.flip else 1
+
+        def replay(_: Any, destination: Any, indices: Any) -> Any:
+            destination = destination[: len(indices)]
+            places, codes = self._positions[indices], self._codes[indices]
+            replay_stored(self._file, places, codes, padding, num_flips, destination)
+            return destination
+
+        replay.with_indices = True  # type: ignore[attr-defined]
+        return replay
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        dtype = np.dtype(np.uint8)
+        state = replace(previous_state, jit_mode=False, shape=self._shape, dtype=dtype)
+        return state, AllocationQuery(self._shape, dtype)
+
+
 class ReplayView(Operation):  # type: ignore[misc]
-    """Crop and flip images of one size by `views.replay`, with a code per sample index."""
+    """Crop and flip decoded images of one size by `views.replay`, with a code per sample index."""
 
     def __init__(self, spec: ViewSpec, keys: Keys, *, path: Path) -> None:
         super().__init__()
@@ -102,14 +154,18 @@ class _UniformDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
         self._path = path
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        heights, widths = self.metadata["height"], self.metadata["width"]
-        if heights.min() != heights.max() or widths.min() != widths.max():
-            raise ArtefactMismatch(
-                f"{self._path} has images of {heights.min()} to {heights.max()} x {widths.min()} "
-                f"to {widths.max()} pixels (expected one size, for views of kind 'crop-flip'). Set "
-                '`views.kind = "rrc-flip"`, or `prepare.resize` and prepare again.'
-            )
+        _require_one_size(self.metadata, self._path)
         return super().declare_state_and_memory(previous_state)  # type: ignore[no-any-return]
+
+
+def _require_one_size(images: Images, path: Path) -> None:
+    heights, widths = images["height"], images["width"]
+    if heights.min() != heights.max() or widths.min() != widths.max():
+        raise ArtefactMismatch(
+            f"{path} has images of {heights.min()} to {heights.max()} x {widths.min()} "
+            f"to {widths.max()} pixels (expected one size, for views of kind 'crop-flip'). Set "
+            '`views.kind = "rrc-flip"`, or `prepare.resize` and prepare again.'
+        )
 
 
 class ShownCrops(Operation):  # type: ignore[misc]

@@ -9,7 +9,7 @@ Shapes: B batch, C classes.
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.floats import at_least_float32
+from pipeline.methods.floats import at_least_float32
 
 IGNORED = -100  # what F.nll_loss skips: the row adds nothing to the value or the gradient
 
@@ -28,6 +28,7 @@ def kd_loss_rows(student_logits: Tensor, soft_labels: Tensor, *, temperature: fl
     Returns:
         (B,) float32 (float64 for float64 logits), 0 where the student agrees.
 
+    >>> import torch
     >>> t = torch.tensor([[1.0, 0.0]])
     >>> kd_loss_rows(torch.zeros(1, 2), t, temperature=1.0)
     tensor([0.6931])
@@ -69,6 +70,7 @@ def distillation_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits).
 
+    >>> import torch
     >>> z, y, t = torch.zeros(2, 2), torch.tensor([0, 1]), torch.full((2, 2), 0.5)
     >>> distillation_loss(z, y, soft_labels=t, selected=torch.tensor([True, False]),
     ...                   lambda_ce=0.0, lambda_kd=1.0, temperature=4.0)

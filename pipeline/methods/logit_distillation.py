@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.floats import at_least_float32
 from pipeline.methods.distillation import kd_loss_rows
 from pipeline.methods.feature_distillation import unit_rows
+from pipeline.methods.floats import at_least_float32
 
 DIST_EPSILON = 1e-8  # of DIST's published code: what hardly varies, as improbable classes, is quiet
 
