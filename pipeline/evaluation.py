@@ -44,7 +44,7 @@ def evaluate(
         with runtime.autocast():
             out = model(normalise(batch.images))
         logits.append(out.float().cpu())
-        labels.append(batch.labels.clone())
+        labels.append(batch.labels.clone().cpu())
         on_batch(len(batch))
     return evaluate_logits(ranks.gathered(torch.cat(logits)), ranks.gathered(torch.cat(labels)))
 

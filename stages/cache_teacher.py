@@ -182,6 +182,7 @@ def _loader(job: _Job, wanted: _Wanted) -> BatchLoader:
         batch_size=settings.batch_size,
         view_spec=wanted.views,
         workers=job.runtime.loader_workers(settings.workers),
+        device=job.runtime.device,
     )
 
 

@@ -57,6 +57,7 @@ class Trainer:
             seed=settings.seed,
             workers=workers,
             supervision=training.supervision,
+            device=runtime.device,
             ranks=ranks,
         )
         clean = training.views.clean
@@ -69,10 +70,16 @@ class Trainer:
             view_spec=clean,
             rows=dataset.held_out,
             workers=workers,
+            device=runtime.device,
             ranks=ranks,
         )
         self._test = BatchLoader(
-            dataset.eval, batch_size=size, view_spec=clean, workers=workers, ranks=ranks
+            dataset.eval,
+            batch_size=size,
+            view_spec=clean,
+            workers=workers,
+            device=runtime.device,
+            ranks=ranks,
         )
         normalise = Normaliser(
             mean=dataset.record.mean,

@@ -8,17 +8,19 @@ A batch is borrowed: it is valid until the next one is asked for.
 """
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from queue import Empty, Full
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
+from pipeline.data.batches import Batch
+from pipeline.data.device_batches import ResidentTables, fits, on_device
 from pipeline.data.ffcv_compat import (
     EpochIterator,
     IntDecoder,
@@ -40,32 +42,13 @@ __all__ = ["Batch", "BatchLoader", "Supervision"]
 
 SOFT_LABEL, SELECTED, FEATURE = "soft_label", "selected", "feature"
 CLEAN = ViewSpec()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """A borrowed batch; B samples."""
-
-    images: Tensor
-    """(B, 3, H, W) uint8, channels_last in memory."""
-    labels: Tensor
-    """(B,) int64"""
-    indices: Tensor
-    """Sample indices, (B,) int64."""
-    soft_labels: Tensor | None
-    """Rows of the loader's tables as stored, where it was given any: (B, C) float16 probabilities,
-    or packed rows, (B, W) uint16, for `sparse_labels.unpack`."""
-    selected: Tensor | None
-    """(B,) bool: distil this sample."""
-    features: Tensor | None = None
-    """The teacher's, (B, D) float16, where the loader was given any."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+HOST = torch.device("cpu")
 
 
 class BatchLoader:
     """Epochs of batches of one beton, one at a time.
+
+    Batches come on ``device``; soft labels lie there for good, where there is room for them.
 
     Where there are several ranks, each takes its part of every batch, so that together they see the
     batches that one process would see; of the last batch some may have nothing.
@@ -86,6 +69,7 @@ class BatchLoader:
         seed: int = 0,
         workers: int = 0,
         supervision: Supervision | None = None,
+        device: torch.device = HOST,
         ranks: Ranks = ALONE,
     ) -> None:
         assert batch_size % ranks.world == 0, "every rank takes an equal part of a batch"
@@ -99,14 +83,19 @@ class BatchLoader:
         self._supervision = supervision
         self._rows = np.arange(beton.num_samples) if rows is None else rows
         self._shown = shown_views(view_spec, beton)
-        self._gathers = gathers(supervision)
+        self._device = device
+        self._resident: ResidentTables | None = None
+        gathered = supervision
+        if supervision is not None and fits(supervision, device):
+            self._resident, gathered = ResidentTables.of(supervision, device), None
+        self._gathers = gathers(gathered)
         self._labels_checked = supervision is None
         self._is_open = False
         cores = num_cores()
         self._loader = _new_loader(
             beton,
             self._shown,
-            supervision,
+            gathered,
             self._gathers,
             batch_size=batch_size // ranks.world,
             num_workers=min(workers or cores, cores),
@@ -179,22 +168,33 @@ class BatchLoader:
         """Batches of ``order``, and an empty one where other ranks have one more."""
         assert not self._is_open, "one epoch at a time: close the last one before the next"
         self._shown.choose(numbers, seed=self._seed, size=size)
-        if self._supervision is not None:
-            slots = numbers - 1 if self._supervision.by_view else np.zeros_like(numbers)
-            assert slots.min() >= 0, "the clean view has no slot among soft labels by view"
-            for gather in self._gathers:
-                gather.slots[:] = slots
+        join = self._supervise(numbers)
         self._is_open = True
         try:
-            with closing(_Epoch(self._loader, order)) as batches:
-                for arrays in batches:
-                    num_batches -= 1
-                    yield self._checked(_as_batch(arrays))
-            if num_batches > 0:
-                yield self._empty()
+            batches = self._on_host(order, num_batches=num_batches)
+            yield from on_device(batches, self._device, join=join)
             self._labels_checked = self._labels_checked or is_whole
         finally:
             self._is_open = False
+
+    def _supervise(self, numbers: NDArray[np.int64]) -> Callable[[Batch], Batch]:
+        """Say which views' rows are gathered; what joins them where they lie on the device."""
+        if self._supervision is None:
+            return _as_it_is
+        slots = numbers - 1 if self._supervision.by_view else np.zeros_like(numbers)
+        assert slots.min() >= 0, "the clean view has no slot among soft labels by view"
+        for gather in self._gathers:
+            gather.slots[:] = slots
+        return _as_it_is if self._resident is None else self._resident.joiner(slots)
+
+    def _on_host(self, order: NDArray[np.int64], *, num_batches: int) -> Generator[Batch]:
+        """Batches as FFCV makes them, with checked labels."""
+        with closing(_Epoch(self._loader, order)) as batches:
+            for arrays in batches:
+                num_batches -= 1
+                yield self._checked(_as_batch(arrays))
+        if num_batches > 0:
+            yield self._empty()
 
     def _empty(self) -> Batch:
         """A batch of no samples, of the shapes that others have."""
@@ -215,6 +215,10 @@ class BatchLoader:
                 "They were made for other data: run `heartcut select` on this beton's cache."
             )
         return batch
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _as_batch(arrays: Sequence[Tensor]) -> Batch:
