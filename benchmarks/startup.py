@@ -52,7 +52,7 @@ def commands(workspace: Path) -> dict[str, list[str]]:
         "heartcut select --help": heartcut("select", "--help"),
         "heartcut methods": heartcut("methods"),
         **{f"heartcut {stage}, done": heartcut(stage, CONFIG, *where) for stage in STAGES},
-        "heartcut cache info": heartcut("cache", "list", CONFIG, *where),
+        "heartcut cache list": heartcut("cache", "list", str(workspace / "caches")),
         "heartcut sweep --dry-run": heartcut("sweep", CONFIG, "--dry-run", *where),
     }
 
