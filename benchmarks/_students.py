@@ -29,7 +29,9 @@ SETTINGS = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 class Student:
     """A network with its own optimiser; all contestants train alike."""
 
-    def __init__(self, arch: str, runtime: Runtime, *, num_classes: int) -> None:
+    def __init__(
+        self, arch: str, runtime: Runtime, *, num_classes: int, compiled: bool = False
+    ) -> None:
         torch.manual_seed(0)
         self.runtime = runtime
         self.model = build(arch, num_classes=num_classes).to(runtime.device)
@@ -55,7 +57,9 @@ class Student:
             schedule=self.schedule,
             normalise=self.normalise,
             runtime=runtime,
+            compile=compiled,
         )
+        self._outputs = torch.compile(outputs_of) if compiled else outputs_of
 
     def train(self, batches: Iterator[Batch], *, size: EpochSize) -> None:
         """What train-student does with an epoch."""
@@ -67,7 +71,7 @@ class Student:
         self.model.train()
         for images, batch in batches:
             with self.runtime.autocast():
-                outputs = outputs_of(self.model, images)
+                outputs = self._outputs(self.model, images)
             loss = self.loss(outputs, batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -48,14 +48,20 @@ def bare(model: Classifier, batches: list[torch.Tensor], runtime: Runtime) -> Ca
 
 
 def cached(
-    teacher: Teacher, loader: BatchLoader, beton: Beton, runtime: Runtime, folder: Path
+    teacher: Teacher,
+    loader: BatchLoader,
+    beton: Beton,
+    runtime: Runtime,
+    folder: Path,
+    *,
+    views: ViewSpec = VIEWS,
 ) -> Callable[[], float]:
-    """Each call fills and seals one more cache of a clean and an augmented view."""
+    """Each call fills and seals one more cache of the clean view and those of the spec."""
     number = iter(range(10**9))
 
     def run() -> float:
         started = time.perf_counter()
-        identity = cache_identity(teacher, beton=beton, views=VIEWS, runtime=runtime, features=True)
+        identity = cache_identity(teacher, beton=beton, views=views, runtime=runtime, features=True)
         cache_views(
             open_objects(folder / f"cache{next(number)}"),
             identity=identity,
@@ -63,11 +69,11 @@ def cached(
             teacher=teacher,
             loader=loader,
             beton=beton,
-            views=VIEWS,
+            views=views,
             runtime=runtime,
             held_out=np.arange(100),
         )
-        return (VIEWS.num_views + 1) * beton.num_samples / (time.perf_counter() - started)
+        return (views.num_views + 1) * beton.num_samples / (time.perf_counter() - started)
 
     return run
 
@@ -88,6 +94,7 @@ def main() -> None:
             batch_size=arguments.batch,
             view_spec=VIEWS,
             workers=runtime.loader_workers(0),
+            device=runtime.device,
         )
         normalise = Normaliser(mean=MEAN, std=STD, device=runtime.device)
         batches = [normalise(batch.images) for batch in loader.view(0)]

@@ -22,6 +22,7 @@ from _common import machine
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "digits.toml")
+SWEEP = str(ROOT / "configs" / "digits-sweep.toml")
 STAGES = ("prepare", "train-teacher", "cache-teacher", "select", "train-student", "compare")
 MOST_SECONDS_OF_HELP = 1.0
 
@@ -53,7 +54,7 @@ def commands(workspace: Path) -> dict[str, list[str]]:
         "heartcut methods": heartcut("methods"),
         **{f"heartcut {stage}, done": heartcut(stage, CONFIG, *where) for stage in STAGES},
         "heartcut cache list": heartcut("cache", "list", str(workspace / "caches")),
-        "heartcut sweep --dry-run": heartcut("sweep", CONFIG, "--dry-run", *where),
+        "heartcut sweep --dry-run": heartcut("sweep", SWEEP, "--dry-run", *where),
     }
 
 

@@ -65,6 +65,7 @@ class Steps:
                 order="random",
                 workers=runtime.loader_workers(0),
                 supervision=supervision,
+                device=runtime.device,
             )
             for _ in range(2)
         ]

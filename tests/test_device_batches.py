@@ -83,6 +83,7 @@ def test_on_a_cpu_tables_stay_where_they_are(beton):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("case", range(4))
 def test_batches_arrive_on_a_gpu_as_they_left(beton, case, resident, monkeypatch):
