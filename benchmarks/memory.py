@@ -91,7 +91,7 @@ def _look(process: subprocess.Popen[bytes], watched: Watched) -> None:
 
 
 def write_images(folder: Path, *, count: int) -> None:
-    """Small images of ten classes that a network can tell apart, a tenth of them to test on."""
+    """Small images of ten classes, a tenth of them marked as another one, and some to test on."""
     generator = np.random.default_rng(0)
     for split, number in (("train", count), ("test", count // 10)):
         for label in range(CLASSES):
@@ -99,7 +99,8 @@ def write_images(folder: Path, *, count: int) -> None:
         for index in range(number):
             label = index % CLASSES
             pixels = generator.integers(0, 120, (8, 8, 3), dtype=np.uint8)
-            pixels[:, label % 8, label // 8] += 100
+            shown = generator.integers(CLASSES) if index % 100 < CLASSES else label
+            pixels[:, shown % 8, shown // 8] += 100
             Image.fromarray(pixels).save(folder / split / str(label) / f"{index}.bmp")
 
 

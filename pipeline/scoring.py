@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.artefacts.scores import SolveRecord
 from pipeline.cross_fit import choose_l2, cross_fit, simplest_within_error
 from pipeline.errors import PipelineError
-from pipeline.head_precision import with_precision
+from pipeline.head_precision import least_gradient, with_precision
 from pipeline.methods.head_data import Rows, read_rows
 from pipeline.methods.head_difficulty import score_difficulty
 from pipeline.methods.head_ekfac import ekfac
@@ -46,6 +46,10 @@ TRUSTED_SHARE: Final = 0.25
 STABILITY_ROWS: Final = 50_000
 _ROWS: Final = 16_384
 STABILITY_FACTORS: Final = {"l2 / 3": 1 / 3, "3 l2": 3.0}
+_WORTH_WHILE: Final = 25
+"""Newton steps after which a larger l2 is tried; six or so are usual."""
+_STRONGEST: Final = 1.0
+"""An l2 at which no fit is hard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +183,21 @@ class _Run:
         return self._trusted(self._l2_grid[simplest][0])
 
     def _trusted(self, l2: float) -> float:
-        """l2, or the first larger one at which first-order scores are to be trusted."""
+        """l2, or the first larger one whose head is found and whose scores are to be trusted."""
         while True:
             problem = self._problem(l2, distilled=self._distilled)
-            linear = fit(problem, start=self._start, gtol=1e-4).linear
+            try:
+                linear = fit(
+                    problem,
+                    start=self._start,
+                    gtol=least_gradient(problem),
+                    max_iterations=_WORTH_WHILE,
+                ).linear
+            except NotConverged:  # rows that a head tells apart for sure leave no curvature but l2
+                if l2 > _STRONGEST:
+                    raise
+                l2 *= 10**0.5
+                continue
             self._start = linear.weight
             decided = agreed(self._ranks, ekfac(linear).effective_parameters)
             if decided <= TRUSTED_SHARE * self._num_rows:
