@@ -24,12 +24,12 @@ def make_optimizer(
     weight_decay: float,
     decay_norms: bool = True,
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over all weights that are trained, all of them moved by one call."""
+    """SGD or AdamW over all weights that are trained."""
     groups = weight_groups(modules, weight_decay=weight_decay, decay_norms=decay_norms)
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     return torch.optim.SGD(
-        groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+        groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
     )
 
 

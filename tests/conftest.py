@@ -18,6 +18,22 @@ from tests.workspaces import TINY, linked_copy, tiny_config
 settings.register_profile("heartcut", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("heartcut")
 
+LONGEST_FIRST = (
+    "test_cache_resume.py",
+    "test_ranks_training.py",
+    "test_select_ranks.py",
+    "test_select_interrupted.py",
+    "test_survival.py",
+    "test_methods.py",
+    "test_sweep.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes, so that no worker has it left when the others are done."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def image_root(tmp_path_factory: pytest.TempPathFactory):
