@@ -12,7 +12,7 @@ unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 BIN = $(VENV)/bin
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
-PYTEST = "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile
+PYTEST = "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 
 .DEFAULT_GOAL := help
