@@ -275,6 +275,42 @@ def sweep(
             raise typer.Exit(code=INCOMPLETE)
 
 
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Configurations, workspaces, sweeps or runs."),
+    ],
+    override: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: report.html in the workspace.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Student to compare all with; repeatable."),
+    ] = None,
+    selection: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="Whose samples are shown.")
+    ] = None,
+    thumbnails: Annotated[int, typer.Option(min=1, help="Most samples shown.")] = 200,
+) -> None:
+    """Write one HTML file about students, their teacher, and single samples.
+
+    It is readable on a phone, prints well, can be sent, and asks nothing of any server.
+    """
+    with one_line_errors():
+        refuse_ranks("report")
+        from stages import report as stage
+
+        settings = stage.ReportSettings(
+            output=output,
+            baselines=tuple(baseline or ()),
+            selection=selection,
+            thumbnails=thumbnails,
+        )
+        typer.echo(stage.execute(runs, settings, overrides=override or ()))
+
+
 # What follows the stage is the stage's own.
 app.command(context_settings={"allow_interspersed_args": False})(launch)
 

@@ -5,10 +5,13 @@ python benchmarks/large_images.py [--images 20000] [--rounds 5] [--folder work/l
 Makes JPEGs of 300 to 600 pixels in 1,000 classes, prepares them as they are, and reads epochs in
 turn: our loader with rrc-flip views of 224 pixels, and a DataLoader of the same files with
 torchvision's RandomResizedCrop and flip, both with the same number of workers. `--stages` runs all
-stages on the same files afterwards, with small networks.
+stages on the same files afterwards, with small networks in two processes, and asks the teacher
+again about views that the loader shows.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,11 +29,49 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.data.resized_crops import ResizedCropSpec
 from pipeline.parallel import read_ahead
 from pipeline.runtime import num_cores
-from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.configs import Config
+from stages import prepare
+from stages.config_file import load_config
 
 BATCH = 256
 SIDES = (300, 600)
+STAGES = ("train-teacher", "cache-teacher", "select", "train-student")
+CONFIG = """
+workspace = "{folder}/work"
+
+[prepare]
+source = "folder"
+path = "{folder}/images"
+store = "jpeg"
+held_out_fraction = 0.05
+
+[views]
+kind = "rrc-flip"
+size = {size}
+count = 1
+
+[train_teacher]
+arch = "torchvision:resnet18"
+epochs = 1
+batch_size = 64
+lr = 0.01
+fraction = 0.1
+resolutions = [[1, {small}]]
+
+[cache_teacher]
+batch_size = 64
+features = false
+
+[select]
+revision = "all"
+strategy = "all"
+
+[train_student]
+arch = "torchvision:resnet18"
+epochs = 1
+batch_size = 64
+lr = 0.01
+resolutions = [[1, {small}]]
+"""
 OURS, FIELD = "heartcut, rrc-flip, JPEG beton", "DataLoader, PIL, RandomResizedCrop"
 
 
@@ -81,25 +122,11 @@ def write_images(folder: Path, *, num_images: int, num_classes: int) -> None:
         pass
 
 
-def configuration(folder: Path, *, size: int) -> Config:
+def configuration(folder: Path, *, size: int) -> Path:
     """A user's configuration of all stages, with networks for a processor."""
-    trained = {"arch": "torchvision:resnet18", "epochs": 1, "batch_size": 64, "lr": 0.01}
-    return Config.model_validate(
-        {
-            "workspace": folder / "work",
-            "prepare": {
-                "source": "folder",
-                "path": folder / "images",
-                "store": "jpeg",
-                "held_out_fraction": 0.05,
-            },
-            "views": {"kind": "rrc-flip", "size": size, "count": 1},
-            "train_teacher": {**trained, "fraction": 0.1, "resolutions": [[1, size // 2]]},
-            "cache_teacher": {"batch_size": 64, "features": False},
-            "select": {"revision": "all", "strategy": "all"},
-            "train_student": {**trained, "resolutions": [[1, size // 2]]},
-        }
-    )
+    path = folder / "config.toml"
+    path.write_text(CONFIG.format(folder=folder, size=size, small=size // 2))
+    return path
 
 
 def our_epochs(dataset: Dataset, rows: np.ndarray, *, size: int) -> Callable[[], float]:
@@ -131,13 +158,33 @@ def field_epochs(folder: Path, rows: np.ndarray, *, size: int) -> Callable[[], f
     return timed(lambda: sum(len(labels) for _, labels in loader))
 
 
-def run_stages(config: Config) -> None:
-    """All stages as a user would run them, with their seconds."""
-    stages = (train_teacher, cache_teacher, select, train_student)
-    for stage in stages:
-        started = time.perf_counter()
-        stage.execute(config)
-        print(f"{stage.__name__.rsplit('.')[-1]:16} {time.perf_counter() - started:>8.1f} s")
+def run_stages(config: Path, *, processes: int) -> None:
+    """All stages as a user would run them, and the teacher again on views of the loader."""
+    launched = ["launch", "--processes", str(processes)]
+    print(f"\nstages in {processes} processes, by torchrun")
+    for stage in STAGES:
+        command(f"{stage:16}", *launched, stage, str(config))
+    print(command("replay check", "cache", "verify", str(config), "--recompute", "1%"))
+
+
+def command(name: str, *arguments: str) -> str:
+    """Run a command of heartcut, print its seconds, and return what it says.
+
+    Raises:
+        SystemExit: if it fails.
+    """
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"heartcut {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+    print(f"{name:16} {time.perf_counter() - started:>8.1f} s")
+    return done.stdout.strip()
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
@@ -150,7 +197,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         print(f"{'made images':16} {time.perf_counter() - started:>8.1f} s")
     config = configuration(folder, size=arguments.stage_size)
     started = time.perf_counter()
-    dataset = prepare.execute(config)
+    dataset = prepare.execute(load_config(config, overrides=[]))
     num_bytes = dataset.train.path.stat().st_size
     print(
         f"{'prepare':16} {time.perf_counter() - started:>8.1f} s, train.beton of "
@@ -172,7 +219,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         targets=[Target(name=OURS, baseline=FIELD, ratio=None)],
     )
     if arguments.stages:
-        run_stages(config)
+        run_stages(config, processes=arguments.processes)
 
 
 def main() -> None:
@@ -184,6 +231,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="keep the images here, and use them again")
     parser.add_argument("--stages", action="store_true", help="run all stages afterwards")
+    parser.add_argument("--processes", type=int, default=2, help="of each stage")
     parser.add_argument("--stage-size", type=int, default=64, help="side of the stages' views")
     arguments = parser.parse_args()
     if arguments.folder is not None:

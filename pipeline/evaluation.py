@@ -25,6 +25,10 @@ class Evaluation:
     calibration_error: float
     predicted: Tensor
     """Top class of every sample in the order of the loader, (N,) int64."""
+    confidence: Tensor
+    """Its probability, (N,) float32."""
+    cross_entropy: Tensor
+    """Of the label, nats, (N,) float32."""
 
 
 @torch.inference_mode()
@@ -52,11 +56,15 @@ def evaluate(
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     """Accuracy, loss and calibration of (N, C) float32 logits."""
     predicted = logits.argmax(dim=1)
+    exact = logits.double()
+    probs = logits.softmax(dim=1)
     return Evaluation(
         accuracy=(predicted == labels).double().mean().item(),
-        loss=F.cross_entropy(logits.double(), labels).item(),
-        calibration_error=calibration_error(logits.softmax(dim=1), labels),
+        loss=F.cross_entropy(exact, labels).item(),
+        calibration_error=calibration_error(probs, labels),
         predicted=predicted,
+        confidence=probs.amax(dim=1),
+        cross_entropy=F.cross_entropy(exact, labels, reduction="none").float(),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from pipeline.artefacts import comparison
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.errors import ConfigError
@@ -56,8 +57,20 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> Comparison:
         Row(name=name, runs=[_student(variant, seed, ranks) for seed in config.compare.seeds])
         for name, variant in variants.items()
     ]
+    if ranks.is_first:
+        comparison.write(config.workspace, _record(rows, config.workspace))
     return Comparison(
         rows=rows, teacher=_describe_teacher(config, dataset), workspace=config.workspace
+    )
+
+
+def _record(rows: list[Row], workspace: Path) -> comparison.ComparisonRecord:
+    """Which runs have which names, for `report`."""
+    return comparison.ComparisonRecord(
+        variants={
+            row.name: tuple(str(run.path.relative_to(workspace)) for run in row.runs)
+            for row in rows
+        }
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.artefacts.predictions import HELD_OUT, TEST
 from pipeline.artefacts.unfinished_run import UnfinishedRun
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.evaluation import Evaluation, evaluate
@@ -28,15 +29,12 @@ from pipeline.runtime import Runtime
 from pipeline.stopping import SharedWish, hearing_stop_wishes
 from pipeline.training import EpochSize, Learner, StepRules, Totals
 from pipeline.training_log import events_into
-from stages.requests import seen_size
+from stages.clean_images import clean_images, normaliser
 from stages.training_plan import TeacherClasses, Training
 
 __all__ = ["TeacherClasses", "Trainer", "Training", "make_learner"]
 
 logger = logging.getLogger(__name__)
-
-EVALUATION_BATCH = 1000
-"""Images of at most 64 x 64 pixels, or fewer larger ones that have as many pixels."""
 
 
 class Trainer:
@@ -44,7 +42,6 @@ class Trainer:
 
     def __init__(self, training: Training, runtime: Runtime, *, ranks: Ranks = ALONE) -> None:
         settings, dataset = training.settings, training.dataset
-        workers = runtime.loader_workers(settings.workers)
         self._training = training
         self._settings = settings
         self.runtime, self._ranks = runtime, ranks
@@ -55,40 +52,23 @@ class Trainer:
             rows=training.rows,
             order="random",
             seed=settings.seed,
-            workers=workers,
+            workers=runtime.loader_workers(settings.workers),
             supervision=training.supervision,
             device=runtime.device,
             ranks=ranks,
         )
-        clean = training.views.clean
-        height, width = seen_size(clean, dataset)
-        size = max(1, EVALUATION_BATCH * 64**2 // max(height * width, 64**2))
-        size *= ranks.world
-        self._held_out = BatchLoader(
-            dataset.train,
-            batch_size=size,
-            view_spec=clean,
-            rows=dataset.held_out,
-            workers=workers,
-            device=runtime.device,
-            ranks=ranks,
-        )
-        self._test = BatchLoader(
-            dataset.eval,
-            batch_size=size,
-            view_spec=clean,
-            workers=workers,
-            device=runtime.device,
-            ranks=ranks,
-        )
-        normalise = Normaliser(
-            mean=dataset.record.mean,
-            std=dataset.record.std,
-            device=runtime.device,
-            dtype=runtime.dtype,
+        self._held_out, self._test = (
+            clean_images(
+                dataset, split, training.views, runtime, workers=settings.workers, ranks=ranks
+            )
+            for split in (HELD_OUT, TEST)
         )
         self.learner = make_learner(
-            training, normalise, runtime, num_batches=self._loader.num_batches, ranks=ranks
+            training,
+            normaliser(dataset, runtime),
+            runtime,
+            num_batches=self._loader.num_batches,
+            ranks=ranks,
         )
         if not ranks.is_first:  # what dropout draws; the weights are the first rank's
             torch.manual_seed(random_stream(settings.seed, ranks.rank, step=0))

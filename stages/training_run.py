@@ -23,6 +23,7 @@ from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256
 from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime, versions
+from stages.predictions import write_predictions
 from stages.trainer import Trainer, Training
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def _publish(
         save_weights(trainer.learner.evaluated, folder / run_format.WEIGHTS)
         weights = file_sha256(folder / run_format.WEIGHTS)
         result = _result(training, trainer, held_out, test, weights=weights)
+        run = Run(path=folder, result=result)
+        write_predictions(run, training.dataset, held_out=held_out, test=test)
         publish_json(folder / run_format.RESULT, result.model_dump(mode="json"))
     unfinished.remove()
 

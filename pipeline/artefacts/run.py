@@ -5,6 +5,7 @@
         metrics.jsonl         one line per epoch
         events.out.tfevents.* the same for TensorBoard
         model.safetensors     weights after the last epoch
+        predictions.parquet   what it says of held-out and test images (`predictions`)
         result.json           written last: accuracies, agreement, ids of all inputs, cost
 
 The id in the folder's name is a hash of the settings and of the ids of all inputs.

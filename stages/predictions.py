@@ -1,0 +1,96 @@
+"""What a run's network says of the held-out and test images: read, or made and kept."""
+
+import logging
+import tomllib
+from typing import Literal
+
+import torch
+
+from pipeline.artefacts import predictions as prediction_format
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.predictions import HELD_OUT, TEST, PredictionRecord, Predictions
+from pipeline.artefacts.run import SETTINGS, Run
+from pipeline.data.view_kinds import Views, views_from_json
+from pipeline.errors import ArtefactMismatch
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.models import Classifier
+from pipeline.models.checkpoints import load_into, load_weights
+from pipeline.models.zoo import build
+from pipeline.provenance import short
+from pipeline.runtime import Runtime, resolve_runtime
+from stages.clean_images import clean_images, normaliser
+
+logger = logging.getLogger(__name__)
+
+
+def write_predictions(
+    run: Run, dataset: Dataset, *, held_out: Evaluation, test: Evaluation
+) -> None:
+    """Keep what the network of ``run`` says beside its weights."""
+    record = PredictionRecord(
+        weights_sha256=run.result.weights_sha256, dataset=run.result.inputs.dataset
+    )
+    parts = [_split(HELD_OUT, held_out, dataset), _split(TEST, test, dataset)]
+    prediction_format.write(run.path, record, parts)
+
+
+def open_predictions(run: Run, dataset: Dataset) -> Predictions:
+    """The predictions of a run, made where they are missing or of other weights.
+
+    Raises:
+        ArtefactMismatch: if the run was trained on other images.
+    """
+    if run.result.inputs.dataset != dataset.record.id:
+        raise ArtefactMismatch(
+            f"{run.path} was trained on data set {short(run.result.inputs.dataset)} (expected "
+            f"{short(dataset.record.id)}, of {dataset.folder}). Give the runs of one data set."
+        )
+    if (run.path / prediction_format.FILE).exists():
+        try:
+            found = Predictions.open(run.path)
+        except ArtefactMismatch as error:
+            logger.warning("%s They are made again.", error)
+        else:
+            if found.record.weights_sha256 == run.result.weights_sha256:
+                return found
+    _predict(run, dataset)
+    return Predictions.open(run.path)
+
+
+def _predict(run: Run, dataset: Dataset) -> None:
+    model, views, runtime = _network(run, dataset)
+
+    def of(split: Literal["held_out", "test"]) -> Evaluation:
+        loader = clean_images(dataset, split, views, runtime)
+        return evaluate(
+            model, loader.view(0), normalise=normaliser(dataset, runtime), runtime=runtime
+        )
+
+    write_predictions(run, dataset, held_out=of(HELD_OUT), test=of(TEST))
+
+
+def _network(run: Run, dataset: Dataset) -> tuple[Classifier, Views, Runtime]:
+    """The network of a run, the views that it was trained on, and its precision."""
+    settings = tomllib.loads((run.path / SETTINGS).read_text())
+    runtime = resolve_runtime(settings["precision"])
+    model = build(
+        run.result.arch, num_classes=dataset.num_classes, head=str(settings.get("head", ""))
+    )
+    load_into(model, load_weights(run.weights), source=run.weights)
+    return runtime.place(model), views_from_json(settings["views"]), runtime
+
+
+def _split(
+    split: Literal["held_out", "test"], found: Evaluation, dataset: Dataset
+) -> prediction_format.SplitPredictions:
+    is_test = split == TEST
+    indices = torch.arange(dataset.eval.num_samples).numpy() if is_test else dataset.held_out
+    samples = dataset.eval.samples if is_test else dataset.train.samples
+    return prediction_format.SplitPredictions(
+        split=split,
+        indices=indices,
+        labels=samples.labels[indices],
+        predicted=found.predicted.numpy(),
+        confidence=found.confidence.numpy(),
+        cross_entropy=found.cross_entropy.numpy(),
+    )

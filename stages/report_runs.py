@@ -1,0 +1,213 @@
+"""The runs that a report is of: found, grouped by what was done, and named."""
+
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from pipeline.artefacts import comparison
+from pipeline.artefacts.records import printable, read_record
+from pipeline.artefacts.run import RESULT, SETTINGS, Run
+from pipeline.artefacts.selection import SelectionTable
+from pipeline.artefacts.soft_labels import SoftLabelRecord, soft_label_path
+from pipeline.artefacts.sweep import OK, RESULTS, SweepFolder, sweep_folder
+from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
+from pipeline.provenance import Json, identity, short
+from stages.config_file import load_config
+from stages.configs import Config
+
+_NAMES_OF_REVISION: Final = {
+    "wrong": "LR of wrong rows",
+    "all": "LR",
+    "swap": "swap",
+    "drop-wrong": "drop wrong",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ by their seeds alone."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing was distilled."""
+        return self.runs[0].result.method is None
+
+    def by_seed(self, field: str) -> dict[int, float]:
+        """One number of the results of all runs."""
+        return {run.result.seed: float(getattr(run.result, field)) for run in self.runs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """All runs of a report, which were trained on one data set."""
+
+    workspace: Path
+    groups: list[Group]
+    config: Config | None
+    """Where a configuration was given: it may tell where the cache lies."""
+
+
+def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
+    """The runs at ``places``: configurations, workspaces, sweeps, or runs.
+
+    Raises:
+        ArtefactNotFound: if there are none.
+        ArtefactMismatch: if they are of several data sets.
+        ConfigError: if overrides were given without a configuration.
+    """
+    groups: list[Group] = []
+    config = None
+    for place in places:
+        if place.suffix == ".toml":
+            config = load_config(place, overrides=list(overrides))
+            groups += _of_config(config)
+        else:
+            groups += _of_place(place)
+    if overrides and config is None:
+        raise ConfigError("--set needs a configuration (expected a .toml file among the runs).")
+    groups = _joined(groups)
+    first = groups[0].runs[0]
+    _require_one_dataset(groups)
+    workspace = first.path.resolve().parent.parent if config is None else config.workspace
+    return Runs(workspace=workspace, groups=groups, config=config)
+
+
+def _of_config(config: Config) -> list[Group]:
+    """What was compared or swept; without either, everything that was trained."""
+    found: list[Group] = []
+    if config.sweep.axes or config.sweep.points:
+        folder = sweep_folder(config.workspace, config.sweep.name)
+        if folder.results.exists():
+            found += _of_sweep(folder, config.workspace)
+    compared = comparison.read(config.workspace)
+    if config.compare.variants and compared is not None:
+        found += [
+            Group(name=name, runs=tuple(Run.open(config.workspace / path) for path in paths))
+            for name, paths in compared.variants.items()
+            if name in config.compare.variants
+        ]
+    return found or _of_folder(config.runs_folder)
+
+
+def _of_place(place: Path) -> list[Group]:
+    if (place / RESULT).exists():
+        return _grouped([Run.open(place)])
+    sweep = place.parent if place.name == RESULTS else place
+    if (sweep / RESULTS).exists():
+        return _of_sweep(SweepFolder(path=sweep), sweep.resolve().parent.parent)
+    if not place.exists():
+        raise ArtefactNotFound(
+            f"{place} does not exist (expected runs, a folder of runs, a sweep, or a "
+            "configuration). Train with `heartcut compare` or `heartcut train-student` first."
+        )
+    return _of_folder(place / "runs" if (place / "runs").is_dir() else place)
+
+
+def _of_folder(folder: Path) -> list[Group]:
+    """All students in a folder of runs."""
+    runs = [Run.open(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    students = [run for run in runs if "distil" in settings_of(run)]
+    if not students:
+        raise ArtefactNotFound(
+            f"{folder} has no run of a student. Train one with `heartcut compare` or "
+            "`heartcut train-student`."
+        )
+    return _grouped(students)
+
+
+def _of_sweep(folder: SweepFolder, workspace: Path) -> list[Group]:
+    runs: dict[str, list[Run]] = {}
+    for row in folder.rows():
+        if row.status == OK and row.run_path is not None:
+            runs.setdefault(row.point, []).append(Run.open(workspace / row.run_path))
+    if not runs:
+        raise ArtefactNotFound(f"{folder.results} has no run that succeeded. Sweep again.")
+    return [Group(name=name, runs=tuple(own)) for name, own in runs.items()]
+
+
+def settings_of(run: Run) -> dict[str, Json]:
+    """The settings that a run was trained with."""
+    return tomllib.loads((run.path / SETTINGS).read_text())
+
+
+def _grouped(runs: Iterable[Run]) -> list[Group]:
+    """Runs with the same settings but for the seed, and the same inputs."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {key: value for key, value in settings_of(run).items() if key != "seed"}
+        inputs = run.result.inputs.model_dump(mode="json")
+        found.setdefault(identity("group", [settings, inputs]), []).append(run)
+    return [Group(name=_name(own[0]), runs=tuple(own)) for own in found.values()]
+
+
+def _name(run: Run) -> str:
+    """What a run did, in the field's words."""
+    result = run.result
+    if result.method is None:
+        return f"{result.arch}, plain"
+    parts = [result.method.upper()]
+    labels, table = soft_labels_of(run), selection_of(run)
+    if labels is not None:
+        made = labels.identity
+        parts += [_NAMES_OF_REVISION[made.revision]] if made.revision != "none" else []
+        parts += ["repaired"] if made.repair is not None else []
+        parts += ["clean view"] if made.views == (0,) else []
+    if table is not None and table.record.identity.strategy != "all":
+        share = 100 * result.num_distilled / result.num_training_samples
+        parts.append(f"{table.record.identity.strategy} {share:.0f} %")
+    parts += ["online"] if result.online else []
+    return f"{result.arch}, {' + '.join(parts)}"
+
+
+def soft_labels_of(run: Run) -> SoftLabelRecord | None:
+    """The record of the soft labels of a run, where they lie in its workspace."""
+    labels = run.result.inputs.soft_labels
+    if labels is None:
+        return None
+    path = soft_label_path(run.path.parent.parent / "selections", labels) / "soft_labels.json"
+    if not path.exists():
+        return None
+    remedy = f"Remove {path.parent} and run `heartcut select` again."
+    return read_record(SoftLabelRecord, path, made_by="heartcut select", remedy=remedy)
+
+
+def selection_of(run: Run) -> SelectionTable | None:
+    """The selection of a run, where it lies in its workspace under its id."""
+    selection = run.result.inputs.selection
+    if selection is None:
+        return None
+    path = run.path.parent.parent / "selections" / f"{short(selection)}.parquet"
+    return SelectionTable.open(path) if path.exists() else None
+
+
+def _joined(groups: Sequence[Group]) -> list[Group]:
+    """Every run once, seeds in order, groups with names that differ and can be shown."""
+    found: dict[str, Group] = {}
+    seen: set[str] = set()
+    for group in groups:
+        own = [run for run in group.runs if run.result.id not in seen]
+        if not own:
+            continue
+        seen |= {run.result.id for run in own}
+        name = printable(group.name)
+        if name in found:
+            name = f"{name} ({short(own[0].result.id)[:6]})"
+        runs = tuple(sorted(own, key=lambda run: run.result.seed))
+        found[name] = replace(group, name=name, runs=runs)
+    return list(found.values())
+
+
+def _require_one_dataset(groups: Sequence[Group]) -> None:
+    first = groups[0].runs[0]
+    for run in (run for group in groups for run in group.runs):
+        found, expected = run.result.inputs.dataset, first.result.inputs.dataset
+        if found != expected:
+            raise ArtefactMismatch(
+                f"{run.path} was trained on data set {short(found)} (expected "
+                f"{short(expected)}, that of {first.path}). Report the runs of one data set."
+            )

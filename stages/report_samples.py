@@ -1,0 +1,177 @@
+"""The samples that a report shows: chosen from the selection table, with what was done to each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.records import printable
+from pipeline.artefacts.selection import SelectionTable
+from pipeline.artefacts.soft_labels import SoftLabels
+from pipeline.data.loaders import CLEAN, BatchLoader
+from pipeline.data.view_kinds import views_from_json
+from pipeline.methods.sparse_labels import unpack
+from pipeline.provenance import Json
+from pipeline.report.thumbnails import data_uri
+from stages.report_teacher import TeacherFacts
+
+_BARS = 3
+"""Classes shown of a distribution, beside the label."""
+SCORE = "dloss_undistill"
+SORTS: list[Json] = [
+    ["influence", "influence"],
+    ["p_target", "teacher's probability of the label"],
+    ["p_max", "teacher's confidence"],
+    ["beta", "beta"],
+    ["index", "sample number"],
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A question to the table: whose samples, in which order, and how many there are in all."""
+
+    name: str
+    meaning: str
+    """After the number of all of them."""
+    order: NDArray[np.int64]
+    """Sample indices, the most telling first."""
+    total: int
+
+
+def presets(table: SelectionTable, *, most: int) -> list[Preset]:
+    """What people look for; of each preset at most its share of ``most`` samples."""
+    frame = table.frame[~table.frame["held_out"] & (table.frame["teacher_class"] >= 0)]
+    found = list(_questions(frame))
+    share = max(1, most // max(len(found), 1))
+    return [
+        Preset(name=name, meaning=meaning, order=rows.index.to_numpy()[:share], total=total)
+        for name, meaning, rows, total in found
+    ]
+
+
+def _questions(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, int]]:
+    wrong = frame[~frame["teacher_correct"]].sort_values("p_max", ascending=False, kind="stable")
+    yield "Teacher wrong", "training rows that the teacher gets wrong", wrong, len(wrong)
+    scored = frame[frame[SCORE].notna()].sort_values(SCORE, ascending=False, kind="stable")
+    if len(scored):
+        num_helpful = int((scored[SCORE] > 0).sum())
+        yield "Most helpful", "rows whose soft label helps", scored, num_helpful
+        meaning = "rows whose soft label harms"
+        yield "Most harmful", meaning, scored[::-1], int((scored[SCORE] < 0).sum())
+    issues = frame[frame["label_issue"].fillna(value=False).astype(bool)]
+    if len(issues):
+        issues = issues.sort_values("p_refit", kind="stable")
+        yield "Likely label errors", "labels that are probably wrong", issues, len(issues)
+    dropped = frame[(frame["rank"] >= 0) & ~frame["selected"]]
+    if len(dropped):
+        dropped = dropped.sort_values("rank", ascending=False, kind="stable")
+        yield "Dropped", "rows that are not distilled", dropped, len(dropped)
+
+
+def explorer(
+    table: SelectionTable,
+    soft: SoftLabels | None,
+    teacher: TeacherFacts | None,
+    dataset: Dataset,
+    *,
+    most: int,
+) -> dict[str, Json]:
+    """What the page's script shows, with at most ``most`` samples."""
+    questions = presets(table, most=most)
+    rows = np.unique(np.concatenate([preset.order for preset in questions]))
+    positions = {int(row): position for position, row in enumerate(rows)}
+    pictures = _pictures(dataset, soft, rows)
+    probs = None if teacher is None else teacher.probs(dataset, rows)
+    revised = None if soft is None else _revised(soft, rows)
+    samples: list[Json] = [
+        _sample(
+            table.frame.iloc[row],
+            picture=pictures[position],
+            teacher=None if probs is None else probs[position],
+            revised=None if revised is None else revised[position],
+        )
+        for position, row in enumerate(rows.tolist())
+    ]
+    return {
+        "classes": [printable(name) for name in dataset.record.class_names],
+        "samples": samples,
+        "sorts": SORTS,
+        "presets": [
+            {
+                "name": preset.name,
+                "meaning": preset.meaning,
+                "total": preset.total,
+                "members": [positions[int(row)] for row in preset.order],
+            }
+            for preset in questions
+        ],
+    }
+
+
+def _pictures(dataset: Dataset, soft: SoftLabels | None, rows: NDArray[np.int64]) -> list[str]:
+    """The clean view of every row."""
+    spec = CLEAN if soft is None else views_from_json(soft.record.identity.view_spec).clean
+    loader = BatchLoader(dataset.train, batch_size=len(rows), view_spec=spec, rows=rows, workers=1)
+    return [
+        data_uri(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        for batch in loader.view(0)
+        for image in batch.images
+    ]
+
+
+def _revised(soft: SoftLabels, rows: NDArray[np.int64]) -> torch.Tensor:
+    """What students are taught, the mean over the views, (n, C)."""
+    total = torch.zeros(len(rows), soft.num_classes)
+    views = soft.views()
+    for view in views:
+        part = torch.from_numpy(np.ascontiguousarray(view[rows]))
+        total += unpack(part, soft.num_classes) if soft.top_k else part.float()
+    return total / len(views)
+
+
+def _sample(
+    row: pd.Series,
+    *,
+    picture: str,
+    teacher: torch.Tensor | None,
+    revised: torch.Tensor | None,
+) -> dict[str, Json]:
+    label = int(row["label"])
+    if teacher is None:
+        told: list[Json] = [[int(row["teacher_class"]), float(row["p_max"])]]
+        told += [[label, float(row["p_target"])]] if label != row["teacher_class"] else []
+    else:
+        told = _top(teacher, label)
+    return {
+        "index": int(row["sample_index"]),
+        "key": str(row["sample_key"])[:12],
+        "image": picture,
+        "label": label,
+        "right": bool(row["teacher_correct"]),
+        "selected": bool(row["selected"]) if row["rank"] >= 0 else None,
+        "issue": None if pd.isna(row["label_issue"]) else bool(row["label_issue"]),
+        "teacher": told,
+        "revised": [] if revised is None else _top(revised, label),
+        "beta": float(row["beta"]),
+        "p_target": float(row["p_target"]),
+        "p_max": float(row["p_max"]),
+        "influence": _known(row[SCORE]),
+        "error": _known(row[f"{SCORE}_se"]),
+        "reason": printable(str(row["reason"])),
+    }
+
+
+def _top(probs: torch.Tensor, label: int) -> list[Json]:
+    """The likeliest classes, and the label where it is not among them."""
+    classes = probs.topk(min(_BARS, len(probs))).indices.tolist()
+    classes += [] if label in classes else [label]
+    return [[klass, float(probs[klass])] for klass in classes]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
