@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,6 +78,7 @@ def options(
         level = logging.WARNING
     form = f"{prefix()}%(message)s"
     logging.basicConfig(level=level, format=form, stream=sys.stderr, force=True)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of fonts
 
 
 @app.command()

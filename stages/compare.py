@@ -67,10 +67,13 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> Comparison:
 def _record(rows: list[Row], workspace: Path) -> comparison.ComparisonRecord:
     """Which runs have which names, for `report`."""
     return comparison.ComparisonRecord(
-        variants={
-            row.name: tuple(str(run.path.relative_to(workspace)) for run in row.runs)
+        variants=tuple(
+            comparison.Variant(
+                name=row.name,
+                runs=tuple(str(run.path.relative_to(workspace)) for run in row.runs),
+            )
             for row in rows
-        }
+        )
     )
 
 

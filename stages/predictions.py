@@ -48,8 +48,8 @@ def open_predictions(run: Run, dataset: Dataset) -> Predictions:
     if (run.path / prediction_format.FILE).exists():
         try:
             found = Predictions.open(run.path)
-        except ArtefactMismatch as error:
-            logger.warning("%s They are made again.", error)
+        except ArtefactMismatch:
+            logger.warning("%s is damaged and is made again", run.path / prediction_format.FILE)
         else:
             if found.record.weights_sha256 == run.result.weights_sha256:
                 return found

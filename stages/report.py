@@ -141,7 +141,8 @@ def _teacher(runs: Runs, dataset: Dataset, table: SelectionTable | None) -> Teac
 def _summary(
     runs: Runs, dataset: Dataset, teacher: TeacherFacts | None, table: SelectionTable | None
 ) -> Section:
-    run = runs.groups[-1].runs[0]
+    taught = [group for group in runs.groups if not group.is_plain]
+    run = (taught or runs.groups)[-1].runs[0]
     record = dataset.record
     facts = [
         (

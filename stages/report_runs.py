@@ -79,19 +79,23 @@ def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
 
 def _of_config(config: Config) -> list[Group]:
     """What was compared or swept; without either, everything that was trained."""
-    found: list[Group] = []
+    found = [
+        group for group in _compared(config.workspace) if group.name in config.compare.variants
+    ]
     if config.sweep.axes or config.sweep.points:
         folder = sweep_folder(config.workspace, config.sweep.name)
         if folder.results.exists():
             found += _of_sweep(folder, config.workspace)
-    compared = comparison.read(config.workspace)
-    if config.compare.variants and compared is not None:
-        found += [
-            Group(name=name, runs=tuple(Run.open(config.workspace / path) for path in paths))
-            for name, paths in compared.variants.items()
-            if name in config.compare.variants
-        ]
     return found or _of_folder(config.runs_folder)
+
+
+def _compared(workspace: Path) -> list[Group]:
+    """What `compare` trained last, under the names of its configuration."""
+    record = comparison.read(workspace)
+    return [
+        Group(name=variant.name, runs=tuple(Run.open(workspace / path) for path in variant.runs))
+        for variant in (() if record is None else record.variants)
+    ]
 
 
 def _of_place(place: Path) -> list[Group]:
@@ -105,7 +109,11 @@ def _of_place(place: Path) -> list[Group]:
             f"{place} does not exist (expected runs, a folder of runs, a sweep, or a "
             "configuration). Train with `heartcut compare` or `heartcut train-student` first."
         )
-    return _of_folder(place / "runs" if (place / "runs").is_dir() else place)
+    if not (place / "runs").is_dir():
+        return _of_folder(place)
+    sweeps = [SweepFolder(path=path.parent) for path in sorted(place.glob(f"sweeps/*/{RESULTS}"))]
+    named = [group for folder in sweeps for group in _of_sweep(folder, place)]
+    return [*_compared(place), *named, *_of_folder(place / "runs")]  # those named keep their names
 
 
 def _of_folder(folder: Path) -> list[Group]:

@@ -12,13 +12,20 @@ from pipeline.artefacts.store import publish_json
 FILE: Final = "compared.json"
 
 
+class Variant(Record):
+    """One row of the comparison's table."""
+
+    name: str
+    runs: tuple[str, ...]
+    """One for each seed, as paths below the workspace."""
+
+
 class ComparisonRecord(Record):
     """What was compared."""
 
     format: Literal["heartcut.comparison"] = "heartcut.comparison"
     version: Literal[1] = 1
-    variants: dict[str, tuple[str, ...]]
-    """Name of each variant -> its runs, one for each seed, as paths below the workspace."""
+    variants: tuple[Variant, ...]
 
 
 def write(workspace: Path, record: ComparisonRecord) -> None:

@@ -82,7 +82,7 @@ class Predictions:
         text = tables.metadata_text(stored, tables.RECORD) or ""
         record = tables.parse(PredictionRecord, text, path=path, what=_WHAT)
         tables.require_columns(path, stored, COLUMNS, joined=tuple(COLUMNS))
-        return cls(record=record, frame=tables.as_frame(path, stored))
+        return cls(record=record, frame=stored.replace_schema_metadata(None).to_pandas())
 
     def of(self, split: Literal["held_out", "test"]) -> pd.DataFrame:
         """The rows of one split."""

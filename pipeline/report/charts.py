@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import style as styles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from pipeline.reliability import Reliability
@@ -86,7 +87,7 @@ def reliability_chart(found: Sequence[tuple[str, Reliability]]) -> str:
 
 def class_chart(classes: Sequence[str], found: Sequence[tuple[str, NDArray[np.float64]]]) -> str:
     """Accuracy of every class, a row each, a mark for each of ``found``."""
-    with _drawing("classes", height=0.6 + 0.24 * len(classes)) as figure:
+    with _drawing("classes", height=1.2 + 0.24 * len(classes)) as figure:
         axes = figure.subplots()
         rows = np.arange(len(classes))[::-1]
         for number, (name, shares) in enumerate(found):
@@ -96,7 +97,7 @@ def class_chart(classes: Sequence[str], found: Sequence[tuple[str, NDArray[np.fl
             axes.plot(100 * shares, rows, marker, color=colour, markersize=5, label=label)
         axes.set_yticks(rows, [short_name(name) for name in classes])
         _label(axes, x="accuracy, %", y="")
-        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+        figure.legend(fontsize=8, loc="outside lower center", ncols=2)
         return _svg(figure)
 
 
@@ -113,6 +114,7 @@ def histogram(parts: Sequence[tuple[str, NDArray[np.float64]]], *, x: str) -> st
             axes.hist(kept, bins=edges.tolist(), label=name, color=colour, alpha=0.6)
         axes.axvline(0.0, color=_INK, linewidth=0.8)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         _label(axes, x=x, y="samples")
         axes.legend(fontsize=8)
         return _svg(figure)

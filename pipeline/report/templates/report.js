@@ -66,9 +66,8 @@
     const image = make("img");
     image.src = sample.image;
     image.alt = `sample ${sample.index}`;
-    image.loading = "lazy";
     const told = make("div");
-    told.append(make("strong", "", name(sample.label)));
+    told.append(make("strong", "", `label ${name(sample.label)}`));
     told.append(make("div", sample.right ? "good" : "bad", sample.right ? "teacher right" : "teacher wrong"));
     if (sample.selected !== null)
       told.append(make("div", sample.selected ? "good" : "bad", sample.selected ? "distilled" : "dropped"));
