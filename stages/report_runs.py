@@ -61,13 +61,17 @@ def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
         ConfigError: if overrides were given without a configuration.
     """
     groups: list[Group] = []
+    single: list[Run] = []
     config = None
     for place in places:
         if place.suffix == ".toml":
             config = load_config(place, overrides=list(overrides))
             groups += _of_config(config)
+        elif (place / RESULT).exists():
+            single.append(Run.open(place))
         else:
             groups += _of_place(place)
+    groups += _grouped(single)
     if overrides and config is None:
         raise ConfigError("--set needs a configuration (expected a .toml file among the runs).")
     groups = _joined(groups)
@@ -99,8 +103,6 @@ def _compared(workspace: Path) -> list[Group]:
 
 
 def _of_place(place: Path) -> list[Group]:
-    if (place / RESULT).exists():
-        return _grouped([Run.open(place)])
     sweep = place.parent if place.name == RESULTS else place
     if (sweep / RESULTS).exists():
         return _of_sweep(SweepFolder(path=sweep), sweep.resolve().parent.parent)
