@@ -16,7 +16,7 @@ PYTEST = "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile --no-load
 STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo $(STAGES) check test test-gpu bench format lock
+.PHONY: help setup browser demo report $(STAGES) check test test-gpu bench format lock
 
 help:  ## List the commands
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-14s%s\n", $$1, $$2 }' Makefile
@@ -25,11 +25,18 @@ help:  ## List the commands
 	@echo 'In 8 processes: make cache-teacher CONFIG=my.toml NPROC=8'
 	@echo 'A cache of another team: make select CONFIG=my.toml CACHE=s3://team/caches/0a7e1c919380'
 
+browser: setup
+	@scripts/browser.sh
+
 setup:  ## Install everything into .venv; every command below does it first
 	@scripts/setup.sh
 
 demo: setup  ## The whole way on 1,797 real digits: teacher, cache, selection, four students
 	@"$(BIN)/heartcut" compare configs/digits.toml $(ARGS)
+	@"$(BIN)/heartcut" report configs/digits.toml $(ARGS)
+
+report: setup  ## Write one HTML file about the students of CONFIG, their teacher, and samples
+	@"$(BIN)/heartcut" report "$(CONFIG)" $(ARGS)
 
 prepare: setup  ## Write the images as beton files
 train-teacher: setup  ## Train a teacher
@@ -43,13 +50,13 @@ sweep: CONFIG = configs/digits-sweep.toml
 $(STAGES):
 	@"$(BIN)/heartcut" $(if $(NPROC),launch --processes "$(NPROC)") $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)
 
-check: setup  ## All that CI runs: formatting, lint, types, tests
+check: browser  ## All that CI runs: formatting, lint, types, tests
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy"
 	$(PYTEST) $(ARGS)
 
-test: setup  ## The tests alone
+test: browser  ## The tests alone
 	$(PYTEST) $(ARGS)
 
 test-gpu: setup  ## The tests that need a CUDA device

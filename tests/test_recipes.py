@@ -8,6 +8,7 @@ from pipeline.models.zoo import build
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.config_file import load_config, with_overrides
 from stages.configs import Config
+from stages.sweep_points import baseline_of, sweep_points
 from tests.image_folders import save_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -138,3 +139,16 @@ def test_a_recipe_runs_for_two_steps(path, taught):
 def test_a_recipes_networks_exist(path):
     for arch in pair_of(load_config(path)):
         assert build(arch, num_classes=100).head.out_features == 100
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("studies/*.toml")), ids=lambda path: path.stem)
+def test_every_point_of_a_study_can_be_trained(path):
+    config = load_config(path)
+    assert config.sweep.name == path.stem
+    points = sweep_points(config)
+    assert all(point.config is not None for point in points)
+    assert baseline_of(config, points).name in config.sweep.points
+    students = {
+        (point.config.train_student.arch, point.config.train_student.epochs) for point in points
+    }
+    assert len(students) == 1, "points are compared as trainings of one kind"
