@@ -64,15 +64,20 @@ class StudentLoss(nn.Module):
 
 
 class PlainLoss(StudentLoss):
-    """Cross-entropy with the labels: nothing is distilled."""
+    """Cross-entropy with the labels: nothing is distilled.
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+    ``labels``: others than the images' own, by sample index, (N,) int64.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0, labels: Tensor | None = None) -> None:
         super().__init__()
         self._smoothing = label_smoothing
+        self._labels = labels
 
     def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
         logits = at_least_float32(outputs.logits)
-        labels = batch.labels.to(logits.device)
+        labels = batch.labels if self._labels is None else self._labels[batch.indices.cpu()]
+        labels = labels.to(logits.device)
         return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
 
 

@@ -182,6 +182,8 @@ def training_settings(config: OptimiserConfig) -> dict[str, Json]:
     settings["precision"] = resolve_runtime(config.precision).precision
     if not config.resolutions:  # a run from before there were any is still the same run
         settings.pop("resolutions")
+    if not settings.get("label_noise", True):
+        settings.pop("label_noise")
     return settings
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.artefacts.dataset import Dataset, stratified_rows
 from pipeline.artefacts.run import Inputs, Run
+from pipeline.data.label_noise import noisy_labels
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
 from pipeline.ranks import ALONE, Ranks
@@ -59,11 +61,27 @@ def _training(config: Config, dataset: Dataset) -> Training:
         rows=_rows(config, dataset),
         views=views,
         model=runtime.place(model),
-        loss=PlainLoss(label_smoothing=settings.label_smoothing),
+        loss=PlainLoss(
+            label_smoothing=settings.label_smoothing, labels=_wrong_labels(config, dataset)
+        ),
         supervision=None,
         num_distilled=0,
         teacher=TeacherClasses(held_out=None, test=None),
     )
+
+
+def _wrong_labels(config: Config, dataset: Dataset) -> Tensor | None:
+    """What it is taught instead of the images' labels, if that is asked for."""
+    settings = config.train_teacher
+    if settings.label_noise == 0:
+        return None
+    labels = noisy_labels(
+        dataset.train.samples,
+        share=settings.label_noise,
+        num_classes=dataset.num_classes,
+        seed=settings.seed,
+    )
+    return torch.from_numpy(labels)
 
 
 def _rows(config: Config, dataset: Dataset) -> NDArray[np.int64]:

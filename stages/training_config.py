@@ -14,6 +14,7 @@ from stages.config_types import (
     PositiveShare,
     Section,
     Seed,
+    Share,
     TrainingPrecision,
     refuse_unused,
 )
@@ -122,6 +123,8 @@ class TrainTeacherConfig(OptimiserConfig):
     name: str = "teacher"
     fraction: PositiveShare = 1.0
     """Share of every class of T that it is trained on."""
+    label_noise: Share = 0.0
+    """Share of every class that is taught another class: for studies of teachers that err."""
 
 
 class DkdConfig(Section):
