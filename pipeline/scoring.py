@@ -196,7 +196,8 @@ class _Run:
             except NotConverged:  # rows that a head tells apart for sure leave no curvature but l2
                 if l2 > _STRONGEST:
                     raise
-                l2 *= 10**0.5
+                l2 *= 10.0
+                self._bar.advance(0, note=f"l2 {l2:.0e}")
                 continue
             self._start = linear.weight
             decided = agreed(self._ranks, ekfac(linear).effective_parameters)
