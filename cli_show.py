@@ -81,4 +81,8 @@ def run(
 def runs_folder(config: ConfigFile, override: Overrides = None) -> None:
     """Where the runs of a configuration lie, for `make tensorboard`."""
     with one_line_errors():
-        typer.echo(load(config, override, []).runs_folder)
+        folder = load(config, override, []).runs_folder
+        from stages.show_places import require_runs
+
+        require_runs(folder)
+        typer.echo(folder)

@@ -28,7 +28,7 @@ from pipeline.errors import ArtefactMismatch
 from pipeline.reliability import reliability
 from stages import cache_info
 from stages.cache_info import CacheInfo
-from stages.show_places import refusal, require_no_overrides
+from stages.show_places import kind_of, refusal, require_no_overrides
 from stages.show_records import Histogram, histogram, name_of
 
 _BINS: Final = 10

@@ -32,6 +32,10 @@ _SHOWN_BY: Final = {
     "a teacher cache": "cache",
     "a table": "selection",
 }
+RUNS: Final = "a run, or a folder of runs"
+ABOUT_RUNS: Final = (
+    "Pass WORKSPACE/runs/NAME or WORKSPACE/runs; `heartcut train-student` makes one."
+)
 _TABLE: Final = "a selection table"
 _ABOUT_TABLES: Final = (
     "Pass WORKSPACE/selections/NAME.parquet, WORKSPACE/NAME or a configuration; "
@@ -59,6 +63,12 @@ def refusal(path: Path, *, wanted: str, advice: str) -> ArtefactNotFound | Artef
     return ArtefactMismatch(
         f"{place} is {kind} (expected {wanted}). {advice.removesuffix('.')}{shown}."
     )
+
+
+def require_runs(folder: Path) -> None:
+    """Refuse a folder that does not hold runs."""
+    if not folder.is_dir() or not any(path.is_dir() for path in folder.iterdir()):
+        raise refusal(folder, wanted=RUNS, advice=ABOUT_RUNS)
 
 
 def require_no_overrides(place: str, overrides: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.sweep_statistics import spread
 from stages.config_file import load_config
 from stages.report_runs import Group, grouped, is_student
-from stages.show_places import refusal
+from stages.show_places import ABOUT_RUNS, RUNS, refusal
 
 NUMBERS: Final = (
     "held_out_accuracy_last",
@@ -30,8 +30,6 @@ NUMBERS: Final = (
 )
 """Of result.json: what is averaged over seeds."""
 COSTS: Final = ("seconds", "training_images_per_second", "teacher_forwards_saved")
-_WANTED: Final = "a run, or a folder of runs"
-_ADVICE: Final = "Pass WORKSPACE/runs/NAME or WORKSPACE/runs; `heartcut train-student` makes one."
 
 
 class RunShown(Record):
@@ -111,7 +109,7 @@ def _folders(place: Path, overrides: Sequence[str]) -> list[Path]:
         folder = place / "runs"
     found = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
     if not found:
-        raise refusal(folder, wanted=_WANTED, advice=_ADVICE)
+        raise refusal(folder, wanted=RUNS, advice=ABOUT_RUNS)
     return found
 
 
