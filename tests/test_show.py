@@ -566,7 +566,7 @@ def test_what_is_not_there_is_one_line(command, tmp_path):
     assert "\\x1b[31mthing" in line
 
 
-def test_damaged_files_are_one_line(work, table, cache, tmp_path):
+def test_a_damaged_table_and_a_damaged_cache_are_one_line(work, table, cache, tmp_path):
     copy = linked_copy(work, tmp_path / "work")
     path = copy / "selections" / table.name
     flip_byte(path, path.stat().st_size // 2)
@@ -576,20 +576,25 @@ def test_damaged_files_are_one_line(work, table, cache, tmp_path):
     assert "has other contents than were written" in heartcut("show", "cache", folder).error_line
     (folder / "sealed.json").unlink()
     assert "is not sealed" in heartcut("show", "cache", folder).error_line
-    run = next(iter((copy / "runs").glob("student-s1-*")))
-    for name, data in (
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
         ("metrics.jsonl", b'{"epoch": NaN}\n'),
+        ("metrics.jsonl", b"\xff"),
         ("config.toml", b"seed ="),
         ("result.json", b"{}"),
         ("model.safetensors", b""),
-    ):
-        kept = (run / name).read_bytes()
-        replace_bytes(run / name, data)
-        assert str(run / name) in heartcut("show", "run", run).error_line
-        replace_bytes(run / name, kept)
-    assert told("run", run)["runs"][0]["path"] == str(run)
-    (run / "metrics.jsonl").unlink()
-    assert "is missing" in heartcut("show", "run", run).error_line
+    ],
+)
+def test_a_damaged_run_is_one_line_that_names_the_file(work, tmp_path, name, data):
+    run = next(iter((linked_copy(work, tmp_path / "work") / "runs").glob("student-s1-*")))
+    replace_bytes(run / name, data)
+    assert str(run / name) in heartcut("show", "run", run).error_line
+    if name != "result.json":  # without it, it is no run
+        (run / name).unlink()
+        assert f"{run / name} is missing" in heartcut("show", "run", run).error_line
 
 
 def test_several_tables_are_told_by_name(work, table, tmp_path):
