@@ -16,7 +16,7 @@ PYTEST = "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile --no-load
 STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo report $(STAGES) check test test-gpu bench format lock
+.PHONY: help setup browser demo report $(STAGES) tensorboard check test test-gpu bench format lock
 
 help:  ## List the commands
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-14s%s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ train-student: setup  ## Train the student on what was selected
 compare: setup  ## Run all stages, and the student under every variant of CONFIG
 sweep: setup  ## Run the student at every point of the sweep table of CONFIG
 sweep: CONFIG = configs/digits-sweep.toml
+
+tensorboard: setup  ## The runs of CONFIG side by side in TensorBoard
+	@runs=$$("$(BIN)/heartcut" show runs-folder "$(CONFIG)" $(ARGS)) && \
+		exec "$(BIN)/tensorboard" --logdir "$$runs"
 
 $(STAGES):
 	@"$(BIN)/heartcut" $(if $(NPROC),launch --processes "$(NPROC)") $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)

@@ -31,6 +31,7 @@ from cli_common import (
     with_selection,
 )
 from cli_launch import launch
+from cli_show import show_app
 from pipeline.telling import is_one_of_many, prefix
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cache_app, name="cache")
+app.add_typer(show_app, name="show")
 
 
 def main() -> None:

@@ -131,6 +131,11 @@ def parse_range(text: str) -> range:
     return range(int(first), int(stop))
 
 
+def _one_line(message: str) -> str:
+    """``message`` without what would move the cursor: names in it may be anything."""
+    return message if message.isprintable() else repr(message)[1:-1]
+
+
 @contextmanager
 def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> Iterator[None]:
     """Show a user's mistake or an interrupt as one line; let bugs keep their traceback.
@@ -149,7 +154,7 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
         tell(f"error: {error}", patience=_CAUSE_COMES_FIRST)
         raise typer.Exit(code=PEER_LOST) from error
     except PipelineError as error:
-        tell(f"error: {error}")
+        tell(f"error: {_one_line(str(error))}")
         known = [(codes or {}).get(kind) for kind in type(error).__mro__]
         raise typer.Exit(code=next(filter(None, known), FAILED)) from error
     except OSError as error:

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from pipeline.data.loaders import Batch
 from pipeline.normalisation import Normaliser
 from pipeline.ranks import ALONE, Ranks
+from pipeline.reliability import CALIBRATION_BINS
 from pipeline.runtime import Runtime
-
-CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation import CALIBRATION_BINS
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True)

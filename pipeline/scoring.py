@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artefacts.scores import SolveRecord
+from pipeline.artefacts.scores import TRUSTED_SHARE, SolveRecord
 from pipeline.cross_fit import choose_l2, cross_fit, simplest_within_error
 from pipeline.errors import PipelineError
 from pipeline.head_precision import least_gradient, with_precision
@@ -41,8 +41,6 @@ from pipeline.targets import Target, Targets
 
 logger = logging.getLogger(__name__)
 
-TRUSTED_SHARE: Final = 0.25
-"""p_eff / N above which first-order scores stop ranking like retraining does."""
 STABILITY_ROWS: Final = 50_000
 _ROWS: Final = 16_384
 STABILITY_FACTORS: Final = {"l2 / 3": 1 / 3, "3 l2": 3.0}

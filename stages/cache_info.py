@@ -7,11 +7,12 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.artefacts.cache_arrays import num_objects
 from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
-from pipeline.artefacts.cache_record import CacheManifest
+from pipeline.artefacts.cache_record import CacheManifest, CacheSummary
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects import ObjectStore, open_objects
-from pipeline.artefacts.records import printable
+from pipeline.artefacts.records import Record, printable
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.view_kinds import views_from_json
 from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
@@ -21,6 +22,16 @@ from stages.config_file import load_config
 from stages.configs import Config
 
 _EXAMPLES = 3
+
+
+class CacheInfo(Record):
+    """What a cache says of itself: the JSON of `cache info`."""
+
+    place: str
+    root: str
+    bytes: int
+    manifest: CacheManifest
+    summary: CacheSummary
 
 
 def places(what: str, overrides: list[str]) -> list[ObjectStore]:
@@ -57,17 +68,21 @@ def configuration(what: str, overrides: list[str]) -> Config:
 
 def info(place: ObjectStore, *, as_json: bool) -> str:
     """Everything that a cache says of itself."""
-    cache = TeacherCache.open(place)
+    found = describe(TeacherCache.open(place))
     if as_json:
-        told = {
-            "place": cache.path,
-            "root": cache.root,
-            "bytes": _num_bytes(cache),
-            "manifest": cache.manifest.model_dump(mode="json"),
-            "summary": cache.summary.model_dump(mode="json"),
-        }
-        return json.dumps(told, indent=1, sort_keys=True)
-    return "\n".join(f"{name:<20} {printable(value)}" for name, value in _lines(cache))
+        return json.dumps(found.model_dump(mode="json"), indent=1, sort_keys=True)
+    return "\n".join(f"{name:<20} {printable(value)}" for name, value in lines(found))
+
+
+def describe(cache: TeacherCache) -> CacheInfo:
+    """The same for machines."""
+    return CacheInfo(
+        place=cache.path,
+        root=cache.root,
+        bytes=_num_bytes(cache),
+        manifest=cache.manifest,
+        summary=cache.summary,
+    )
 
 
 def table_of(root: str) -> str:
@@ -147,11 +162,13 @@ def _brief(value: object) -> str:
     return short(text) if len(text) == 64 else text
 
 
-def _lines(cache: TeacherCache) -> Iterator[tuple[str, str]]:
-    identity, shape, summary = cache.manifest.identity, cache.shape, cache.summary
-    yield "place", cache.path
-    yield "id", cache.id
-    yield "root hash", cache.root
+def lines(found: CacheInfo) -> Iterator[tuple[str, str]]:
+    """The same for people: names and values."""
+    manifest, summary = found.manifest, found.summary
+    identity, shape = manifest.identity, manifest.shape
+    yield "place", found.place
+    yield "id", manifest.id
+    yield "root hash", found.root
     yield "teacher", f"{summary.teacher}, weights {short(identity.weights)}"
     yield (
         "images",
@@ -160,9 +177,9 @@ def _lines(cache: TeacherCache) -> Iterator[tuple[str, str]]:
     )
     augmented = f" + {views_from_json(identity.views).name}" if shape.num_views > 1 else ""
     yield "views", f"clean{augmented}"
-    yield "keeps", _keeps(cache.manifest)
+    yield "keeps", _keeps(manifest)
     yield "precision", identity.precision
-    yield "size", _size(cache)
+    yield "size", _size(manifest, found.bytes)
     yield "accuracy", "/".join(f"{100 * a:.2f}" for a in summary.accuracy_training) + " % per view"
     if summary.accuracy_held_out:
         held_out = "/".join(f"{100 * a:.2f}" for a in summary.accuracy_held_out)
@@ -190,12 +207,12 @@ def _num_bytes(cache: TeacherCache) -> int:
     return sum(facts.bytes for _, facts in cache.objects())
 
 
-def _size(cache: TeacherCache) -> str:
-    num_bytes, shape = _num_bytes(cache), cache.shape
+def _size(manifest: CacheManifest, num_bytes: int) -> str:
+    shape = manifest.shape
     per_row = num_bytes / (shape.num_samples * shape.num_views)
     return (
-        f"{num_bytes:,} bytes in {len(cache.seal.receipts):,} objects, {per_row:.1f} bytes per "
-        f"image and view, {cache.manifest.layout.codec}"
+        f"{num_bytes:,} bytes in {num_objects(manifest):,} objects, {per_row:.1f} bytes per "
+        f"image and view, {manifest.layout.codec}"
     )
 
 

@@ -12,11 +12,12 @@ import pandas as pd
 
 from pipeline.artefacts.dataset_record import read_record
 from pipeline.artefacts.records import printable
-from pipeline.artefacts.selection import SelectionIdentity, SelectionTable
+from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ConfigError
 from pipeline.ranks import ALONE, Ranks
 from stages import select
 from stages.configs import Config
+from stages.selection_words import rule
 
 _WIDTH = 80
 _INDENT = 20
@@ -46,18 +47,6 @@ _MEANINGS = {
 }
 """What a positive and a negative score say."""
 _POSITIONS = {"self_influence": "self-influence", "leverage": "leverage"}
-_STRATEGIES = {
-    "influence": "the rows that help, says {score}",
-    "class-balanced": "the same share of every class, what {score} says helps most first",
-    "beta": "a draw around the percentile {mean:g} of self-influence",
-    "param-change": "the rows whose soft labels move the head most",
-    "label-issue-free": "the rows without a label issue",
-    "correct": "the rows that the teacher gets right",
-    "el2n": "the rows of low EL2N",
-    "random": "rows drawn by the seed",
-    "all": "every row",
-    "none": "no row",
-}
 
 
 def execute(config: Config, samples: Sequence[int], *, ranks: Ranks = ALONE) -> str:
@@ -135,7 +124,7 @@ class _Reader:
 
     def _selection(self, row: pd.Series) -> Iterator[tuple[str, str]]:
         record, frame = self.table.record, self.table.frame
-        yield "strategy", _rule(record.identity)
+        yield "strategy", rule(record.identity)
         if record.identity.class_quota:
             yield (
                 "class quota",
@@ -168,22 +157,6 @@ def _refitted(row: pd.Series) -> str:
     if math.isnan(row["p_refit"]):
         return ""
     return f", a head that did not see the sample gives its label {row['p_refit']:.3f}"
-
-
-def _rule(identity: SelectionIdentity) -> str:
-    """What the strategy keeps, with its numbers."""
-    mean = 0.0 if identity.beta is None else identity.beta[0]
-    words = _STRATEGIES.get(identity.strategy, "").format(score=identity.score, mean=mean)
-    bounds = []
-    if identity.fraction is not None:
-        bounds.append(f"the first {100 * identity.fraction:g} % of the candidates")
-    elif identity.strategy == "influence":
-        bounds.append(f"by more than {identity.threshold or 0:g}")
-    elif identity.threshold is not None:
-        bounds.append(f"below {identity.threshold:g}")
-    if identity.standard_errors:
-        bounds.append(f"with {identity.standard_errors:g} standard errors to spare")
-    return f"{identity.strategy}: " + ", ".join([words, *bounds])
 
 
 def _wrapped(line: str, *, indent: int) -> str:

@@ -1,7 +1,6 @@
 """The influence scores of a configuration: the score file, made unless it exists."""
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import array_sha256, short
 from pipeline.ranks import ALONE, Ranks
 from pipeline.repair import TeacherRows
-from pipeline.scoring import TRUSTED_SHARE, Influence, InfluenceSettings, score_influence
+from pipeline.scoring import Influence, InfluenceSettings, score_influence
 from pipeline.shared_files import is_missing, write_once
 from stages.cache_places import made_cache
 from stages.configs import Config
@@ -23,11 +22,9 @@ from stages.influence_sources import Sources
 from stages.requests import influence_target, score_identity
 from stages.select_config import SelectConfig
 from stages.selection_columns import Clean
+from stages.selection_words import warnings_of
 
 logger = logging.getLogger(__name__)
-
-TRUSTED_STABILITY = 0.9
-TRUSTED_LEAK = 0.05
 
 
 def open_scores(
@@ -176,30 +173,3 @@ def _leak(config: Config, cache: TeacherCache, dataset: Dataset) -> float | None
 def _warn(found: Diagnostics) -> None:
     for line in warnings_of(found):
         logger.warning("%s", line)
-
-
-def warnings_of(found: Diagnostics) -> Iterator[str]:
-    """What should make a reader doubt the scores, with what to do about it."""
-    if found.effective_parameters > TRUSTED_SHARE:
-        yield (
-            f"p_eff/N is {found.effective_parameters:.2f} (expected at most "
-            f"{TRUSTED_SHARE}): first-order scores do not rank like retraining. Set "
-            "a larger `select.influence.l2`, or fewer features by `select.influence.pca`."
-        )
-    lowest = min(found.rank_stability.values(), default=1.0)
-    if lowest < TRUSTED_STABILITY:
-        yield (
-            f"the order of the samples depends on l2: Spearman {lowest:.2f} to that of another l2 "
-            f"(expected at least {TRUSTED_STABILITY}). Trust the sign of large scores only."
-        )
-    if found.leak is not None and found.leak > TRUSTED_LEAK:
-        yield (
-            f"the teacher is {100 * found.leak:.1f} points better on held-out rows than on test "
-            f"images (expected at most {100 * TRUSTED_LEAK:.0f}): it has seen them, so their loss "
-            "looks lower than on new images."
-        )
-    elif found.target_in_sample:
-        yield (
-            "the teacher's training saw the images whose loss is predicted, so it looks lower than "
-            "on new images; the table says target_in_sample."
-        )

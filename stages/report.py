@@ -17,7 +17,6 @@ from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
 from pipeline.report.page import Page, Section, render
-from stages.influence import warnings_of
 from stages.report_charts import (
     answers_section,
     drawn,
@@ -29,6 +28,7 @@ from stages.report_runs import Group, Runs, find_runs, selection_of
 from stages.report_samples import SCORE, explorer
 from stages.report_tables import comparison_section, cost_section, of_ids, references
 from stages.report_teacher import TeacherFacts, teacher_of
+from stages.selection_words import warnings_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """The runs that a report is of: found, grouped by what was done, and named."""
 
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Final
 
 from pipeline.artefacts import comparison
 from pipeline.artefacts.records import printable, read_record
-from pipeline.artefacts.run import RESULT, SETTINGS, Run
+from pipeline.artefacts.run import RESULT, Run, read_settings
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabelRecord, soft_label_path
 from pipeline.artefacts.sweep import OK, RESULTS, SweepFolder, sweep_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
-from pipeline.provenance import Json, identity, short
+from pipeline.provenance import identity, short
 from stages.config_file import load_config
 from stages.configs import Config
 
@@ -71,7 +70,7 @@ def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
             single.append(Run.open(place))
         else:
             groups += _of_place(place)
-    groups += _grouped(single)
+    groups += grouped(single)
     if overrides and config is None:
         raise ConfigError("--set needs a configuration (expected a .toml file among the runs).")
     groups = _joined(groups)
@@ -121,13 +120,13 @@ def _of_place(place: Path) -> list[Group]:
 def _of_folder(folder: Path) -> list[Group]:
     """All students in a folder of runs."""
     runs = [Run.open(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))]
-    students = [run for run in runs if "distil" in settings_of(run)]
+    students = [run for run in runs if is_student(run)]
     if not students:
         raise ArtefactNotFound(
             f"{folder} has no run of a student. Train one with `heartcut compare` or "
             "`heartcut train-student`."
         )
-    return _grouped(students)
+    return grouped(students)
 
 
 def _of_sweep(folder: SweepFolder, workspace: Path) -> list[Group]:
@@ -140,26 +139,26 @@ def _of_sweep(folder: SweepFolder, workspace: Path) -> list[Group]:
     return [Group(name=name, runs=tuple(own)) for name, own in runs.items()]
 
 
-def settings_of(run: Run) -> dict[str, Json]:
-    """The settings that a run was trained with."""
-    return tomllib.loads((run.path / SETTINGS).read_text())
-
-
-def _grouped(runs: Iterable[Run]) -> list[Group]:
+def grouped(runs: Iterable[Run]) -> list[Group]:
     """Runs with the same settings but for the seed, and the same inputs."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {key: value for key, value in settings_of(run).items() if key != "seed"}
+        settings = {key: value for key, value in read_settings(run.path).items() if key != "seed"}
         inputs = run.result.inputs.model_dump(mode="json")
         found.setdefault(identity("group", [settings, inputs]), []).append(run)
     return [Group(name=_name(own[0]), runs=tuple(own)) for own in found.values()]
+
+
+def is_student(run: Run) -> bool:
+    """Whether it was trained as one, and not as a teacher."""
+    return "distil" in read_settings(run.path)
 
 
 def _name(run: Run) -> str:
     """What a run did, in the field's words."""
     result = run.result
     if result.method is None:
-        return f"{result.arch}, plain"
+        return f"{result.arch}, {'plain' if is_student(run) else 'teacher'}"
     parts = [result.method.upper()]
     labels, table = soft_labels_of(run), selection_of(run)
     if labels is not None:

@@ -241,17 +241,23 @@ def _samples_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.samples.safetensors"
 
 
-def _open_split(folder: Path, split: str, record: SplitRecord) -> Beton:
-    path = beton_path(folder, split)
-    _check_beton(path, record.beton)
-    samples = _read_samples(_samples_path(folder, split))
+def open_samples(folder: Path, split: str, record: SplitRecord) -> Samples:
+    """The samples of a split, checked; its beton, which may be large, is not read."""
+    path = _samples_path(folder, split)
+    samples = _read_samples(path)
     if samples.in_order != record.samples:
         raise ArtefactMismatch(
-            f"{_samples_path(folder, split)} does not belong to {path}: its rows hash to "
+            f"{path} does not belong to {beton_path(folder, split)}: its rows hash to "
             f"{short(samples.in_order)} (expected {short(record.samples)}). "
             f"Remove {folder} and run `{MADE_BY}` again."
         )
-    return Beton(path=path, samples=samples, record=record)
+    return samples
+
+
+def _open_split(folder: Path, split: str, record: SplitRecord) -> Beton:
+    path = beton_path(folder, split)
+    _check_beton(path, record.beton)
+    return Beton(path=path, samples=open_samples(folder, split, record), record=record)
 
 
 def _check_beton(path: Path, expected: FileRecord) -> None:

@@ -12,10 +12,13 @@ The id in the folder's name is a hash of the settings and of the ids of all inpu
 """
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
+
+from pydantic import FiniteFloat, TypeAdapter
 
 from pipeline.artefacts.records import Record, read_record
 from pipeline.artefacts.store import publishing_file
@@ -29,6 +32,8 @@ METRICS, WEIGHTS, SETTINGS, RESULT = (
     "config.toml",
     "result.json",
 )
+
+_LINE = TypeAdapter(dict[str, FiniteFloat])
 
 
 class Inputs(Record):
@@ -144,6 +149,43 @@ def run_id(settings: Mapping[str, Json], inputs: Inputs) -> str:
 def run_path(runs: Path, *, name: str, seed: int, id: str) -> Path:  # noqa: A002
     """Where a run lies: readable, and never two runs in one folder."""
     return runs / f"{name}-s{seed}-{short(id)[:8]}"
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl: numbers by name, an epoch each.
+
+    Raises:
+        ArtefactNotFound: if there is none.
+        ArtefactMismatch: if it is damaged.
+    """
+    path = folder / METRICS
+    remedy = f"Remove {folder} and train again."
+    try:
+        lines = path.read_text().splitlines()
+        return [_LINE.validate_json(line) for line in lines]
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(f"{path} is missing. {remedy}") from error
+    except ValueError as error:
+        raise ArtefactMismatch(
+            f"{path} is damaged: it does not hold a line of numbers for every epoch. {remedy}"
+        ) from error
+
+
+def read_settings(folder: Path) -> dict[str, Json]:
+    """The settings in config.toml.
+
+    Raises:
+        ArtefactNotFound: if there is none.
+        ArtefactMismatch: if it is damaged.
+    """
+    path = folder / SETTINGS
+    remedy = f"Remove {folder} and train again."
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtefactNotFound(f"{path} is missing. {remedy}") from error
+    except ValueError as error:
+        raise ArtefactMismatch(f"{path} is damaged: it is not valid TOML. {remedy}") from error
 
 
 def write_metrics(folder: Path, lines: Iterable[Mapping[str, Json]]) -> None:

@@ -34,6 +34,8 @@ from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import identity, short
 
 FORMAT_VERSION: Final = 1
+TRUSTED_SHARE: Final = 0.25
+"""p_eff / N above which first-order scores stop ranking like retraining does."""
 _SUFFIX: Final = ".scores.parquet"
 _DIGEST: Final = "heartcut.digest"
 _WHAT: Final = "score file"

@@ -1,0 +1,174 @@
+"""show run: runs -> how good they are, what they cost, and how they came there.
+
+Reads result.json, metrics.jsonl and config.toml of every run, and `compared.json` of its workspace
+for the names that people gave them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from pipeline.artefacts import comparison
+from pipeline.artefacts.records import Record
+from pipeline.artefacts.run import RESULT, Run, RunResult, read_metrics
+from pipeline.errors import ConfigError
+from pipeline.sweep_statistics import spread
+from stages.config_file import load_config
+from stages.report_runs import Group, grouped, is_student
+from stages.show_places import ABOUT_RUNS, RUNS, refusal
+
+NUMBERS: Final = (
+    "held_out_accuracy_last",
+    "held_out_accuracy_best",
+    "held_out_accuracy_mean_of_last",
+    "test_accuracy",
+    "test_loss",
+    "test_calibration_error",
+    "teacher_agreement_held_out",
+    "teacher_agreement_test",
+    "num_distilled",
+)
+"""Of result.json: what is averaged over seeds."""
+COSTS: Final = ("seconds", "training_images_per_second", "teacher_forwards_saved")
+
+
+class RunShown(Record):
+    """One run."""
+
+    path: str
+    name: str
+    """Of its folder."""
+    group: str
+    """Name of the group that it is in."""
+    kind: Literal["student", "teacher"]
+    result: RunResult
+    """result.json"""
+    epochs: tuple[dict[str, float], ...]
+    """The lines of metrics.jsonl."""
+
+
+class Seeds(Record):
+    """One number over the seeds of a group."""
+
+    num: int
+    mean: float | None
+    """None where no run has it."""
+    sd: float | None
+    """Of the sample; None below two seeds."""
+
+
+class GroupShown(Record):
+    """Runs that differ by their seeds alone."""
+
+    name: str
+    runs: tuple[str, ...]
+    """Paths, by seed."""
+    seeds: tuple[int, ...]
+    mean_of_last: int
+    num_training_samples: int
+    numbers: dict[str, Seeds]
+    """`NUMBERS` of result.json and `COSTS` of its cost."""
+
+
+class RunsShown(Record):
+    """All that `show run` shows; its JSON has these keys."""
+
+    runs: tuple[RunShown, ...]
+    """In the order of the groups, then by seed."""
+    groups: tuple[GroupShown, ...]
+    """The best mean of the last held-out accuracies first."""
+
+
+def execute(places: Sequence[Path], overrides: Sequence[str] = ()) -> RunsShown:
+    """Describe the runs at ``places``: runs, folders of runs, workspaces, or configurations.
+
+    Raises:
+        ArtefactNotFound: if there are none.
+        ArtefactMismatch: if one is damaged, or something else.
+        ConfigError: if overrides were given without a configuration.
+    """
+    if overrides and not any(place.suffix == ".toml" for place in places):
+        raise ConfigError("--set needs a configuration (expected a .toml file among the paths).")
+    folders = [folder for place in places for folder in _folders(place, overrides)]
+    runs = {run.result.id: run for run in map(Run.open, folders)}
+    groups = sorted(_named(grouped(runs.values())), key=_last_held_out, reverse=True)
+    return RunsShown(
+        runs=tuple(_run(run, group.name) for group in groups for run in group.runs),
+        groups=tuple(map(_group, groups)),
+    )
+
+
+def _folders(place: Path, overrides: Sequence[str]) -> list[Path]:
+    """The runs that are meant by one path."""
+    folder = place
+    if place.suffix == ".toml":
+        folder = load_config(place, overrides=list(overrides)).runs_folder
+    elif (place / RESULT).is_file():
+        return [place]
+    elif (place / "runs").is_dir():
+        folder = place / "runs"
+    found = sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
+    if not found:
+        raise refusal(folder, wanted=RUNS, advice=ABOUT_RUNS)
+    return found
+
+
+def _named(groups: Iterable[Group]) -> list[Group]:
+    """Groups with the names of the last comparison, or of what was done; no two alike."""
+    found: dict[str, Group] = {}
+    names: dict[Path, dict[Path, str]] = {}
+    for group in groups:
+        runs = tuple(sorted(group.runs, key=lambda run: run.result.seed))
+        place = runs[0].path.resolve()
+        workspace = place.parent.parent
+        if workspace not in names:
+            names[workspace] = _compared(workspace)
+        name = names[workspace].get(place, group.name)
+        if name in found:
+            name = f"{name} ({runs[0].result.id[:6]})"
+        found[name] = Group(name=name, runs=runs)
+    return list(found.values())
+
+
+def _compared(workspace: Path) -> dict[Path, str]:
+    """Names of runs in the last comparison of their workspace."""
+    record = comparison.read(workspace)
+    variants = () if record is None else record.variants
+    return {workspace / path: variant.name for variant in variants for path in variant.runs}
+
+
+def _last_held_out(group: Group) -> float:
+    found = spread(group.by_seed("held_out_accuracy_mean_of_last").values())
+    return found.mean or 0.0
+
+
+def _run(run: Run, group: str) -> RunShown:
+    return RunShown(
+        path=str(run.path),
+        name=run.path.resolve().name,
+        group=group,
+        kind="student" if is_student(run) else "teacher",
+        result=run.result,
+        epochs=tuple(read_metrics(run.path)),
+    )
+
+
+def _group(group: Group) -> GroupShown:
+    results = [run.result for run in group.runs]
+    numbers: dict[str, Seeds] = {name: _seeds(results, name) for name in NUMBERS}
+    costs = [result.cost for result in results]
+    return GroupShown(
+        name=group.name,
+        runs=tuple(str(run.path) for run in group.runs),
+        seeds=tuple(result.seed for result in results),
+        mean_of_last=results[0].mean_of_last,
+        num_training_samples=results[0].num_training_samples,
+        numbers=numbers | {name: _seeds(costs, name) for name in COSTS},
+    )
+
+
+def _seeds(records: Sequence[Record], name: str) -> Seeds:
+    """One number of all records, as far as they have it."""
+    dumped: Sequence[Mapping[str, float | None]] = [record.model_dump() for record in records]
+    found = spread(value for value in (one[name] for one in dumped) if value is not None)
+    return Seeds(num=found.num, mean=found.mean, sd=found.std)

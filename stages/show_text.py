@@ -1,0 +1,166 @@
+"""What `show` prints: facts, tables, bars and curves for a terminal, or plain text for a pipe.
+
+Nothing that was read is markup here: text is printed as it is, control characters as escapes.
+"""
+
+import io
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.artefacts.records import printable
+from stages.show_records import Histogram
+
+Facts: TypeAlias = Sequence[tuple[str, str]]
+Cells: TypeAlias = Sequence[str]
+
+NARROW: Final = 80
+"""Columns where there is no terminal."""
+_BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+_ASCII: Final = " .:-=+*%#"
+
+
+def rendered(blocks: Iterable[RenderableType]) -> str:
+    """The text of ``blocks``, an empty line between two; no escape codes where nobody looks."""
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size((NARROW, 24)).columns
+    console = Console(
+        file=io.StringIO(),
+        width=max(width, 40),
+        force_terminal=is_terminal,
+        color_system="auto" if is_terminal else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    parts = []
+    for block in blocks:
+        with console.capture() as capture:
+            console.print(block)
+        parts.append("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))
+    return _encodable("\n\n".join(parts))
+
+
+def _encodable(text: str) -> str:
+    """``text`` for a terminal without Unicode: blocks and signs by what it has."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = str.maketrans({**dict(zip(_BLOCKS, _ASCII, strict=True)), "─": "-", "±": "~"})
+        return text.translate(plain).encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def plain(text: str) -> Text:
+    """Text from a file: no markup, no control characters."""
+    return Text(printable(text), overflow="fold")
+
+
+def title(text: str) -> Text:
+    """A heading."""
+    return Text(printable(text), style="bold")
+
+
+def facts_table(facts: Facts) -> Table:
+    """Names and values below each other; long values go on in the next line."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(plain(name), plain(value))
+    return grid
+
+
+def table(header: Cells, rows: Sequence[Cells], *, left: int = 1, heading: str = "") -> Table:
+    """A table whose first ``left`` columns are text, and the others numbers."""
+    found = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=title(heading) if heading else None,
+        title_justify="left",
+    )
+    for number, name in enumerate(header):
+        justify: Literal["left", "right"] = "left" if number < left else "right"
+        found.add_column(plain(name), justify=justify, overflow="fold")
+    for row in rows:
+        found.add_row(*(plain(cell) for cell in row))
+    return found
+
+
+def histogram_table(heading: str, found: Histogram, *, threshold: float | None = None) -> Table:
+    """Two bars a bin, each to its own largest; marks at 0 and at a threshold."""
+    most_right, most_wrong = max(found.right), max(found.wrong)
+    rows = []
+    for low, high, right, wrong in zip(
+        found.edges[:-1], found.edges[1:], found.right, found.wrong, strict=True
+    ):
+        marks = ["0"] if low == 0 < high and found.edges[0] < 0 else []
+        is_marked = threshold is not None and threshold != 0 and low <= threshold < high
+        marks += [f"threshold {threshold:g}"] if is_marked else []
+        marks += ["threshold"] if threshold == 0 == low else []
+        rows.append(
+            (
+                f"{low:+.2g}" if found.edges[0] < 0 else f"{low:.2g}",
+                f"{right:,}",
+                bar(right, most_right, width=18),
+                f"{wrong:,}",
+                bar(wrong, most_wrong, width=18),
+                "" if not marks else f"<- {', '.join(marks)}",
+            )
+        )
+    return with_bars(("from", "right", "", "wrong", "", ""), rows, left=0, heading=heading)
+
+
+def with_bars(header: Cells, rows: Sequence[Cells], *, left: int = 1, heading: str = "") -> Table:
+    """A table whose columns without a name are bars and marks."""
+    found = table(header, rows, left=left, heading=heading)
+    for name, column in zip(header, found.columns, strict=True):
+        if not name:
+            column.justify, column.no_wrap = "left", True
+    return found
+
+
+def bar(value: float, largest: float, *, width: int = 24) -> str:
+    """A bar as long as ``value`` of ``largest``; the least one is seen if it is not 0."""
+    if value <= 0 or largest <= 0:
+        return ""
+    return "█" * max(1, round(width * min(value / largest, 1.0)))
+
+
+def curve(values: Sequence[float | None], *, width: int = 40) -> str:
+    """Numbers as blocks of rising height, the least to the largest; means where they are many."""
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    if len(numbers) > width:
+        numbers = np.array([part.mean() for part in np.array_split(numbers, width)])
+    known = numbers[np.isfinite(numbers)]
+    if not len(known):
+        return ""
+    low, span = known.min(), known.max() - known.min()
+    heights = np.full(len(numbers), 4.0) if span <= 0 else 1 + np.round(7 * (numbers - low) / span)
+    heights = np.where(np.isfinite(numbers), heights, 0)
+    return "".join(_BLOCKS[int(height)] for height in heights)
+
+
+def percent(share: float | None, *, digits: int = 2) -> str:
+    """A share in per cent."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def decimal(value: float | None, form: str) -> str:
+    """A number in a format; a dash where it is not known."""
+    return "-" if value is None else format(value, form)
+
+
+def of_class(label: int, name: str | None) -> str:
+    """A class by number and, where it is known and another word, by name."""
+    return str(label) if name is None or name == str(label) else f"{label} {name}"
