@@ -68,7 +68,9 @@ def is_whole(block: Block) -> bool:
     return block.text.startswith("workspace = ")
 
 
-(README_TOML,) = (b.text for b in BLOCKS if b.page == "README.md" and b.kind == TOML)
+README_TOML = next(
+    b.text for b in BLOCKS if b.page == "README.md" and b.text.startswith("workspace = ")
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def workspace(digits: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write_demo(configs: Path) -> None:
-    """The demo's configurations with the settings of `digits`, and their own variants and points."""
+    """The demo's configurations with the settings of `digits`, and what they compare."""
     head = f'workspace = "work/digits"\n{TINY}'
     for name, table in (("digits", "[compare]"), ("digits-sweep", "[sweep]")):
         text = (ROOT / "configs" / f"{name}.toml").read_text()
@@ -264,10 +266,7 @@ def test_every_block_is_run_or_says_why_not(page):
         assert block.kind in (SHELL, TOML, PYTHON, SQL, OUTPUT, NOT_RUN)
 
 
-RUN = sorted({block.page for block in BLOCKS if block.kind not in (OUTPUT, NOT_RUN)})
-
-
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_page_can_be_followed_from_the_top(page, workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     reader = Reader(workspace)
@@ -277,7 +276,9 @@ def test_the_page_can_be_followed_from_the_top(page, workspace, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if block.kind == NOT_RUN], ids=lambda block: block.place
+    "block",
+    [block for block in BLOCKS if block.comment.startswith("not run")],
+    ids=lambda block: block.place,
 )
 def test_what_is_not_run_names_what_exists(block):
     if block.reason == "not built yet":
