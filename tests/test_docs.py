@@ -355,7 +355,8 @@ def sections(section: type[Section]) -> set[type[Section]]:
         for kind in kinds
         if isinstance(kind, type) and issubclass(kind, Section)
     }
-    return {section}.union(*map(sections, found))
+    bases = {kind for kind in section.__bases__ if issubclass(kind, Section)} - {Section}
+    return {section}.union(*map(sections, found | bases))
 
 
 def test_the_reference_has_every_table_of_the_configuration():
