@@ -48,7 +48,7 @@ from tests.workspaces import TINY, linked_copy, tables_in
 BLOCKS = all_blocks()
 BUCKET, CACHE_ID = "s3://team/caches", "0a7e1c919380"
 """What pages call the team's place, and a cache."""
-TO_COME = {"heartcut show", "make report", "make tensorboard"}
+TO_COME = {"heartcut show", "make tensorboard"}
 """Commands that pages may name before they exist."""
 OF_OTHERS = re.compile(r"train_student\.arch=(timm|torchvision):")
 """Networks that are large for a test that is not about them."""
