@@ -18,6 +18,7 @@ import typer.main
 from typer.core import TyperGroup
 
 import cli
+from scripts.docs_hooks import outside
 from stages.config_file import ConfigError, config_from_tree, load_config, with_overrides
 from stages.config_types import Section
 from stages.configs import Config
@@ -430,6 +431,21 @@ def test_no_page_of_the_site_asks_another_host(site):
     assert asking == []
     styles = [path.read_text() for path in site.rglob("*.css")]
     assert not [style for style in styles if re.search(r"url\(\"?(?:https?:)?//|@import", style)]
+
+
+@pytest.mark.parametrize(
+    ("link", "folder", "path"),
+    [
+        ("../configs/digits.toml", "", "configs/digits.toml"),
+        ("../../benchmarks", "results", "benchmarks"),
+        ("../configs/nowhere.toml", "", None),
+        ("results/cifar10.md", "", None),
+        ("../methods.md", "results", None),
+        ("../../..", "", None),
+    ],
+)
+def test_links_that_leave_the_pages_are_told_from_others(link, folder, path):
+    assert outside(link, folder=folder) == path
 
 
 def test_the_site_has_the_files_that_pages_link_to(site):
