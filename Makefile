@@ -13,10 +13,11 @@ unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 BIN = $(VENV)/bin
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
 PYTEST = "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+MKDOCS = NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs
 STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo report $(STAGES) tensorboard check test test-gpu bench format lock
+.PHONY: help setup browser demo report $(STAGES) tensorboard check test test-gpu docs docs-serve bench format lock
 
 help:  ## List the commands
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-14s%s\n", $$1, $$2 }' Makefile
@@ -54,10 +55,11 @@ tensorboard: setup  ## The runs of CONFIG side by side in TensorBoard
 $(STAGES):
 	@"$(BIN)/heartcut" $(if $(NPROC),launch --processes "$(NPROC)") $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)
 
-check: browser  ## All that CI runs: formatting, lint, types, tests
+check: browser  ## All that CI runs: formatting, lint, types, the site, tests
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy"
+	$(MKDOCS) build --strict --quiet
 	$(PYTEST) $(ARGS)
 
 test: browser  ## The tests alone
@@ -65,6 +67,13 @@ test: browser  ## The tests alone
 
 test-gpu: setup  ## The tests that need a CUDA device
 	"$(BIN)/python" -m pytest -m gpu $(ARGS)
+
+docs: setup  ## Build the documentation site in work/site
+	$(MKDOCS) build --strict --quiet
+	@echo work/site/index.html
+
+docs-serve: setup  ## Show the site at localhost:8000, and again after every change
+	$(MKDOCS) serve
 
 bench: setup  ## Measure; BENCHMARKS=benchmarks/x.py for one of them
 	@set -e; for script in $(BENCHMARKS); do "$(BIN)/python" "$$script" $(ARGS); done

@@ -4,7 +4,7 @@ Neither the teacher nor its weights are needed, but where it runs in the loop as
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
 from pipeline.artefacts.teacher_cache import TeacherCache
+from pipeline.data.supervision import Supervision
 from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch
 from pipeline.feature_terms import feature_term
@@ -137,11 +138,27 @@ def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
         views=plan.views,
         model=model,
         loss=loss.to(plan.runtime.device, plan.runtime.dtype),
-        supervision=None if lesson is None else lesson.supervision(features),
+        supervision=None if lesson is None else _joined(lesson, features, online=plan.online),
         num_distilled=0 if lesson is None else int(lesson.table.selected[dataset.training].sum()),
         teacher=_teacher_classes(config, dataset, lesson),
         method=None if lesson is None else settings.method,
         online=plan.online,
+    )
+
+
+def _joined(
+    lesson: Lesson, features: TeacherFeatures | None, *, online: OnlineTeacher | None
+) -> Supervision:
+    """What is joined to the images."""
+    supervision = lesson.supervision(features)
+    if online is None:
+        return supervision
+    # The teacher in the loop says it anew, of views that the cache may not have.
+    return replace(
+        supervision,
+        soft_labels=supervision.soft_labels[:1],
+        features=supervision.features[:1],
+        by_view=False,
     )
 
 

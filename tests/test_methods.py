@@ -114,6 +114,14 @@ def test_the_teacher_in_the_loop_gives_what_its_cache_gives(revised):
     assert curves[0] != curves[1], "or else one was read as the other"
 
 
+@pytest.mark.parametrize("method", ["kd", "crd"])
+def test_the_teacher_in_the_loop_teaches_views_that_the_cache_does_not_have(revised, method):
+    settings = ["train_student.online=true", f"train_student.method={method}"]
+    run = train_student.execute(with_overrides(revised["dense"], settings))
+    assert run.result.online
+    assert run.result.num_distilled > 0
+
+
 def test_the_catalogue_is_listed_for_people_and_machines():
     text = heartcut("methods").out
     assert [line.split()[0] for line in text.splitlines()[1 : 1 + len(METHODS)]] == list(METHODS)

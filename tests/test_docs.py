@@ -1,0 +1,468 @@
+"""README.md and docs: every block is run or says why not, every link leads somewhere.
+
+The pages are followed from the top in one workspace, with small images and short trainings in
+place of those that a page speaks of, and with a folder in place of a bucket.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import duckdb
+import pytest
+import typer.main
+from typer.core import TyperGroup
+
+import cli
+from scripts.docs_hooks import outside
+from stages.config_file import ConfigError, config_from_tree, load_config, with_overrides
+from stages.config_types import Section
+from stages.configs import Config
+from tests.commands import ROOT, heartcut
+from tests.documentation import (
+    NOT_RUN,
+    OUTPUT,
+    PAGES,
+    PYTHON,
+    SHELL,
+    SQL,
+    TOML,
+    Block,
+    Undecided,
+    all_blocks,
+    anchors,
+    blocks_of,
+    heartcut_arguments,
+    inline_code,
+    links,
+    named_paths,
+    read,
+    table_after,
+)
+from tests.image_folders import save_folder
+from tests.workspaces import TINY, linked_copy, tables_in
+
+BLOCKS = all_blocks()
+BUCKET, CACHE_ID = "s3://team/caches", "0a7e1c919380"
+"""What pages call the team's place, and a cache."""
+TO_COME = {"heartcut show", "make tensorboard"}
+"""Commands that pages may name before they exist."""
+OF_OTHERS = re.compile(r"train_student\.arch=(timm|torchvision):")
+"""Networks that are large for a test that is not about them."""
+SWEEP = """
+[sweep]
+points = { "plain" = ["train_student.distil=false"], "KD" = [] }
+"""
+
+
+def small(toml: str) -> str:
+    """A configuration of a page, with short trainings of small networks."""
+    toml = re.sub(r"^epochs = \d+", "epochs = 1", toml, flags=re.MULTILINE)
+    toml = re.sub(r"^seeds = .*", "seeds = [0]", toml, flags=re.MULTILINE)
+    toml = re.sub(r"^batch_size = \d+", "batch_size = 32", toml, flags=re.MULTILINE)
+    return re.sub(r'"resnet\d+a"', '"resnet8a"', toml)
+
+
+def is_whole(block: Block) -> bool:
+    """Whether a TOML block is a whole configuration, which the page calls my.toml from there on."""
+    return block.text.startswith("workspace = ")
+
+
+README_TOML = next(
+    b.text for b in BLOCKS if b.page == "README.md" and b.text.startswith("workspace = ")
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(digits: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the pages begin with: configurations, images, a teacher, the demo."""
+    root = tmp_path_factory.mktemp("docs")
+    linked_copy(ROOT / "configs", root / "configs")
+    _write_demo(root / "configs")
+    linked_copy(digits.workspace, root / "work" / "digits")
+    linked_copy(digits.selections_folder, root / "elsewhere")
+    (table,) = tables_in(root / "elsewhere")
+    table.rename(root / "elsewhere" / "mine.parquet")
+    save_folder(root / "images", train=60, size=32)
+    _write_teacher(root / "teacher.safetensors")
+    return root
+
+
+def _write_demo(configs: Path) -> None:
+    """The demo's configurations with the settings of `digits`, and what they compare."""
+    head = f'workspace = "work/digits"\n{TINY}'
+    for name, table in (("digits", "[compare]"), ("digits-sweep", "[sweep]")):
+        text = (ROOT / "configs" / f"{name}.toml").read_text()
+        tail = text[text.index(f"\n{table}") :]
+        path = configs / f"{name}.toml"
+        path.unlink()
+        path.write_text(head + re.sub(r"^seeds = .*", "seeds = [0]", tail, flags=re.MULTILINE))
+
+
+def _write_teacher(path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.models.zoo import build
+
+    torch.manual_seed(0)
+    network = build("resnet8a", num_classes=3)
+    save_file({key: value * 0.5 for key, value in network.state_dict().items() if value.ndim}, path)
+
+
+class Reader:
+    """Follows one page."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self.before: dict[str, object] = {}
+
+    def follow(self, block: Block) -> None:
+        done = {SHELL: self.shell, TOML: self.toml, PYTHON: self.python, SQL: self.sql}
+        if block.kind in done:
+            done[block.kind](block)
+
+    def toml(self, block: Block) -> None:
+        tree = tomllib.loads(block.text)
+        try:
+            config_from_tree(tree, origin=block.place)
+        except ConfigError:  # goes on where the fragment before it ended
+            tree = merged(self.before, tree)
+            config_from_tree(tree, origin=block.place)
+        self.before = tree
+        if is_whole(block):
+            self.write(block.text)
+
+    def write(self, toml: str) -> None:
+        (self.workspace / "my.toml").write_text(small(toml) + SWEEP)
+        load_config(self.workspace / "my.toml")
+
+    def python(self, block: Block) -> None:
+        exec(compile(block.text, block.place, "exec"), {})
+
+    def sql(self, block: Block) -> None:
+        duckdb.connect().execute(block.text)
+
+    def shell(self, block: Block) -> None:
+        for words in block.commands:
+            check_command(words)
+            self.run(words)
+
+    def run(self, words: list[str]) -> None:
+        program, *arguments = words
+        if program == "heartcut":
+            self.heartcut(arguments)
+        elif program == "make":
+            for command in made_by(arguments):
+                self.heartcut(command)
+        elif program == "tensorboard":
+            events = (self.workspace / arguments[arguments.index("--logdir") + 1]).rglob("events.*")
+            assert list(events), words
+        else:
+            assert program == "export", f"{words}: mark the block as not run"
+
+    def heartcut(self, arguments: list[str]) -> None:
+        """Processes, measuring and networks of others have tests of their own."""
+        if arguments[0] == "launch":
+            arguments = arguments[3:]
+        if OF_OTHERS.search(" ".join(arguments)):
+            return
+        words = [self.local(word) for word in arguments if word != "--measure"]
+        done = heartcut(*words)
+        assert done.code == 0, (words, done.err)
+
+    def local(self, word: str) -> str:
+        """A word with the folder that stands for the bucket, and the cache that lies there."""
+        if CACHE_ID in word:
+            word = word.replace(CACHE_ID, self.cache_id())
+        return word.replace(BUCKET, str(self.workspace / "team"))
+
+    def cache_id(self) -> str:
+        """Of the cache of the training images of my.toml."""
+        from pipeline.artefacts.teacher_cache import TeacherCache
+
+        folder = load_config(self.workspace / "my.toml").caches_folder
+        paths = [path.parent for path in folder.glob("*/manifest.json")]
+        return max(paths, key=lambda path: TeacherCache.open(path).shape.num_samples).name
+
+
+def merged(first: dict[str, object], second: dict[str, object]) -> dict[str, object]:
+    """``second`` over ``first``, table by table."""
+    both = {**first, **second}
+    for key in first.keys() & second.keys():
+        one, other = first[key], second[key]
+        if isinstance(one, dict) and isinstance(other, dict):
+            both[key] = merged(one, other)
+    return both
+
+
+def made_by(arguments: list[str]) -> list[list[str]]:
+    """What `heartcut` is called with by a make target."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    told = subprocess.run(
+        ["make", "--dry-run", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, (arguments, told.stderr)
+    words = [command for block in [_as_block(told.stdout)] for command in block.commands]
+    called = [heartcut_arguments(line) for line in words if line[0].endswith("bin/heartcut")]
+    return [command for command in called if command]
+
+
+def _as_block(text: str) -> Block:
+    return Block(page="make", line=0, language="sh", text=text, comment="")
+
+
+def check_command(words: list[str]) -> None:
+    """Commands, options, keys, targets and scripts that a line names exist."""
+    if words[0] == "make":
+        for command in made_by([w for w in words[1:] if w != "..."]):
+            check_heartcut(command)
+    for script in (word for word in words if word.startswith("benchmarks/")):
+        check_benchmark(script, words)
+    arguments = heartcut_arguments(words)
+    if arguments and not arguments[0].startswith("$"):
+        check_heartcut(arguments)
+
+
+def check_benchmark(script: str, words: list[str]) -> None:
+    sources = [ROOT / script, *ROOT.glob("benchmarks/_*.py")]
+    text = "".join(source.read_text() for source in sources)
+    for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+        assert f'"{option}"' in text, words
+
+
+def check_heartcut(arguments: list[str]) -> None:
+    """The command line parses, and its configuration loads with what it overrides."""
+    command = typer.main.get_command(cli.app)
+    parent = None
+    rest = list(arguments)
+    while isinstance(command, TyperGroup):
+        name = rest.pop(0)
+        assert name in command.commands, arguments
+        command = command.commands[name]
+    context = command.make_context(" ".join(arguments[:2]), rest, parent=parent)
+    if arguments[0] == "launch":
+        check_heartcut([context.params["stage"], *context.params["arguments"]])
+        return
+    overrides = context.params.get("override") or []
+    file = context.params.get("config")
+    if file is not None:
+        load_named(str(file), overrides)
+
+
+def load_named(file: str, overrides: list[str]) -> None:
+    if file == "my.toml":
+        tree = tomllib.loads(README_TOML)
+        with_overrides(config_from_tree(tree, origin=file), overrides)
+    else:
+        load_config(ROOT / file, overrides=overrides)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_says_why_not(page):
+    for block in blocks_of(page, read(page)):
+        assert block.kind in (SHELL, TOML, PYTHON, SQL, OUTPUT, NOT_RUN)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_can_be_followed_from_the_top(page, workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    reader = Reader(workspace)
+    reader.write(README_TOML)
+    for block in blocks_of(page, read(page)):
+        reader.follow(block)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.comment.startswith("not run")],
+    ids=lambda block: block.place,
+)
+def test_what_is_not_run_names_what_exists(block):
+    if block.reason == "not built yet":
+        for words in block.commands:
+            assert " ".join(words[:2]) in TO_COME, f"{words} exists: remove the comment"
+        return
+    for words in block.commands:
+        check_command(words)
+
+
+def test_what_is_to_come_is_not_there_yet():
+    commands = typer.main.get_command(cli.app).commands
+    targets = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
+    there = {f"heartcut {name}" for name in commands} | {f"make {name}" for name in targets}
+    assert not TO_COME & there, "take it out of TO_COME, and its comment out of the pages"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_of_the_repository_that_is_named_exists(page):
+    texts = [*inline_code(page), *(block.text for block in BLOCKS if block.page == page)]
+    missing = {path for path in named_paths("\n".join(texts)) if not (ROOT / path).exists()}
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_prose_exist(page):
+    for code in inline_code(page):
+        words = code.split()
+        if words[:1] not in (["heartcut"], ["make"]) or " ".join(words[:2]) in TO_COME:
+            continue
+        if words[0] == "make" and len(words) > 1:
+            made_by([word for word in words[1:2] if word.islower()])
+        if words[0] == "heartcut" and len(words) > 1:
+            check_names(words[1:])
+
+
+def check_names(words: list[str]) -> None:
+    """Subcommand and options of a command with placeholders."""
+    command = typer.main.get_command(cli.app)
+    while isinstance(command, TyperGroup) and words and re.fullmatch(r"[a-z][a-z-]*", words[0]):
+        assert words[0] in command.commands, words
+        command = command.commands[words.pop(0)]
+    options = {option for param in command.params for option in [*param.opts, "--help"]}
+    if command.name != "launch":
+        assert {word for word in words if word.startswith("--")} <= options, words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(str(target.resolve().relative_to(ROOT))), f"{page}: {link}"
+
+
+def sections(section: type[Section]) -> set[type[Section]]:
+    """A table of the configuration and all tables within it."""
+    within = (
+        get_args(field.annotation) or [field.annotation] for field in section.model_fields.values()
+    )
+    found = {
+        kind
+        for kinds in within
+        for kind in kinds
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
+    bases = {kind for kind in section.__bases__ if issubclass(kind, Section)} - {Section}
+    return {section}.union(*map(sections, found | bases))
+
+
+def test_the_reference_has_every_table_of_the_configuration():
+    page = read("docs/reference/configuration.md")
+    told = set(re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))
+    assert told == {f"{kind.__module__}.{kind.__name__}" for kind in sections(Config)}
+
+
+def test_a_new_block_needs_a_decision():
+    for text in ("    a formula = of + something\n", "```yaml\na: 1\n```\n"):
+        (block,) = blocks_of("new.md", text)
+        with pytest.raises(Undecided, match=r"new\.md:1"):
+            assert block.kind
+    (block,) = blocks_of("new.md", "<!-- not run: I would rather not -->\n```sh\nls\n```\n")
+    with pytest.raises(Undecided, match="no reason"):
+        assert block.kind
+
+
+ROWS = {
+    "plain": "plain, fresh views",
+    "KD, clean view": "KD, clean view",
+    "KD, 4 views": "KD, 4 views",
+    "label revision, all rows": "LR of all rows",
+    "+ selection by influence": "LR of all rows + DS by influence",
+    "+ random set of the same size": "LR of all rows + random",
+    "+ correct only": "LR of all rows + correct only",
+}
+"""Columns of README's table of students -> rows of the page of results."""
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)]
+
+
+def test_the_students_of_the_readme_are_those_of_the_results():
+    head, cells = table_after(read("README.md"), "**Students**")
+    rows = {row[0]: row[2] for row in table_after(read("docs/results/cifar10.md"), "## Result")}
+    assert list(ROWS) == head
+    for name, cell in zip(head, cells, strict=True):
+        assert numbers(cell) == pytest.approx(numbers(rows[ROWS[name]]), abs=0.05001), name
+
+
+def test_the_first_page_has_the_readme_s_students():
+    words = "**Students**"
+    assert table_after(read("docs/index.md"), words) == table_after(read("README.md"), words)
+
+
+def test_the_speeds_of_the_readme_are_those_of_the_page_on_performance():
+    page = read("docs/performance.md")
+    speeds = [row[1] for row in table_after(read("README.md"), "**Speed**")[1:] if row[1]]
+    assert speeds
+    assert [speed for speed in speeds if speed not in page] == []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return folder
+
+
+def test_no_page_of_the_site_asks_another_host(site):
+    loads = re.compile(r"<(?:script|img|iframe|link|source)\b[^>]*(?:src|href)=\"?(?:https?:)?//")
+    asking = [path.name for path in site.rglob("*.html") if loads.search(path.read_text())]
+    assert asking == []
+    styles = [path.read_text() for path in site.rglob("*.css")]
+    assert not [style for style in styles if re.search(r"url\(\"?(?:https?:)?//|@import", style)]
+
+
+@pytest.mark.parametrize(
+    ("link", "folder", "path"),
+    [
+        ("../configs/digits.toml", "", "configs/digits.toml"),
+        ("../../benchmarks", "results", "benchmarks"),
+        ("../configs/nowhere.toml", "", None),
+        ("results/cifar10.md", "", None),
+        ("../methods.md", "results", None),
+        ("../../..", "", None),
+    ],
+)
+def test_links_that_leave_the_pages_are_told_from_others(link, folder, path):
+    assert outside(link, folder=folder) == path
+
+
+def test_the_site_has_the_files_that_pages_link_to(site):
+    page = (site / "results" / "cifar10.html").read_text()
+    assert "93.6" in page
+    assert (site / "source" / "pipeline" / "data" / "resized_crops.py.html").exists()
+    assert (
+        "resnet34-resnet18.toml"
+        in (site / "source" / "configs" / "imagenet" / "index.html").read_text()
+    )
+
+
+def test_the_site_tells_every_key_of_the_configuration(site):
+    page = (site / "reference" / "configuration.html").read_text()
+    for kind in sections(Config):
+        for key in kind.model_fields:
+            owner = next(
+                base for base in kind.__mro__ if key in vars(base).get("__annotations__", {})
+            )
+            assert f'id="{owner.__module__}.{owner.__name__}.{key}"' in page, (kind, key)
