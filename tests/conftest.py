@@ -26,6 +26,7 @@ LONGEST_FIRST = (
     "test_survival.py",
     "test_methods.py",
     "test_sweep.py",
+    "test_docs.py",
 )
 
 
