@@ -22,7 +22,6 @@ REASONS = (
     "takes minutes",
     "changes the machine",
     "does not end by itself",
-    "not built yet",
 )
 SHELL, TOML, PYTHON, SQL, OUTPUT, NOT_RUN = "shell", "toml", "python", "sql", "output", "not run"
 LANGUAGES = {

@@ -49,8 +49,6 @@ from tests.workspaces import TINY, linked_copy, tables_in
 BLOCKS = all_blocks()
 BUCKET, CACHE_ID = "s3://team/caches", "0a7e1c919380"
 """What pages call the team's place, and a cache."""
-TO_COME = {"heartcut show", "make tensorboard"}
-"""Commands that pages may name before they exist."""
 FEWER = re.compile(r'^"(KD|label revision)" = .*\n', re.MULTILINE)
 """Variants of the demo that a test has no time for."""
 OF_OTHERS = re.compile(r"train_student\.arch=(timm|torchvision):")
@@ -215,7 +213,8 @@ def made_by(arguments: list[str]) -> list[list[str]]:
     assert told.returncode == 0, (arguments, told.stderr)
     words = [command for block in [_as_block(told.stdout)] for command in block.commands]
     called = [heartcut_arguments(line) for line in words if line[0].endswith("bin/heartcut")]
-    return [command for command in called if command]
+    # What stands within $( ) is a command too, and its bracket no argument.
+    return [[word for word in command if word != ")"] for command in called if command]
 
 
 def _as_block(text: str) -> Block:
@@ -289,19 +288,8 @@ def test_the_page_can_be_followed_from_the_top(page, workspace, monkeypatch):
     ids=lambda block: block.place,
 )
 def test_what_is_not_run_names_what_exists(block):
-    if block.reason == "not built yet":
-        for words in block.commands:
-            assert " ".join(words[:2]) in TO_COME, f"{words} exists: remove the comment"
-        return
     for words in block.commands:
         check_command(words)
-
-
-def test_what_is_to_come_is_not_there_yet():
-    commands = typer.main.get_command(cli.app).commands
-    targets = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
-    there = {f"heartcut {name}" for name in commands} | {f"make {name}" for name in targets}
-    assert not TO_COME & there, "take it out of TO_COME, and its comment out of the pages"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -315,7 +303,7 @@ def test_every_file_of_the_repository_that_is_named_exists(page):
 def test_commands_in_prose_exist(page):
     for code in inline_code(page):
         words = code.split()
-        if words[:1] not in (["heartcut"], ["make"]) or " ".join(words[:2]) in TO_COME:
+        if words[:1] not in (["heartcut"], ["make"]):
             continue
         if words[0] == "make" and len(words) > 1:
             made_by([word for word in words[1:2] if word.islower()])
