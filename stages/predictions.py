@@ -1,15 +1,15 @@
 """What a run's network says of the held-out and test images: read, or made and kept."""
 
 import logging
-import tomllib
 from typing import Literal
 
 import torch
+from pydantic import BaseModel
 
 from pipeline.artefacts import predictions as prediction_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.predictions import HELD_OUT, TEST, PredictionRecord, Predictions
-from pipeline.artefacts.run import SETTINGS, Run
+from pipeline.artefacts.run import Run, read_settings
 from pipeline.data.view_kinds import Views, views_from_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.evaluation import Evaluation, evaluate
@@ -19,8 +19,17 @@ from pipeline.models.zoo import build
 from pipeline.provenance import short
 from pipeline.runtime import Runtime, resolve_runtime
 from stages.clean_images import clean_images, normaliser
+from stages.config_types import TrainingPrecision
 
 logger = logging.getLogger(__name__)
+
+
+class _Settings(BaseModel):
+    """Those of a run that its network depends on."""
+
+    precision: TrainingPrecision
+    head: str = ""
+    views: dict[str, bool | int | float | str]
 
 
 def write_predictions(
@@ -71,13 +80,11 @@ def _predict(run: Run, dataset: Dataset) -> None:
 
 def _network(run: Run, dataset: Dataset) -> tuple[Classifier, Views, Runtime]:
     """The network of a run, the views that it was trained on, and its precision."""
-    settings = tomllib.loads((run.path / SETTINGS).read_text())
-    runtime = resolve_runtime(settings["precision"])
-    model = build(
-        run.result.arch, num_classes=dataset.num_classes, head=str(settings.get("head", ""))
-    )
+    settings = _Settings.model_validate(read_settings(run.path))
+    runtime = resolve_runtime(settings.precision)
+    model = build(run.result.arch, num_classes=dataset.num_classes, head=settings.head)
     load_into(model, load_weights(run.weights), source=run.weights)
-    return runtime.place(model), views_from_json(settings["views"]), runtime
+    return runtime.place(model), views_from_json(settings.views), runtime
 
 
 def _split(

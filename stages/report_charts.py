@@ -1,6 +1,5 @@
 """The charts of a report: what is drawn, of which runs."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.records import printable
-from pipeline.artefacts.run import METRICS, Run
+from pipeline.artefacts.run import Run, read_metrics
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.progress import progress
 from pipeline.reliability import Reliability, reliability
@@ -142,8 +141,7 @@ def _metrics(group: Group) -> list[pd.DataFrame]:
 
 
 def _of_run(run: Run) -> pd.DataFrame:
-    lines = (run.path / METRICS).read_text().splitlines()
-    frame = pd.DataFrame([json.loads(line) for line in lines])
+    frame = pd.DataFrame(read_metrics(run.path))
     return frame.assign(time=frame["seconds"].cumsum())
 
 

@@ -9,6 +9,7 @@ from pipeline.report.page import Section, Table
 from pipeline.sweep_statistics import paired_difference, spread
 from stages.report_runs import Group, soft_labels_of
 from stages.report_teacher import TeacherFacts
+from stages.sweep_report import duration
 
 _ACCURACIES = {
     "test": "test_accuracy",
@@ -151,14 +152,6 @@ def _cost_row(group: Group) -> tuple[str, ...]:
         f"{sum(cost.teacher_forwards_saved for cost in costs):,}",
         ", ".join(sorted({cost.device for cost in costs})),
     )
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def of_ids(run: Run) -> tuple[tuple[str, str], ...]:
