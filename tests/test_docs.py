@@ -99,7 +99,7 @@ def _write_demo(configs: Path) -> None:
         tail = text[text.index(f"\n{table}") :]
         path = configs / f"{name}.toml"
         path.unlink()
-        path.write_text(small(head + FEWER.sub("", tail).replace("[0.6, 0.8]", "[0.8]")))
+        path.write_text(head + small(FEWER.sub("", tail)).replace("[0.6, 0.8]", "[0.8]"))
 
 
 def _write_teacher(path: Path) -> None:
