@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import PipelineError
+
 BUCKET = "cache"
 SECRETS = {
     "rw": ("RWKEYAKIA7Q2", "rw-s3cr3t-kx81"),
@@ -78,10 +80,23 @@ class Server:
             self.process.wait()
             self.process = None
 
-    def restart(self) -> None:
-        """Kill it and start it again on the same data and port."""
+    def restart(self, *, serves: Callable[[], object] = lambda: None) -> None:
+        """Kill it and start it again on the same data and port.
+
+        It answers before it has found its data again, and 500 until then: ``serves`` is called
+        until that is over.
+        """
         self.kill()
         self.start()
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                serves()
+                return
+            except PipelineError as error:
+                if "status 500" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
