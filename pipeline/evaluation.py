@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pipeline.data.loaders import Batch
 from pipeline.normalisation import Normaliser
 from pipeline.ranks import ALONE, Ranks
-from pipeline.reliability import CALIBRATION_BINS
+from pipeline.reliability import reliability
 from pipeline.runtime import Runtime
 
 
@@ -55,15 +55,15 @@ def evaluate(
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     """Accuracy, loss and calibration of (N, C) float32 logits."""
     predicted = logits.argmax(dim=1)
-    exact = logits.double()
+    log_probs = logits.double().log_softmax(dim=1)
     probs = logits.softmax(dim=1)
     return Evaluation(
         accuracy=(predicted == labels).double().mean().item(),
-        loss=F.cross_entropy(exact, labels).item(),
+        loss=F.nll_loss(log_probs, labels).item(),
         calibration_error=calibration_error(probs, labels),
         predicted=predicted,
         confidence=probs.amax(dim=1),
-        cross_entropy=F.cross_entropy(exact, labels, reduction="none").float(),
+        cross_entropy=F.nll_loss(log_probs, labels, reduction="none").float(),
     )
 
 
@@ -77,11 +77,7 @@ def calibration_error(probs: Tensor, labels: Tensor) -> float:
         labels: (N,) int64.
     """
     confidence, predicted = probs.double().max(dim=1)
-    correct = (predicted == labels).double()
-    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
-    gap = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
-    gap.index_add_(0, bins, correct - confidence)
-    return (gap.abs().sum() / len(labels)).item()
+    return reliability(confidence.numpy(), (predicted == labels).numpy()).error
 
 
 def agreement(first: Tensor, second: Tensor) -> float:

@@ -79,7 +79,7 @@ def describe(cache: TeacherCache) -> CacheInfo:
     return CacheInfo(
         place=cache.path,
         root=cache.root,
-        bytes=_num_bytes(cache),
+        bytes=cache.num_bytes,
         manifest=cache.manifest,
         summary=cache.summary,
     )
@@ -201,10 +201,6 @@ def _keeps(manifest: CacheManifest) -> str:
         at = ", ".join(f"{value:g}" for value in identity.temperatures)
         kept = f"top {identity.top_k} + label (temperatures {at})"
     return kept + (" + features" if identity.features else "")
-
-
-def _num_bytes(cache: TeacherCache) -> int:
-    return sum(facts.bytes for _, facts in cache.objects())
 
 
 def _size(manifest: CacheManifest, num_bytes: int) -> str:

@@ -67,34 +67,25 @@ def training_section(groups: Sequence[Group], *, num_groups: int) -> Section:
         title="Training",
         intro=_left_out(len(groups), num_groups),
         charts=(
-            Chart(
+            _lines(
+                metrics,
+                ("time", "seconds of training"),
+                ("held_out_accuracy", "held-out accuracy"),
                 title="Accuracy against training time",
-                svg=line_chart(
-                    _curves(metrics, "time", "held_out_accuracy"),
-                    x="seconds of training",
-                    y="held-out accuracy",
-                    percent=True,
-                ),
                 note="Seconds of training alone, after every epoch; mean over seeds.",
             ),
-            Chart(
+            _lines(
+                metrics,
+                ("epoch", "epochs"),
+                ("held_out_accuracy", "held-out accuracy"),
                 title="Accuracy against epochs",
-                svg=line_chart(
-                    _curves(metrics, "epoch", "held_out_accuracy"),
-                    x="epochs",
-                    y="held-out accuracy",
-                    percent=True,
-                ),
                 note="Mean over seeds; the band reaches from the least to the greatest.",
             ),
-            Chart(
+            _lines(
+                metrics,
+                ("epoch", "epochs"),
+                ("training_loss", "loss"),
                 title="Training loss",
-                svg=line_chart(
-                    _curves(metrics, "epoch", "training_loss"),
-                    x="epochs",
-                    y="loss",
-                    percent=False,
-                ),
                 note="Losses of different methods are sums of different terms.",
             ),
         ),
@@ -132,8 +123,18 @@ def influence_chart(table: SelectionTable) -> Chart | None:
     )
 
 
-def _curves(metrics: Mapping[str, Sequence[pd.DataFrame]], x: str, y: str) -> list[Curve]:
-    return [_curve(name, own, x, y) for name, own in metrics.items()]
+def _lines(
+    metrics: Mapping[str, Sequence[pd.DataFrame]],
+    x: tuple[str, str],
+    y: tuple[str, str],
+    *,
+    title: str,
+    note: str,
+) -> Chart:
+    """One column of the metrics against another, each with its name for people."""
+    curves = [_curve(name, own, x[0], y[0]) for name, own in metrics.items()]
+    svg = line_chart(curves, x=x[1], y=y[1], percent=y[0].endswith("accuracy"))
+    return Chart(title=title, svg=svg, note=note)
 
 
 def _metrics(group: Group) -> list[pd.DataFrame]:

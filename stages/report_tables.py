@@ -134,7 +134,7 @@ def cost_section(groups: Sequence[Group], teacher: TeacherFacts | None) -> Secti
 def _teacher_facts(teacher: TeacherFacts, forwards: Sequence[int]) -> Iterator[tuple[str, str]]:
     seconds, rate = teacher.cache.summary.seconds, teacher.images_per_second
     yield "teacher's pass", f"{duration(seconds)}, {rate:,.0f} images/s"
-    yield "teacher's cache", f"{teacher.num_bytes / 1e6:,.1f} MB"
+    yield "teacher's cache", f"{teacher.cache.num_bytes / 1e6:,.1f} MB"
     longest = max(forwards, default=0)
     if longest:
         saved = longest / rate

@@ -40,10 +40,6 @@ class TeacherFacts:
         shape = self.cache.shape
         return shape.num_samples * shape.num_views / self.cache.summary.seconds
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(facts.bytes for _, facts in self.cache.objects())
-
     def probs(self, dataset: Dataset, samples: NDArray[np.int64]) -> torch.Tensor | None:
         """Probabilities of training samples in the clean view at temperature 1, (n, C).
 

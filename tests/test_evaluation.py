@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.evaluation import (
-    CALIBRATION_BINS,
     agreement,
     calibration_error,
     evaluate,
@@ -16,6 +15,7 @@ from pipeline.evaluation import (
 )
 from pipeline.models.zoo import build
 from pipeline.normalisation import Normaliser
+from pipeline.reliability import CALIBRATION_BINS
 from pipeline.runtime import Runtime
 from tests.strategies import logit_batches
 

@@ -151,6 +151,11 @@ class TeacherCache:
         """Only the top k logits are kept."""
         return self.manifest.identity.top_k > 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all objects of numbers, as they are stored."""
+        return sum(facts.bytes for _, facts in self.objects())
+
     def objects(self) -> Iterator[tuple[str, Facts]]:
         """Key and facts of every object of numbers."""
         for name in object_names(self.manifest):
