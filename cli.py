@@ -256,6 +256,12 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List points, runs done and left, and the time.")
     ] = False,
+    point: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this point; repeatable.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Only this seed; repeatable.")
+    ] = None,
 ) -> None:
     """Run the student at every point of the sweep table under every seed; print one table.
 
@@ -265,15 +271,18 @@ def sweep(
     with one_line_errors():
         refuse_ranks("sweep")
         settings = load(config, override, [])
+        from stages.sweep_tasks import Part
+
+        part = Part(points=tuple(point or ()), seeds=tuple(seed or ()))
         if dry_run:
             from stages import sweep_preview
 
-            typer.echo(sweep_preview.execute(settings))
+            typer.echo(sweep_preview.execute(settings, part))
             return
         from stages import sweep as stage
         from stages.sweep_report import as_markdown
 
-        done = stage.execute(settings)
+        done = stage.execute(settings, part)
         typer.echo(as_markdown(done))
         if done.num_failed:
             raise typer.Exit(code=INCOMPLETE)

@@ -16,20 +16,24 @@ from stages.sweep_points import Point, baseline_of, sweep_points
 from stages.sweep_report import describe, duration
 from stages.sweep_results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics
 from stages.sweep_runs import Students
-from stages.sweep_tasks import Failure, Task, known_rows, tasks_of
+from stages.sweep_tasks import EVERYTHING, Failure, Part, Task, known_rows, tasks_of
 
 logger = logging.getLogger(__name__)
 
 
-def execute(config: Config) -> Sweep:
+def execute(config: Config, part: Part = EVERYTHING) -> Sweep:
     """Train every point of ``config.sweep`` under every seed, whatever becomes of single runs.
 
+    Of a part the table is written as of the whole; nothing is chosen before all runs were tried.
+
     Raises:
-        ConfigError: if the sweep is not well formed; nothing was run.
+        ConfigError: if the sweep is not well formed, or has no such part; nothing was run.
         PipelineError: if the images cannot be prepared, or the table cannot be written.
     """
     points = sweep_points(config)
     baseline = baseline_of(config, points)
+    tasks = tasks_of(config, points)
+    wanted = part.of(tasks)
     for point in points:
         if point.config is None:
             logger.warning("%s is refused: %s", point.name, point.refusal)
@@ -37,12 +41,15 @@ def execute(config: Config) -> Sweep:
     with folder.locked():
         dataset = prepare.execute(config)
         record = _record(config, points, baseline, dataset=dataset.record.id)
-        table = _Table(config, folder, record, tasks_of(config, points))
-        table.fill()
+        table = _Table(config, folder, record, tasks)
+        table.fill(wanted)
         rows = table.rows
-        chosen = look_at_test(record, rows, points, config.workspace)
+        num_left = len(tasks) - len(rows)
+        chosen = None
+        if not num_left:
+            chosen = look_at_test(record, rows, points, config.workspace)
         folder.write_chosen(chosen)
-    return Sweep(folder=folder, record=record, rows=rows, chosen=chosen)
+    return Sweep(folder=folder, record=record, rows=rows, num_left=num_left, chosen=chosen)
 
 
 def _record(
@@ -68,7 +75,6 @@ class _Table:
         self._workspace = config.workspace
         self._folder = folder
         self._record = record
-        self._tasks = tasks
         self._students = Students()
         self._rows = known_rows(config, folder, tasks)
 
@@ -81,15 +87,15 @@ class _Table:
             key=lambda row: (order.index(row.point), self._record.seeds.index(row.seed)),
         )
 
-    def fill(self) -> None:
-        """Try every task in turn."""
-        for number, task in enumerate(self._tasks, start=1):
+    def fill(self, tasks: Sequence[Task]) -> None:
+        """Try these tasks in turn."""
+        for number, task in enumerate(tasks, start=1):
             row = self._try(task)
             self._rows[task.key] = row
             rows = self.rows
             self._folder.write_results(self._record, rows, statistics(self._record, rows))
             if task.config is not None:  # what is refused was told at once
-                told = f"{number} of {len(self._tasks)}: {describe(row)}{self._time_left(number)}"
+                told = f"{number} of {len(tasks)}: {describe(row)}{self._time_left(tasks[number:])}"
                 logger.log(logging.INFO if row.status == OK else logging.WARNING, "%s", told)
 
     def _try(self, task: Task) -> SweepRow:
@@ -105,12 +111,10 @@ class _Table:
             kept = self._folder.write_traceback(task.settings, found.traceback)
         return task.failed_row(found, traceback=kept)
 
-    def _time_left(self, number: int) -> str:
-        """Of the tasks after that number; what evaluation and loading add is as for runs so far."""
+    def _time_left(self, tasks: Sequence[Task]) -> str:
+        """Of these tasks; what evaluation and loading add is as for runs so far."""
         left = [
-            task.point.name
-            for task in self._tasks[number:]
-            if task.config is not None and not self._is_done(task)
+            task.point.name for task in tasks if task.config is not None and not self._is_done(task)
         ]
         seconds = seconds_left(self.rows, left)
         if not left or seconds is None:

@@ -7,21 +7,21 @@ from stages.configs import Config
 from stages.sweep_points import baseline_of, sweep_points
 from stages.sweep_report import as_table, duration
 from stages.sweep_results import seconds_left
-from stages.sweep_tasks import known_rows, tasks_of
+from stages.sweep_tasks import EVERYTHING, Part, known_rows, tasks_of
 
 
-def execute(config: Config) -> str:
+def execute(config: Config, part: Part = EVERYTHING) -> str:
     """The points, how many of their runs are done and left, and about how long these take.
 
     Done are the runs that the sweep's table has. A run that another command made is found when its
     turn comes.
 
     Raises:
-        ConfigError: if the sweep is not well formed.
+        ConfigError: if the sweep is not well formed, or has no such part.
     """
     points = sweep_points(config)
     baseline = baseline_of(config, points)
-    tasks = [task for task in tasks_of(config, points) if task.config is not None]
+    tasks = [task for task in part.of(tasks_of(config, points)) if task.config is not None]
     known = known_rows(config, sweep_folder(config.workspace, config.sweep.name), tasks)
     done = [row for row in known.values() if row.status == OK]
     failed = Counter(row.point for row in known.values() if row.status == FAILED)

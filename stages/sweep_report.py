@@ -25,7 +25,7 @@ def as_markdown(sweep: Sweep) -> str:
         f"{_TITLES[record.metric]}, minus {record.baseline}",
         "failed",
     )
-    rows = [_cells(sweep, point, of_points[point]) for point in record.points]
+    rows = [_cells(sweep, point, of_points[point]) for point in of_points]
     lines = [as_table([header, *rows]), ""]
     lines += [*_failures(sweep.rows), *_same_runs(sweep.rows), *_choice(sweep)]
     lines.append(f"Everything is in {sweep.folder.results}.")
@@ -86,6 +86,11 @@ def _same_runs(rows: Sequence[SweepRow]) -> list[str]:
 def _choice(sweep: Sweep) -> list[str]:
     """The chosen point, and the one look at the test images."""
     chosen = sweep.chosen
+    if sweep.num_left:
+        return [
+            f"{sweep.num_left} runs of the sweep are left, so none is chosen and the test images "
+            "stay unseen."
+        ]
     if chosen is None:
         return ["No point has all its runs, so none is chosen and the test images stay unseen."]
     by = f"chosen by {_TITLES[chosen.metric]} on held-out images: {chosen.chosen.point}"

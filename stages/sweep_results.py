@@ -27,8 +27,10 @@ class Sweep:
     folder: SweepFolder
     record: SweepRecord
     rows: list[SweepRow]
+    num_left: int
+    """Runs that were not tried, in this part or another."""
     chosen: Chosen | None
-    """None where no point has all its runs."""
+    """None where runs are left, or no point has all its own."""
 
     @property
     def num_failed(self) -> int:

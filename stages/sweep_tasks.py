@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRow
+from pipeline.errors import ConfigError
 from stages.configs import Config
 from stages.sweep_points import Point, settings_id, with_seed
 
@@ -78,6 +80,41 @@ class Task:
 def tasks_of(config: Config, points: Sequence[Point]) -> list[Task]:
     """Seed by seed, so that a sweep that is stopped has compared all points under some seeds."""
     return [Task.of(point, seed) for seed in config.sweep.seeds for point in points]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which runs of a sweep are wanted now; the others are for another time, or another machine."""
+
+    points: tuple[str, ...] = ()
+    """Names; () is all."""
+    seeds: tuple[int, ...] = ()
+    """() is all."""
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of ``tasks`` that are wanted, in the same order.
+
+        Raises:
+            ConfigError: if a point or a seed is none of the sweep's.
+        """
+        for kind, wanted, found in (
+            ("point", self.points, [task.point.name for task in tasks]),
+            ("seed", self.seeds, [task.seed for task in tasks]),
+        ):
+            for name in wanted:
+                if name not in found:
+                    raise ConfigError(
+                        f"--{kind} {name}: the sweep has no such {kind} (expected "
+                        f"{', '.join(map(str, dict.fromkeys(found)))}). Name one of them."
+                    )
+        return [task for task in tasks if self._wants(task)]
+
+    def _wants(self, task: Task) -> bool:
+        is_of_points = not self.points or task.point.name in self.points
+        return is_of_points and (not self.seeds or task.seed in self.seeds)
+
+
+EVERYTHING: Final = Part()
 
 
 def known_rows(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -27,6 +28,7 @@ from stages.configs import Config
 from stages.requests import teacher_run_path
 from stages.sweep_report import as_markdown, duration
 from stages.sweep_results import Sweep, seconds_left
+from stages.sweep_tasks import Part
 from tests.commands import heartcut
 from tests.workspaces import replace_bytes, snapshot
 
@@ -223,6 +225,41 @@ def test_of_equal_points_the_first_is_chosen_and_where_none_is_whole_none(digits
     assert done.chosen is None
     assert "No point has all its runs" in as_markdown(done)
     assert not (folder_of(config) / "chosen.json").exists()
+
+
+def test_parts_make_the_sweep_and_only_the_last_lets_test_images_be_seen(digits_copy, students):
+    config = swept(digits_copy)
+    students.held_out = lambda point, seed: ord(point) / 200 + seed / 100
+    done = sweep.execute(config, Part(points=("c", "a"), seeds=(1,)))
+    assert students.trained == [("a", 1), ("c", 1)], "in the order of the sweep"
+    assert (done.num_left, done.chosen) == (4, None)
+    told = as_markdown(done)
+    assert "4 runs of the sweep are left" in told
+    assert "| b " not in told
+    assert not (folder_of(config) / "chosen.json").exists()
+    assert "3 runs: 2 done, 1 left, about" in sweep_preview.execute(config, Part(seeds=(1,)))
+    sweep.execute(config, Part(points=("b",)))
+    assert sweep.execute(config, Part(seeds=(0,))).chosen.chosen.point == "c"
+    assert sorted(students.trained) == [(point, seed) for point in "abc" for seed in (0, 1)]
+    parts = pq.read_table(folder_of(config) / "results.parquet")
+    (folder_of(config) / "results.parquet").unlink()
+    sweep.execute(config)
+    assert pq.read_table(folder_of(config) / "results.parquet").equals(parts, check_metadata=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (Part(points=("a", "d")), "--point d: the sweep has no such point (expected a, b, c)."),
+        (Part(seeds=(2,)), "--seed 2: the sweep has no such seed (expected 0, 1)."),
+    ],
+)
+def test_a_part_that_is_none_is_refused_before_anything_runs(digits_copy, students, part, told):
+    for stage in (sweep, sweep_preview):
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            stage.execute(swept(digits_copy), part)
+    assert students.trained == []
+    assert not folder_of(swept(digits_copy)).exists()
 
 
 def test_a_finished_sweep_says_the_same_again_and_leaves_its_table_alone(digits_copy, students):
