@@ -12,7 +12,8 @@ unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 BIN = $(VENV)/bin
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
-PYTEST = "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# One thread for each of as many processes as there are cores: more would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 MKDOCS = NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs
 STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 

@@ -71,14 +71,17 @@ def test_the_table_of_the_page_is_a_sweep():
 
 def test_every_command_of_the_page_runs(tmp_path):
     lines = [line.removeprefix("$ ") for line in block("console").splitlines()]
-    dry, wet, make = (line.split() for line in lines)
+    dry, part, wet, make = (line.split() for line in lines)
     assert dry == [*wet, "--dry-run"]
+    assert part == [*wet, "--point", "plain", "--seed", "0"]
     program, command, file = wet
     assert (program, command, make[:2]) == ("heartcut", "sweep", ["make", "sweep"])
     assert make[2] == f"CONFIG={file}"
     assert "\nsweep: setup " in (ROOT / "Makefile").read_text()
     done = heartcut(command, ROOT / file, "--dry-run", "--set", f"workspace={tmp_path}")
     assert "18 runs: 0 done, 18 left." in done.out
+    options = [*part[3:], "--dry-run", "--set", f"workspace={tmp_path}"]
+    assert "1 runs: 0 done, 1 left." in heartcut(command, ROOT / file, *options).out
     assert list(tmp_path.iterdir()) == []
 
 
