@@ -76,8 +76,14 @@ def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
     groups = _joined(groups)
     first = groups[0].runs[0]
     _require_one_dataset(groups)
-    workspace = first.path.resolve().parent.parent if config is None else config.workspace
+    workspace = _near(first.path.resolve().parent.parent) if config is None else config.workspace
     return Runs(workspace=workspace, groups=groups, config=config)
+
+
+def _near(folder: Path) -> Path:
+    """``folder`` from here, where it lies below: a report may be sent, and paths have names."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _of_config(config: Config) -> list[Group]:

@@ -19,6 +19,7 @@ from stages import compare, report
 from stages.config_file import with_overrides
 from stages.configs import CompareConfig, Config
 from stages.report import ReportSettings
+from stages.report_runs import find_runs
 from tests.browser import Visit, chromium
 from tests.image_folders import textures
 from tests.workspaces import linked_copy
@@ -119,6 +120,17 @@ def test_the_table_has_the_numbers_of_the_runs(compared, text):
     told = f"{fmean(gains):+.2f} [{fmean(gains) - half:+.2f}, {fmean(gains) + half:+.2f}]"
     assert rows["LR + DS &lt;b&gt;"][5] == told
     assert rows["plain"][5] == "-"
+
+
+def test_a_workspace_below_the_present_folder_is_named_from_there(compared, monkeypatch):
+    workspace = compared.workspace
+    runs = sorted(compared.runs_folder.glob("student-*"))
+    assert find_runs(runs, []).workspace == workspace
+    monkeypatch.chdir(workspace.parent)
+    assert find_runs(runs, []).workspace == Path(workspace.name)
+    assert find_runs([path.relative_to(Path.cwd()) for path in runs], []).workspace == Path(
+        workspace.name
+    )
 
 
 def test_samples_are_those_of_the_table(compared, text):
