@@ -44,6 +44,8 @@ AcceptMismatch = Annotated[
 ]
 
 
+LAUNCHED = "HEARTCUT_LAUNCHED"
+"""Set by `heartcut launch` for its ranks: it tells which of them died, and how."""
 _CAUSE_COMES_FIRST = 3.0
 """Seconds that a process which lost another one leaves that one to tell why."""
 
@@ -151,7 +153,8 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
         tell(str(error))
         raise typer.Exit(code=TERMINATED) from error
     except PeerLost as error:
-        tell(f"error: {error}", patience=_CAUSE_COMES_FIRST)
+        if LAUNCHED not in os.environ:
+            tell(f"error: {error}", patience=_CAUSE_COMES_FIRST)
         raise typer.Exit(code=PEER_LOST) from error
     except PipelineError as error:
         tell(f"error: {_one_line(str(error))}")

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from cli_common import (
     FAILED,
     INTERRUPTED,
+    LAUNCHED,
     PEER_LOST,
     TERMINATED,
 )
@@ -55,6 +56,7 @@ def launch(
 def _run(arguments: list[str], *, processes: int) -> int:
     """The exit code of the stage in ``processes`` processes; says how a rank died."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ[LAUNCHED] = "1"
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -107,6 +109,12 @@ def _tell(rank: int, failure: "ProcessFailure", *, processes: int) -> int:
             f"error: rank {rank} of {processes} was ended by {name}{why}. {went_on}", err=True
         )
         return 128 - code
+    if code == PEER_LOST:
+        typer.echo(
+            f"error: {who} lost the connection to another one, and no rank says why (expected all "
+            f"to go on). {went_on}",
+            err=True,
+        )
     if code == FAILED and not isinstance(failure.message, dict):
         typer.echo(f"error: {who} failed, its traceback is above. {went_on}", err=True)
     return code

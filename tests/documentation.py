@@ -173,18 +173,6 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r" ", "-", heading.strip()) for heading in bare}
 
 
-def table_after(text: str, words: str) -> list[list[str]]:
-    """Cells of the first table after ``words``, without its rule."""
-    lines = text.split(words, 1)[1].splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    rows = []
-    for line in lines[first:]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return [rows[0], *rows[2:]]
-
-
 def _comment(token: Token) -> str:
     """Text of an HTML comment; empty: it is none."""
     found = re.fullmatch(r"<!--\s*(.*?)\s*-->\s*", token.content) if token.content else None

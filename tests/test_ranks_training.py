@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+import cli_launch
+from cli_common import FAILED, PEER_LOST
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED
@@ -217,3 +220,24 @@ def test_a_killed_rank_is_reported_and_the_same_command_goes_on(
     assert told.count("\n") == 1
     run = trained(ranks, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
     assert filecmp.cmp(run.weights, whole.weights, shallow=False)
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank", "told"),
+    [
+        ({0: PEER_LOST, 1: -signal.SIGKILL}, 1, "rank 1 of 2 was ended by SIGKILL"),
+        ({0: PEER_LOST, 1: PEER_LOST}, 0, "rank 0 of 2 lost the connection to another one"),
+        ({0: PEER_LOST, 1: FAILED}, 1, "rank 1 of 2 failed, its traceback is above"),
+    ],
+)
+def test_the_launcher_tells_the_cause_once(capsys, codes, rank, told):
+    failures = {
+        rank: SimpleNamespace(exitcode=code, timestamp=rank, message="a traceback")
+        for rank, code in codes.items()
+    }
+    found, failure = cli_launch._cause(failures)
+    assert found == rank
+    cli_launch._tell(found, failure, processes=2)
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {told}")
+    assert line.count("\n") == 1
