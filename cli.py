@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+import cli_exit
 from cli_cache import cache_app
 from cli_common import (
     INCOMPLETE,
@@ -47,6 +48,10 @@ app.add_typer(show_app, name="show")
 
 def main() -> None:
     """Entry point of the `heartcut` command."""
+    cli_exit.run(_command)
+
+
+def _command() -> None:
     if is_one_of_many():  # torch tells at length, and for every rank, that another one has ended
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.loaders import Batch
+from pipeline.data.batches import Batch
 from pipeline.normalisation import Normaliser
 from pipeline.ranks import ALONE, Ranks
 from pipeline.reliability import reliability

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.data.loaders import Batch
+from pipeline.data.batches import Batch
 from pipeline.joint_norms import join_norms
 from pipeline.methods.floats import at_least_float32
 from pipeline.models import Classifier

@@ -41,7 +41,9 @@ def join_norms(network: nn.Module, ranks: Ranks) -> None:
 def _joined(kind: type[nn.Module]) -> type[nn.Module]:
     """A class of modules like ``kind``; the module itself stays where networks hold it."""
     base = _JoinedVectors if issubclass(kind, VectorNorm) else _Joined
-    return type(f"Joined{kind.__name__}", (base, kind), {})
+    # This imports all of torch's compiler, five seconds, so it waits until it is needed.
+    eager = torch.compiler.disable(base.forward)  # type: ignore[no-untyped-call]
+    return type(f"Joined{kind.__name__}", (base, kind), {"forward": eager})
 
 
 class _Joined(nn.Module):
@@ -49,7 +51,6 @@ class _Joined(nn.Module):
 
     _ranks: Ranks
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, values: Tensor) -> Tensor:
         if not self.training:
             return super().forward(values)  # type: ignore[no-any-return]

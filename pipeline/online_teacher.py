@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.data.loaders import Batch
+from pipeline.data.batches import Batch
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.normalisation import Normaliser

@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Literal, TypeAlias, TypeVar
 
 import torch
@@ -95,14 +96,13 @@ def versions() -> dict[str, str]:
     """Versions of what shapes the numbers."""
     import numpy
     import torchvision
-    import zarr
 
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
-        "zarr": zarr.__version__,
+        "zarr": metadata.version("zarr"),
     }
 
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.loaders import Batch
+from pipeline.data.batches import Batch
 from pipeline.feature_terms import FeatureTerm
 from pipeline.methods.distillation import distillation_loss, kd_loss_rows, supervised_loss
 from pipeline.methods.floats import at_least_float32

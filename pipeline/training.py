@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline.data.loaders import Batch
+from pipeline.data.batches import Batch
 from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
 from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch

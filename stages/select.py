@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -317,6 +316,8 @@ def _record(
     chosen = selection.selected[inputs.training]
     auc, gain = None, None
     if influence is not None:
+        from sklearn.metrics import roc_auc_score  # seconds, which what is there need not wait for
+
         scores = influence.frame["dloss_undistill"].to_numpy()[inputs.training]
         auc = float(roc_auc_score(wrong, -scores)) if 0 < wrong.sum() < len(wrong) else None
         gain = float(-scores[~chosen].sum())

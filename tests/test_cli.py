@@ -86,6 +86,18 @@ def test_asking_for_help_imports_neither_torch_nor_ffcv():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_a_stage_loads_only_what_it_needs_to_say_that_all_is_done():
+    """What takes a second or more to import waits until there is work for it."""
+    code = (
+        "import sys\n"
+        "from stages import compare, select, train_student, train_teacher\n"
+        "late = {'torch._dynamo', 'torchvision', 'sklearn', 'scipy.stats', 'zarr', 'matplotlib'}\n"
+        "print(' '.join(late & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_tells_what_it_takes(command):
     done = heartcut(command, "--help")

@@ -2,9 +2,9 @@
 
 Importing FFCV sets torch to one thread, and every loader sets it to its own number of workers,
 behind the back of whoever trains. Importing it also compiles a numba dictionary of two constants,
-which takes seconds; and every loader compiles the same reader anew, which takes another, and marks
-numba's own type of a row of bytes as read-only, so that compiled functions of such rows are not
-found any more. All of it is undone here; nothing else imports `ffcv`.
+which takes seconds; and every loader compiles the same reader and decoders anew, which takes
+another, and marks numba's own type of a row of bytes as read-only, so that compiled functions of
+such rows are not found any more. All of it is undone here; nothing else imports `ffcv`.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import llvmlite.binding
 import numba
+import numba.extending
 import numba.typed
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from numba import types
 _torch_threads = torch.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 from ffcv.fields import IntField, RGBImageField  # noqa: E402
-from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
+from ffcv.fields.decoders import IntDecoder as FfcvIntDecoder  # noqa: E402
+from ffcv.fields.decoders import SimpleRGBImageDecoder  # noqa: E402
 from ffcv.fields.rgb_image import IMAGE_MODES  # noqa: E402
 from ffcv.libffcv import ctypes_imdecode  # noqa: E402
 from ffcv.loader import Loader, OrderOption  # noqa: E402
@@ -94,3 +96,28 @@ def _compiled_reader(_: OSCacheManager) -> Callable[..., Any]:
 
 
 OSCacheManager.compile_reader = _compiled_reader
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _decode_numbers(indices, destination, numbers, _):  # type: ignore[no-untyped-def] # pragma: numba
+    """Rows of a field by sample index."""
+    for row in range(len(indices)):
+        destination[row] = numbers[indices[row]]
+    return destination[: len(indices)]
+
+
+class IntDecoder(FfcvIntDecoder):  # type: ignore[misc]
+    """FFCV's decoder of integers, (B,) indices -> (B, 1) int64, compiled once for all loaders."""
+
+    def generate_code(self) -> Callable[..., Any]:
+        return _decode_numbers  # type: ignore[no-any-return]
+
+
+_compile = Compiler.compile
+
+
+def _compile_what_is_not(_: type[Compiler], code: Callable[..., Any], *more: Any) -> Any:
+    return code if numba.extending.is_jitted(code) else _compile(code, *more)
+
+
+Compiler.compile = classmethod(_compile_what_is_not)
