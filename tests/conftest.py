@@ -9,7 +9,7 @@ from hypothesis import settings
 from pipeline.artefacts.dataset import Dataset
 from stages.config_file import with_overrides
 from stages.configs import Config
-from tests.commands import Server
+from tests.command_server import Server
 from tests.image_folders import folder_config, save_folder
 from tests.servers import nanio_server, seaweed  # noqa: F401 - fixtures
 from tests.workspaces import TINY, linked_copy, tiny_config
@@ -79,7 +79,7 @@ def digits_copy(digits: Config, tmp_path: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """Forks a process for every command, so that only what the command does is waited for."""
+    """Forks processes for every command, so that only what the command does is waited for."""
     running = Server()
     yield running
     running.close()

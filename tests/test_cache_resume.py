@@ -45,7 +45,7 @@ from pipeline.runtime import resolve_runtime
 from pipeline.teacher_pass import Teacher, cache_identity, cache_views, teacher_outputs
 from stages import cache_gc
 from stages.requests import teacher_run_path
-from tests.commands import Server, heartcut
+from tests.commands import heartcut
 from tests.servers import BUCKET, s3_environment
 from tests.small_caches import identity_of, summary_of
 from tests.workspaces import snapshot
@@ -580,15 +580,6 @@ def cache_views_of(folder, dataset, teacher, views, batch_size, shard_rows, shar
 
 
 @pytest.fixture(scope="module")
-def servers():
-    """Each forks one command at a time."""
-    running = [Server() for _ in range(NUM_WORKERS)]
-    yield running
-    for server in running:
-        server.close()
-
-
-@pytest.fixture(scope="module")
 def checkpoint(digits, tmp_path_factory) -> Path:
     run = teacher_run_path(digits, Dataset.open(digits.data_folder))
     path = tmp_path_factory.mktemp("checkpoint") / "teacher.safetensors"
@@ -655,7 +646,7 @@ def clean_roots(new_job) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, NUM_WORKERS])
 def test_many_kills_leave_the_cache_of_a_clean_run(
-    servers, new_job, clean_roots, tmp_path, num_workers
+    server, new_job, clean_roots, tmp_path, num_workers
 ):
     draws = np.random.default_rng(num_workers)
     job, kept, num_killed, in_between = new_job(), {}, 0, 0
@@ -664,7 +655,7 @@ def test_many_kills_leave_the_cache_of_a_clean_run(
         patience = draws.uniform(0.1, 2.0) if draws.random() < 0.3 else 30.0
         running = [
             server.start(tmp_path / f"{num_killed}-{number}", *job.command)
-            for number, server in enumerate(servers[:num_workers])
+            for number in range(num_workers)
         ]
         start = time.monotonic()
         while job.receipts() <= goal and time.monotonic() < start + patience:
@@ -695,11 +686,11 @@ def test_many_kills_leave_the_cache_of_a_clean_run(
 
 
 def test_an_interrupt_tells_what_is_kept_and_a_later_run_goes_on(
-    servers, new_job, clean_roots, tmp_path
+    server, new_job, clean_roots, tmp_path
 ):
     job, kept = new_job(), 0
     for attempt in range(3):
-        running = servers[0].start(tmp_path / f"{attempt}", *job.command)
+        running = server.start(tmp_path / f"{attempt}", *job.command)
         while job.receipts() < 2 * kept + 10 and running.is_running:
             time.sleep(0.001)
         running.signal(signal.SIGINT)
@@ -727,12 +718,12 @@ def test_an_interrupt_tells_what_is_kept_and_a_later_run_goes_on(
 
 
 def test_two_disjoint_ranges_at_once_make_the_cache_and_the_last_one_seals(
-    servers, new_job, clean_roots, tmp_path
+    server, new_job, clean_roots, tmp_path
 ):
     job, total = new_job(), sum(NUM_UNITS)
     running = [
         server.start(tmp_path / part, *job.command, "--shard-range", part)
-        for server, part in zip(servers, (f"0:{total // 2}", f"{total // 2}:{total}"), strict=False)
+        for part in (f"0:{total // 2}", f"{total // 2}:{total}")
     ]
     done = [one.wait() for one in running]
     assert [one.code for one in done] == [0, 0]

@@ -22,7 +22,6 @@ from pipeline.artefacts.unfinished_run import UNFINISHED
 from stages.cache_places import find_cache
 from stages.config_file import with_overrides
 from tests.commands import ROOT
-from tests.rank_server import RankServer
 from tests.workspaces import linked_copy
 
 STUDENT = ("train_student.epochs=2", "train_student.batch_size=54", "train_student.lr=0.05")
@@ -42,13 +41,6 @@ CASES = {
 }
 HEARTCUT = (sys.executable, "-m", "cli")
 OFTEN = (*STUDENT, EXACTLY, "train_student.epochs=6", "train_student.checkpoint_minutes=0.0001")
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    server = RankServer()
-    yield server
-    server.close()
 
 
 def bare(digits, folder, *overrides):
@@ -74,9 +66,11 @@ def numbers(run: Run) -> list[tuple[float, ...]]:
     return [tuple(line[name] for name in names) for line in lines]
 
 
-def trained(ranks, config, toml, folder, world, *overrides) -> Run:
-    job = ranks.start(folder, world, "-q", "train-student", toml, *options_of(config, *overrides))
-    ended = job.wait()
+def trained(server, config, toml, folder, world, *overrides) -> Run:
+    job = server.start_ranks(
+        folder, world, "-q", "train-student", toml, *options_of(config, *overrides)
+    )
+    ended = job.wait_for_ranks()
     assert [one.code for one in ended] == [0] * world, ended
     assert [one.err for one in ended] == [""] * world
     run = student_of(config)
@@ -84,9 +78,9 @@ def trained(ranks, config, toml, folder, world, *overrides) -> Run:
     return run
 
 
-def alone_of(ranks, digits, toml, folder, *overrides) -> Run:
+def alone_of(server, digits, toml, folder, *overrides) -> Run:
     """What one process trains."""
-    return trained(ranks, bare(digits, folder / "alone"), toml, folder / "one", 1, *overrides)
+    return trained(server, bare(digits, folder / "alone"), toml, folder / "one", 1, *overrides)
 
 
 def assert_same(run: Run, other: Run, *, atol: float = 1e-5) -> None:
@@ -99,29 +93,31 @@ def assert_same(run: Run, other: Run, *, atol: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_train_as_one_process_does(ranks, digits, tiny_toml, tmp_path, name):
+def test_ranks_train_as_one_process_does(server, digits, tiny_toml, tmp_path, name):
     changes = [*STUDENT, EXACTLY, *CASES[name]]
-    alone = alone_of(ranks, digits, tiny_toml, tmp_path, *changes)
+    alone = alone_of(server, digits, tiny_toml, tmp_path, *changes)
     for world in (2, 3) if name.startswith("kd") else (2,):
         config = bare(digits, tmp_path / f"ranks{world}")
-        run = trained(ranks, config, tiny_toml, tmp_path / f"out{world}", world, *changes)
+        run = trained(server, config, tiny_toml, tmp_path / f"out{world}", world, *changes)
         assert_same(run, alone, atol=1e-12)
         assert run.result.cost.device.endswith(f", {world} processes")
 
 
-def test_a_rank_may_have_nothing_of_the_last_batch(ranks, digits, tiny_toml, tmp_path):
+def test_a_rank_may_have_nothing_of_the_last_batch(server, digits, tiny_toml, tmp_path):
     batch = 81  # the last one is of two rows
     changes = ["train_student.epochs=1", "train_student.batch_size=81", "train_student.lr=0.01"]
-    alone = alone_of(ranks, digits, tiny_toml, tmp_path, *changes)
+    alone = alone_of(server, digits, tiny_toml, tmp_path, *changes)
     assert alone.result.num_training_samples % batch == 2
     config = bare(digits, tmp_path / "ranks")
-    assert_same(trained(ranks, config, tiny_toml, tmp_path / "out", 3, *changes), alone)
+    assert_same(trained(server, config, tiny_toml, tmp_path / "out", 3, *changes), alone)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused_once(ranks, digits, tiny_toml, tmp_path):
+def test_a_batch_that_cannot_be_shared_out_is_refused_once(server, digits, tiny_toml, tmp_path):
     config = bare(digits, tmp_path / "work")
     options = options_of(config, "train_student.batch_size=50")
-    ended = ranks.start(tmp_path / "out", 3, "train-student", tiny_toml, *options).wait()
+    ended = server.start_ranks(
+        tmp_path / "out", 3, "train-student", tiny_toml, *options
+    ).wait_for_ranks()
     assert [one.code for one in ended] == [1, 1, 1]
     told = "".join(one.err for one in ended)
     assert told.count("error: ") == 1
@@ -135,53 +131,55 @@ def is_under_way(config) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(ranks, digits, tiny_toml, tmp_path_factory):
+def whole(server, digits, tiny_toml, tmp_path_factory):
     """A training in two ranks that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    return trained(ranks, bare(digits, folder / "w"), tiny_toml, folder / "out", 2, *OFTEN)
+    return trained(server, bare(digits, folder / "w"), tiny_toml, folder / "out", 2, *OFTEN)
 
 
 def test_a_wish_to_one_rank_stops_all_and_they_go_on_to_the_same_bits(
-    ranks, digits, tiny_toml, tmp_path, whole
+    server, digits, tiny_toml, tmp_path, whole
 ):
     config = bare(digits, tmp_path / "work")
     options = options_of(config, *OFTEN)
-    job = ranks.start(tmp_path / "out", 2, "-q", "train-student", tiny_toml, *options)
+    job = server.start_ranks(tmp_path / "out", 2, "-q", "train-student", tiny_toml, *options)
     while job.is_running and not is_under_way(config):
         time.sleep(0.001)
-    job.signal(1, signal.SIGTERM)
-    ended = job.wait()
+    job.signal(signal.SIGTERM, rank=1)
+    ended = job.wait_for_ranks()
     assert [one.code for one in ended] == [143, 143]
     told = "".join(one.err for one in ended)
     assert told.count("keeps the training at epoch") == 1
     assert told.count("terminated: ") == 1
     assert told.count("\n") == 2
-    run = trained(ranks, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
+    run = trained(server, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
     assert filecmp.cmp(run.weights, whole.weights, shallow=False)
     assert numbers(run) == numbers(whole)
 
 
-def test_a_training_goes_on_with_another_number_of_ranks(ranks, digits, tiny_toml, tmp_path, whole):
+def test_a_training_goes_on_with_another_number_of_ranks(
+    server, digits, tiny_toml, tmp_path, whole
+):
     config = bare(digits, tmp_path / "work")
     options = options_of(config, *OFTEN)
-    job = ranks.start(tmp_path / "out", 3, "-q", "train-student", tiny_toml, *options)
+    job = server.start_ranks(tmp_path / "out", 3, "-q", "train-student", tiny_toml, *options)
     while job.is_running and not is_under_way(config):
         time.sleep(0.001)
-    job.signal(0, signal.SIGTERM)
-    assert [one.code for one in job.wait()] == [143] * 3
-    again = trained(ranks, config, tiny_toml, tmp_path / "again", 1, *OFTEN)
+    job.signal(signal.SIGTERM, rank=0)
+    assert [one.code for one in job.wait_for_ranks()] == [143] * 3
+    again = trained(server, config, tiny_toml, tmp_path / "again", 1, *OFTEN)
     assert_same(again, whole, atol=1e-12)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_any_number_of_ranks_makes_the_same_cache(ranks, digits, tiny_toml, tmp_path, world):
+def test_any_number_of_ranks_makes_the_same_cache(server, digits, tiny_toml, tmp_path, world):
     config = bare(digits, tmp_path / "work")
     caches = config.workspace / "caches"
     caches.rename(tmp_path / "apart")
-    job = ranks.start(
+    job = server.start_ranks(
         tmp_path / "out", world, "-q", "cache-teacher", tiny_toml, *options_of(config)
     )
-    ended = job.wait()
+    ended = job.wait_for_ranks()
     assert [one.code for one in ended] == [0] * world, ended
     assert [one.out.count("\n") for one in ended] == [1, *[0] * (world - 1)]
     dataset = Dataset.open(config.data_folder)
@@ -195,7 +193,7 @@ def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
 
 
 def test_a_killed_rank_is_reported_and_the_same_command_goes_on(
-    ranks, digits, tiny_toml, tmp_path, whole
+    server, digits, tiny_toml, tmp_path, whole
 ):
     config = bare(digits, tmp_path / "work")
     options = options_of(config, *OFTEN)
@@ -218,7 +216,7 @@ def test_a_killed_rank_is_reported_and_the_same_command_goes_on(
     assert told.startswith("error: rank 1 of 2 was ended by SIGKILL")
     assert "run the same command" in told
     assert told.count("\n") == 1
-    run = trained(ranks, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
+    run = trained(server, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
     assert filecmp.cmp(run.weights, whole.weights, shallow=False)
 
 
