@@ -8,7 +8,12 @@ from typing import Final
 from pipeline.artefacts import comparison
 from pipeline.artefacts.records import printable, read_record
 from pipeline.artefacts.run import RESULT, Run, read_settings
-from pipeline.artefacts.selection import SelectionTable
+from pipeline.artefacts.selection import (
+    SelectionRecord,
+    SelectionTable,
+    read_selection_record,
+    selection_path,
+)
 from pipeline.artefacts.soft_labels import SoftLabelRecord, soft_label_path
 from pipeline.artefacts.sweep import OK, RESULTS, SweepFolder, sweep_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
@@ -166,15 +171,15 @@ def _name(run: Run) -> str:
     if result.method is None:
         return f"{result.arch}, {'plain' if is_student(run) else 'teacher'}"
     parts = [result.method.upper()]
-    labels, table = soft_labels_of(run), selection_of(run)
+    labels, chosen = soft_labels_of(run), _selection_record_of(run)
     if labels is not None:
         made = labels.identity
         parts += [_NAMES_OF_REVISION[made.revision]] if made.revision != "none" else []
         parts += ["repaired"] if made.repair is not None else []
         parts += ["clean view"] if made.views == (0,) else []
-    if table is not None and table.record.identity.strategy != "all":
+    if chosen is not None and chosen.identity.strategy != "all":
         share = 100 * result.num_distilled / result.num_training_samples
-        parts.append(f"{table.record.identity.strategy} {share:.0f} %")
+        parts.append(f"{chosen.identity.strategy} {share:.0f} %")
     parts += ["online"] if result.online else []
     return f"{result.arch}, {' + '.join(parts)}"
 
@@ -193,11 +198,21 @@ def soft_labels_of(run: Run) -> SoftLabelRecord | None:
 
 def selection_of(run: Run) -> SelectionTable | None:
     """The selection of a run, where it lies in its workspace under its id."""
+    path = _selection_path_of(run)
+    return None if path is None else SelectionTable.open(path)
+
+
+def _selection_record_of(run: Run) -> SelectionRecord | None:
+    path = _selection_path_of(run)
+    return None if path is None else read_selection_record(path)
+
+
+def _selection_path_of(run: Run) -> Path | None:
     selection = run.result.inputs.selection
     if selection is None:
         return None
-    path = run.path.parent.parent / "selections" / f"{short(selection)}.parquet"
-    return SelectionTable.open(path) if path.exists() else None
+    path = selection_path(run.path.parent.parent / "selections", selection)
+    return path if path.exists() else None
 
 
 def _joined(groups: Sequence[Group]) -> list[Group]:

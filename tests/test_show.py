@@ -578,6 +578,17 @@ def test_a_damaged_table_and_a_damaged_cache_are_one_line(work, table, cache, tm
     assert "is not sealed" in heartcut("show", "cache", folder).error_line
 
 
+def test_runs_are_named_without_the_rows_of_their_selection(work, table, tmp_path):
+    copy = linked_copy(work, tmp_path / "work")
+    names = [group["name"] for group in told("run", work)["groups"]]
+    assert any("influence" in name for name in names)
+    path = copy / "selections" / table.name
+    flip_byte(path, path.stat().st_size // 2)
+    assert [group["name"] for group in told("run", copy)["groups"]] == names
+    replace_bytes(path, path.read_bytes()[:-100])
+    assert f"{path} is not a readable parquet file" in heartcut("show", "run", copy).error_line
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [

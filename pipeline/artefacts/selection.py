@@ -188,6 +188,16 @@ class SelectionTable:
             )
 
 
+def read_selection_record(path: Path) -> SelectionRecord:
+    """How a table was made, without its rows.
+
+    Raises:
+        ArtefactNotFound: if there is no table.
+        ArtefactMismatch: if it is no selection table.
+    """
+    return _read_record(path, tables.read_head(path))
+
+
 def write(path: Path, *, record: SelectionRecord, columns: Columns) -> None:
     """Write a table and publish it under ``path`` when it is complete."""
     text = record.model_dump_json()

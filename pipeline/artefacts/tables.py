@@ -7,7 +7,8 @@
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -69,11 +70,28 @@ def read(path: Path) -> pa.Table:
         ArtefactNotFound: if there is none.
         ArtefactMismatch: if it is no parquet file or a damaged one.
     """
+    with _opened(path) as file:
+        table = file.read()
+        _ = table.column_names  # decoded here: damaged names raise no earlier
+    return table
+
+
+def read_head(path: Path) -> pa.Table:
+    """The columns of a table without their rows, and the metadata of its file.
+
+    Raises:
+        ArtefactNotFound: if there is none.
+        ArtefactMismatch: if it is no parquet file or one that is damaged there.
+    """
+    with _opened(path) as file:
+        return file.schema_arrow.empty_table()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-        _ = table.column_names  # decoded here: damaged names raise no earlier
-        return table
+            yield file
     except FileNotFoundError as error:
         raise ArtefactNotFound(f"{path} does not exist. Make it with `{MADE_BY}`.") from error
     except (pa.ArrowException, OSError, ValueError) as error:
