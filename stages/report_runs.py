@@ -216,18 +216,25 @@ def _selection_path_of(run: Run) -> Path | None:
 
 
 def _joined(groups: Sequence[Group]) -> list[Group]:
-    """Every run once, seeds in order, groups with names that differ and can be shown."""
-    found: dict[str, Group] = {}
+    """Every run once, in groups whose names can be shown."""
+    found: list[Group] = []
     seen: set[str] = set()
     for group in groups:
-        own = [run for run in group.runs if run.result.id not in seen]
-        if not own:
-            continue
+        own = tuple(run for run in group.runs if run.result.id not in seen)
         seen |= {run.result.id for run in own}
-        name = printable(group.name)
+        if own:
+            found.append(replace(group, name=printable(group.name), runs=own))
+    return told_apart(found)
+
+
+def told_apart(groups: Iterable[Group]) -> list[Group]:
+    """Groups with names that differ, seeds in order."""
+    found: dict[str, Group] = {}
+    for group in groups:
+        runs = tuple(sorted(group.runs, key=lambda run: run.result.seed))
+        name = group.name
         if name in found:
-            name = f"{name} ({short(own[0].result.id)[:6]})"
-        runs = tuple(sorted(own, key=lambda run: run.result.seed))
+            name = f"{name} ({short(runs[0].result.id)[:6]})"
         found[name] = replace(group, name=name, runs=runs)
     return list(found.values())
 

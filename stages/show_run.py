@@ -4,7 +4,8 @@ Reads result.json, metrics.jsonl and config.toml of every run, and `compared.jso
 for the names that people gave them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,7 +15,7 @@ from pipeline.artefacts.run import RESULT, Run, RunResult, read_metrics
 from pipeline.errors import ConfigError
 from pipeline.sweep_statistics import spread
 from stages.config_file import load_config
-from stages.report_runs import Group, grouped, is_student
+from stages.report_runs import Group, grouped, is_student, told_apart
 from stages.show_places import ABOUT_RUNS, RUNS, refusal
 
 NUMBERS: Final = (
@@ -91,7 +92,7 @@ def execute(places: Sequence[Path], overrides: Sequence[str] = ()) -> RunsShown:
         raise ConfigError("--set needs a configuration (expected a .toml file among the paths).")
     folders = [folder for place in places for folder in _folders(place, overrides)]
     runs = {run.result.id: run for run in map(Run.open, folders)}
-    groups = sorted(_named(grouped(runs.values())), key=_last_held_out, reverse=True)
+    groups = sorted(told_apart(_named(grouped(runs.values()))), key=_last_held_out, reverse=True)
     return RunsShown(
         runs=tuple(_run(run, group.name) for group in groups for run in group.runs),
         groups=tuple(map(_group, groups)),
@@ -113,21 +114,15 @@ def _folders(place: Path, overrides: Sequence[str]) -> list[Path]:
     return found
 
 
-def _named(groups: Iterable[Group]) -> list[Group]:
-    """Groups with the names of the last comparison, or of what was done; no two alike."""
-    found: dict[str, Group] = {}
+def _named(groups: Iterable[Group]) -> Iterator[Group]:
+    """Groups with the names of the last comparison, or of what was done."""
     names: dict[Path, dict[Path, str]] = {}
     for group in groups:
-        runs = tuple(sorted(group.runs, key=lambda run: run.result.seed))
-        place = runs[0].path.resolve()
+        place = min(group.runs, key=lambda run: run.result.seed).path.resolve()
         workspace = place.parent.parent
         if workspace not in names:
             names[workspace] = _compared(workspace)
-        name = names[workspace].get(place, group.name)
-        if name in found:
-            name = f"{name} ({runs[0].result.id[:6]})"
-        found[name] = Group(name=name, runs=runs)
-    return list(found.values())
+        yield replace(group, name=names[workspace].get(place, group.name))
 
 
 def _compared(workspace: Path) -> dict[Path, str]:
