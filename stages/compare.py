@@ -6,6 +6,7 @@ student under every variant and seed. What exists already is not made again.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -54,7 +55,7 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> Comparison:
             train_teacher.execute(config, ranks=ranks)
         cache_teacher.execute(config, ranks=ranks)
     rows = [
-        Row(name=name, runs=[_student(variant, seed, ranks) for seed in config.compare.seeds])
+        Row(name=name, runs=_students(variant, config.compare.seeds, ranks))
         for name, variant in variants.items()
     ]
     if ranks.is_first:
@@ -86,11 +87,12 @@ def _describe_teacher(config: Config, dataset: Dataset) -> str:
     return f"{summary.teacher}{told}"
 
 
-def _student(config: Config, seed: int, ranks: Ranks) -> Run:
-    config = with_overrides(config, [f"train_student.seed={seed}"])
+def _students(config: Config, seeds: Sequence[int], ranks: Ranks) -> list[Run]:
+    """One run for each seed; what they learn from is made, and told, once."""
     if config.train_student.distil:
         select.execute(config, ranks=ranks)
-    return train_student.execute(config, ranks=ranks)
+    seeded = [with_overrides(config, [f"train_student.seed={seed}"]) for seed in seeds]
+    return [train_student.execute(each, ranks=ranks) for each in seeded]
 
 
 def _require_shared_teacher(config: Config, variants: dict[str, Config]) -> None:

@@ -187,8 +187,10 @@ def test_compare_prints_every_variant_with_its_seeds(digits_copy, tiny_toml, tmp
     assert all("±" in line for line in lines[2:4])
     assert (lines[2].split("|")[7].strip(), lines[3].split("|")[7].strip()) == ("0.0 %", "100.0 %")
     assert lines[-1].startswith("teacher: resnet8a of teacher-s0-")
-    again = heartcut("compare", file, *options_of(digits_copy))
+    again = heartcut("compare", file, *options_of(digits_copy), quiet=False)
     assert again.out == done.out
+    told = [line for line in again.err.splitlines() if "/selections/" in line]
+    assert len(told) == len(set(told)) == 2, "soft labels and selection, once for both seeds"
 
 
 @pytest.fixture
