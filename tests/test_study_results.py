@@ -13,24 +13,25 @@ from pipeline.artefacts.run import Run
 from stages import sweep
 from stages.config_file import config_from_tree
 from stages.configs import Config
+from stages.sweep_config import SweepConfig
 from stages.sweep_tasks import Part
-from studies import results
+from studies import figures, results, store, tables
 from tests.documentation import ROOT
 
-STUDIES = [path.stem for path in results.KEPT.glob("*.parquet") if ".epochs" not in path.name]
+STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if ".epochs" not in path.name]
 NUMBER = re.compile(r"\d+\.\d")
 
 
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
 def test_the_tables_are_those_of_the_stored_results(page):
     text = page.read_text()
-    assert results.rendered(text) == text, "run `python studies/results.py render`"
+    assert results.rendered(text) == text, "run `python -m studies.results render`"
 
 
 def test_readme_and_site_begin_with_stored_results_and_have_no_other_table_of_numbers():
     for path in (ROOT / "README.md", ROOT / "docs" / "index.md"):
         text = path.read_text()
-        rendered = text.split(results.BEGIN.format(name=results.HEADLINE))[1].split(results.END)[0]
+        rendered = text.split(results.BEGIN.format(name=tables.HEADLINE))[1].split(results.END)[0]
         rows = [line for line in text.splitlines() if line.startswith("|") and NUMBER.search(line)]
         assert rows
         assert set(rows) <= set(rendered.splitlines()), path
@@ -38,13 +39,13 @@ def test_readme_and_site_begin_with_stored_results_and_have_no_other_table_of_nu
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
-    frame = results.kept(name)
+    frame = store.runs_of(name)
     header, _, *rows = (
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in results.table(name).splitlines()
+        for line in tables.table(name).splitlines()
     )
     assert [row[0] for row in rows] == [
-        point for point in results.sweep_of(name).points if point in set(frame["point"])
+        point for point in store.sweep_of(name).points if point in set(frame["point"])
     ]
     test = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
     for row in rows:
@@ -56,9 +57,10 @@ def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
             assert told[1] == pytest.approx(np.std(own, ddof=1), abs=0.0051)
         for column, title in enumerate(header):
             other = title.removeprefix("test, minus ")
-            if other == title or other == row[0]:
-                continue
-            _check_gain(row[column], (test[row[0]] - test[other]).dropna())
+            if other != title and ": " in row[0] and other != "plain":
+                other = f"{row[0].split(': ')[0]}: {other}"
+            if other not in {title, row[0]}:
+                _check_gain(row[column], (test[row[0]] - test[other]).dropna())
 
 
 def _check_gain(told: str, differences: pd.Series) -> None:
@@ -74,16 +76,82 @@ def _check_gain(told: str, differences: pd.Series) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_what_is_kept_of_a_study_is_of_its_points_and_of_one_data_set(name):
-    frame, wanted = results.kept(name), results.sweep_of(name)
+    frame, wanted = store.runs_of(name), store.sweep_of(name)
     assert set(frame["point"]) <= set(wanted.points)
     assert set(frame["seed"]) <= set(wanted.seeds)
-    assert not frame.duplicated(results.KEY).any()
+    assert not frame.duplicated(store.KEY).any()
     assert frame["run"].is_unique
     assert frame["dataset"].nunique() == 1
-    epochs = pd.read_parquet(results.KEPT / f"{name}.epochs.parquet")
-    last = epochs.sort_values("epoch").groupby(results.KEY)["held_out_accuracy"].last()
-    own = frame.set_index(results.KEY)["held_out_accuracy_last"]
+    epochs = store.epochs_of_study(name)
+    last = epochs.sort_values("epoch").groupby(store.KEY)["held_out_accuracy"].last()
+    own = frame.set_index(store.KEY)["held_out_accuracy_last"]
     pd.testing.assert_series_equal(last.sort_index(), own.sort_index(), check_names=False)
+
+
+def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypatch):
+    points = ["plain", "good: KD", "good: LR", "bad: KD", "bad: LR + DS"]
+    rng = np.random.default_rng(0)
+    rows = [{"point": point, "seed": seed} for point in points for seed in (0, 1, 2)]
+    frame = pd.DataFrame(rows)
+    for field in store.FIELDS:
+        frame[field] = rng.random(len(frame))
+    accuracy = {"good": 0.9, "bad": 0.7}
+    frame["teacher_accuracy_test"] = [accuracy.get(row["point"].split(":")[0]) for row in rows]
+    wanted = SweepConfig(points=dict.fromkeys(points, ()), seeds=(0, 1, 2))
+    for module in (tables, figures):
+        monkeypatch.setattr(module, "runs_of", lambda _: frame)
+    monkeypatch.setattr(tables, "sweep_of", lambda _: wanted)
+    header, _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.table("teachers").splitlines()
+    )
+    told = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert [told[point]["teacher, test"] for point in points] == [
+        "",
+        *["90.00"] * 2,
+        *["70.00"] * 2,
+    ]
+    assert told["good: KD"]["test, minus KD"] == told["bad: KD"]["test, minus KD"] == ""
+    test = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
+    _check_gain(told["good: LR"]["test, minus KD"], test["good: LR"] - test["good: KD"])
+    _check_gain(told["bad: LR + DS"]["test, minus KD"], test["bad: LR + DS"] - test["bad: KD"])
+    _check_gain(told["bad: LR + DS"]["test, minus plain"], test["bad: LR + DS"] - test["plain"])
+    where, gain, below, above = figures.against_plain(frame, "bad: LR + DS")
+    difference = test["bad: LR + DS"] - test["plain"]
+    interval = scipy.stats.ttest_1samp(difference, 0.0).confidence_interval(0.95)
+    assert where == 0.7
+    assert 100 * gain == pytest.approx(difference.mean())
+    assert 100 * (gain - below) == pytest.approx(interval.low)
+    assert 100 * (gain + above) == pytest.approx(interval.high)
+
+
+def test_the_figures_are_those_of_the_stored_results():
+    drawn = {name: make() for name, make in figures.FIGURES.items()}
+    assert drawn["gains"] is not None
+    for name, chart in drawn.items():
+        path = figures.FOLDER / f"study-{name}.svg"
+        assert path.exists() == (chart is not None), path
+        if chart is not None:
+            assert path.read_text() == chart, "run `python -m studies.results render`"
+            assert path.name in results.PAGES[0].read_text(), "the page shows it"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_bars_of_a_figure_are_what_scipy_says(name):
+    frame = store.runs_of(name)
+    reference = "base" if name == "sensitivity" else "KD"
+    test = frame.pivot_table(index="seed", columns="point", values="test_accuracy")
+    bars = {bar.name: bar.found for bar in figures.bars(name, reference)}
+    if reference not in test:
+        assert not bars
+        return
+    for point in set(test) - {reference}:
+        own = (test[point] - test[reference]).dropna()
+        assert (point in bars) == (len(own) >= 3)
+        if point in bars:
+            interval = scipy.stats.ttest_1samp(own, 0.0).confidence_interval(0.95)
+            found = bars[point]
+            assert (found.mean, found.low, found.high) == pytest.approx((own.mean(), *interval))
 
 
 POINTS = {
@@ -98,40 +166,40 @@ def study(digits_copy: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     tree = digits_copy.model_dump(mode="json", exclude_unset=True)
     tree["sweep"] = {"points": POINTS, "seeds": [0, 1], "name": "small"}
     config = config_from_tree(tree, origin="test")
-    monkeypatch.setattr(results, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(results, "studies", lambda: ["small"])
-    monkeypatch.setattr(results, "sweep_of", lambda _: config.sweep)
+    monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(store, "studies", lambda: ["small"])
+    monkeypatch.setattr(store, "sweep_of", lambda _: config.sweep)
     return config
 
 
 def test_results_of_parts_add_up_and_what_is_left_is_told(study, capsys):
-    left = results.left()
+    left = store.left()
     assert left.startswith("small: 0 of 4 runs are kept\n")
     assert '  --point "plain" --seed 0 --seed 1\n' in left
     sweep.execute(study, Part(points=("plain",)))
-    results.collect(study.workspace)
-    assert results.left() == 'small: 2 of 4 runs are kept\n  --point "KD" --seed 0 --seed 1'
+    store.collect(study.workspace)
+    assert store.left() == 'small: 2 of 4 runs are kept\n  --point "KD" --seed 0 --seed 1'
     table = study.workspace / "sweeps" / "small" / "results.parquet"
     table.unlink()  # as in another workspace
     sweep.execute(study, Part(points=("KD",), seeds=(1,)))
-    results.collect(study.workspace)
+    store.collect(study.workspace)
     assert "small: 1 runs of" in capsys.readouterr().out
-    assert results.left() == 'small: 3 of 4 runs are kept\n  --point "KD" --seed 0'
-    kept = results.kept("small")
-    assert kept[results.KEY].values.tolist() == [["plain", 0], ["plain", 1], ["KD", 1]]
+    assert store.left() == 'small: 3 of 4 runs are kept\n  --point "KD" --seed 0'
+    kept = store.runs_of("small")
+    assert kept[store.KEY].values.tolist() == [["plain", 0], ["plain", 1], ["KD", 1]]
     for path in study.runs_folder.glob("student-*"):
         run = Run.open(path).result
         (row,) = kept[kept["run"] == run.id].to_dict("records")
         assert row["test_accuracy"] == run.test_accuracy
         assert row["dataset"] == Dataset.open(study.data_folder).record.id
-    results.collect(study.workspace)
-    pd.testing.assert_frame_equal(results.kept("small"), kept)
+    store.collect(study.workspace)
+    pd.testing.assert_frame_equal(store.runs_of("small"), kept)
 
 
 def test_results_of_other_images_are_not_mixed_in(study):
     sweep.execute(study, Part(points=("plain",), seeds=(0,)))
-    results.collect(study.workspace)
-    other = results.kept("small").assign(dataset="another")
-    other.to_parquet(results.KEPT / "small.parquet", index=False)
+    store.collect(study.workspace)
+    other = store.runs_of("small").assign(dataset="another")
+    other.to_parquet(store.KEPT / "small.parquet", index=False)
     with pytest.raises(SystemExit, match="is of the data set another"):
-        results.collect(study.workspace)
+        store.collect(study.workspace)

@@ -19,7 +19,7 @@ from pipeline.reliability import Reliability
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8c6bb1")
 """Told apart by the colour-blind (Okabe and Ito 2008), on white and on black."""
 _STYLES: Final = ("-", "--", ":")
-_INK: Final = "#0a0b0c"
+INK: Final = "#0a0b0c"
 """Stands for the colour of the page's text, which is put in its place."""
 _LONGEST_NAME: Final = 32
 _PAPER: Final = {
@@ -29,15 +29,15 @@ _PAPER: Final = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "grid.alpha": 0.25,
-    "grid.color": _INK,
+    "grid.color": INK,
 }
 
 
@@ -55,7 +55,7 @@ class Curve:
 def line_chart(curves: Sequence[Curve], *, x: str, y: str, percent: bool) -> str:
     """Lines with bands over a common axis; ``percent``: y are shares of 1."""
     scale = 100.0 if percent else 1.0
-    with _drawing(x + y) as figure:
+    with drawing(x + y) as figure:
         axes = figure.subplots()
         for number, curve in enumerate(curves):
             colour, style = _look(number)
@@ -66,14 +66,14 @@ def line_chart(curves: Sequence[Curve], *, x: str, y: str, percent: bool) -> str
                 axes.fill_between(curve.x, low, high, color=colour, alpha=0.15, linewidth=0)
         _label(axes, x=x, y=f"{y}, %" if percent else y)
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def reliability_chart(found: Sequence[tuple[str, Reliability]]) -> str:
     """Accuracy against confidence; on the diagonal a network is as sure as it may be."""
-    with _drawing("reliability") as figure:
+    with drawing("reliability") as figure:
         axes = figure.subplots()
-        axes.plot([0, 100], [0, 100], color=_INK, linewidth=0.8, alpha=0.5)
+        axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, alpha=0.5)
         for number, (name, bins) in enumerate(found):
             seen = bins.counts > 0
             told = f"{short_name(name)}, error {100 * bins.error:.1f} %"
@@ -82,12 +82,12 @@ def reliability_chart(found: Sequence[tuple[str, Reliability]]) -> str:
             axes.plot(x, y, marker="o", markersize=3, label=told, color=colour, linestyle=style)
         _label(axes, x="confidence, %", y="accuracy, %")
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def class_chart(classes: Sequence[str], found: Sequence[tuple[str, NDArray[np.float64]]]) -> str:
     """Accuracy of every class, a row each, a mark for each of ``found``."""
-    with _drawing("classes", height=1.2 + 0.24 * len(classes)) as figure:
+    with drawing("classes", height=1.2 + 0.24 * len(classes)) as figure:
         axes = figure.subplots()
         rows = np.arange(len(classes))[::-1]
         for number, (name, shares) in enumerate(found):
@@ -98,7 +98,7 @@ def class_chart(classes: Sequence[str], found: Sequence[tuple[str, NDArray[np.fl
         axes.set_yticks(rows, [short_name(name) for name in classes])
         _label(axes, x="accuracy, %", y="")
         figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-        return _svg(figure)
+        return svg(figure)
 
 
 def histogram(parts: Sequence[tuple[str, NDArray[np.float64]]], *, x: str) -> str:
@@ -106,18 +106,18 @@ def histogram(parts: Sequence[tuple[str, NDArray[np.float64]]], *, x: str) -> st
     everything = np.concatenate([values for _, values in parts])
     low, high = np.quantile(everything, [0.001, 0.999])
     edges = np.linspace(low, high if high > low else low + 1.0, 61)
-    with _drawing(x) as figure:
+    with drawing(x) as figure:
         axes = figure.subplots()
         for number, (name, values) in enumerate(parts):
             colour = COLOURS[number % len(COLOURS)]
             kept = np.clip(values, low, high)
             axes.hist(kept, bins=edges.tolist(), label=name, color=colour, alpha=0.6)
-        axes.axvline(0.0, color=_INK, linewidth=0.8)
+        axes.axvline(0.0, color=INK, linewidth=0.8)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         _label(axes, x=x, y="samples")
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def short_name(name: str) -> str:
@@ -137,16 +137,16 @@ def _label(axes: Axes, *, x: str, y: str) -> None:
 
 
 @contextmanager
-def _drawing(salt: str, *, height: float = 3.2) -> Iterator[Figure]:
+def drawing(salt: str, *, height: float = 3.2) -> Iterator[Figure]:
     """A figure of our look; ``salt`` makes its ids differ from those of others in the page."""
     with styles.context({**_PAPER, "svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield Figure(figsize=(6.0, height), layout="constrained")
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an element of a page, in the colour of its text."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
+    return text[text.index("<svg") :].replace(INK, "currentColor")

@@ -1,0 +1,158 @@
+"""What is kept of the study, in parquet files of docs/results/study. Of a run:
+
+    <study>.parquet           one row per point and seed: `FIELDS` of its result.json, its teacher's
+                              accuracy in the clean view, ids of its data set, cache and run,
+                              device, library versions
+    <study>.epochs.parquet    one row per point, seed and epoch: seconds, held-out accuracy
+
+Runs of many machines and days make one study.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.run import Run, read_metrics
+from pipeline.artefacts.sweep import OK, sweep_folder
+from stages.config_file import load_config
+from stages.report_teacher import teacher_of
+from stages.sweep_config import SweepConfig
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "docs" / "results" / "study"
+FIELDS = (
+    "test_accuracy",
+    "held_out_accuracy_mean_of_last",
+    "held_out_accuracy_last",
+    "held_out_accuracy_best",
+    "test_loss",
+    "test_calibration_error",
+    "teacher_agreement_test",
+    "num_distilled",
+    "num_training_samples",
+)
+KEY = ["point", "seed"]
+
+
+def studies() -> list[str]:
+    """Names of all studies."""
+    return sorted(path.stem for path in (ROOT / "configs" / "studies").glob("*.toml"))
+
+
+def collect(workspace: Path) -> None:
+    """Add what sweeps of the studies gave in ``workspace``; a run of the same name is replaced."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name in studies():
+        runs = finished(workspace, name)
+        if not runs:
+            continue
+        rows = [row_of(run, key, workspace) for key, run in runs.items()]
+        epochs = [line for key, run in runs.items() for line in epochs_of(run, key)]
+        added(pd.DataFrame(rows), KEPT / f"{name}.parquet", name)
+        added(pd.DataFrame(epochs), KEPT / f"{name}.epochs.parquet", name)
+        print(f"{name}: {len(rows)} runs of {workspace}, {len(runs_of(name))} in all")
+
+
+def finished(workspace: Path, name: str) -> dict[tuple[str, int], Run]:
+    """The runs of a study in a workspace by point and seed."""
+    return {
+        (row.point, row.seed): Run.open(workspace / row.run_path)
+        for row in sweep_folder(workspace, name).rows()
+        if row.status == OK and row.run_path is not None
+    }
+
+
+def row_of(run: Run, key: tuple[str, int], workspace: Path) -> dict[str, object]:
+    result = run.result
+    return {
+        **dict(zip(KEY, key, strict=True)),
+        **{field: getattr(result, field) for field in FIELDS},
+        **accuracies_of_teacher(workspace, result.inputs.cache),
+        "dataset": result.inputs.dataset,
+        "cache": result.inputs.cache,
+        "run": result.id,
+        "device": result.cost.device,
+        "torch": result.versions["torch"],
+    }
+
+
+def accuracies_of_teacher(workspace: Path, cache: str | None) -> dict[str, float]:
+    """In the clean view, on held-out and on test images; NaN: no teacher, or not cached."""
+    found = {"teacher_accuracy_held_out": math.nan, "teacher_accuracy_test": math.nan}
+    if cache is None:
+        return found
+    teacher = teacher_of(workspace, cache, Dataset.open(workspace / "data"), None)
+    if teacher is not None:
+        found["teacher_accuracy_held_out"] = teacher.cache.summary.accuracy_held_out[0]
+        if teacher.test is not None:
+            found["teacher_accuracy_test"] = teacher.test.summary.accuracy_training[0]
+    return found
+
+
+def epochs_of(run: Run, key: tuple[str, int]) -> list[dict[str, object]]:
+    seconds = 0.0
+    lines: list[dict[str, object]] = []
+    for line in read_metrics(run.path):
+        seconds += line["seconds"]
+        lines.append(
+            {
+                **dict(zip(KEY, key, strict=True)),
+                "epoch": int(line["epoch"]),
+                "seconds": seconds,
+                "held_out_accuracy": line["held_out_accuracy"],
+            }
+        )
+    return lines
+
+
+def added(new: pd.DataFrame, path: Path, name: str) -> None:
+    """Put the rows of ``new`` in the place of those of the same runs, in the study's order."""
+    if path.exists():
+        old = pd.read_parquet(path)
+        if "dataset" in old and set(old["dataset"]) != set(new["dataset"]):
+            sys.exit(
+                f"{path} is of the data set {', '.join(sorted(set(old['dataset'])))} (found "
+                f"{', '.join(sorted(set(new['dataset'])))}). Prepare the same images, or remove it."
+            )
+        replaced = pd.MultiIndex.from_frame(old[KEY]).isin(pd.MultiIndex.from_frame(new[KEY]))
+        new = pd.concat([old[~replaced], new], ignore_index=True)
+    order = {point: place for place, point in enumerate(sweep_of(name).points)}
+    new = new[new["point"].isin(order)]
+    columns = [column for column in (*KEY, "epoch") if column in new]
+    new = new.sort_values(columns, key=lambda c: c.map(order) if c.name == "point" else c)
+    new.reset_index(drop=True).to_parquet(path, index=False)
+
+
+def runs_of(name: str) -> pd.DataFrame:
+    """The rows of a study."""
+    return pd.read_parquet(KEPT / f"{name}.parquet")
+
+
+def epochs_of_study(name: str) -> pd.DataFrame:
+    """The epochs of a study."""
+    return pd.read_parquet(KEPT / f"{name}.epochs.parquet")
+
+
+def sweep_of(name: str) -> SweepConfig:
+    """The points and seeds of a study."""
+    return load_config(ROOT / "configs" / "studies" / f"{name}.toml").sweep
+
+
+def left() -> str:
+    """The points of every study and the seeds of which nothing is kept, as options of a sweep."""
+    lines = []
+    for name in studies():
+        sweep = sweep_of(name)
+        done = set()
+        if (KEPT / f"{name}.parquet").exists():
+            done = set(runs_of(name)[KEY].itertuples(index=False, name=None))
+        lines.append(f"{name}: {len(done)} of {len(sweep.points) * len(sweep.seeds)} runs are kept")
+        for point in sweep.points:
+            seeds = [seed for seed in sweep.seeds if (point, seed) not in done]
+            if seeds:
+                told = " ".join(f"--seed {seed}" for seed in seeds)
+                lines.append(f'  --point "{point}" {told}')
+    return "\n".join(lines)
