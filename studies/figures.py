@@ -9,10 +9,9 @@ import pandas as pd
 from pipeline.report.charts import COLOURS, INK, Curve, drawing, line_chart, svg
 from pipeline.sweep_statistics import Difference
 from studies.store import KEPT, ROOT, epochs_of_study, runs_of
-from studies.tables import STUDENTS, difference, method_of, of_point, points_of
+from studies.tables import FEWEST_SEEDS, STUDENTS, difference, method_of, of_point, points_of
 
 FOLDER = ROOT / "docs" / "images"
-FEWEST_SEEDS = 3
 METHODS = ("KD", "LR", "LR + DS")
 
 

@@ -37,6 +37,30 @@ def test_readme_and_site_begin_with_stored_results_and_have_no_other_table_of_nu
         assert set(rows) <= set(rendered.splitlines()), path
 
 
+def test_the_headline_says_what_numpy_and_scipy_say():
+    _, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.headline().splitlines()
+    )
+    assert {tuple(row[:2]) for row in rows} >= {
+        (student, point)
+        for student in ("ResNet-8", "ResNet-20")
+        for point in ("plain", "KD", "LR + DS")
+    }
+    for student, point, num, test, *gains in rows:
+        frame = store.runs_of(f"ablation-{student.lower().replace('-', '')}")
+        accuracies = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
+        own = accuracies[point].dropna()
+        assert int(num) == len(own) >= 3
+        told = [float(number) for number in test.split(" ± ")]
+        assert told == pytest.approx([own.mean(), np.std(own, ddof=1)], abs=0.0051)
+        for told_gain, other in zip(gains, ("plain", "KD"), strict=True):
+            if other == point:
+                assert told_gain == ""
+            else:
+                _check_gain(told_gain, (own - accuracies[other]).dropna())
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
     frame = store.runs_of(name)
