@@ -12,6 +12,7 @@ from studies.store import KEPT, ROOT, epochs_of_study, runs_of
 from studies.tables import FEWEST_SEEDS, STUDENTS, difference, method_of, of_point, points_of
 
 FOLDER = ROOT / "docs" / "images"
+FEWEST_TEACHERS = 3
 METHODS = ("KD", "LR", "LR + DS")
 
 
@@ -81,6 +82,8 @@ def teachers() -> str | None:
     if not (KEPT / "teachers.parquet").exists():
         return None
     frame = runs_of("teachers")
+    if frame["teacher_accuracy_test"].nunique() < FEWEST_TEACHERS:
+        return None
     x = "teacher's accuracy on the test images, %"
     with drawing(x) as figure:
         axes = figure.subplots()

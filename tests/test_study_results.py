@@ -74,7 +74,7 @@ def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
     test = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
     for row in rows:
         own = test[row[0]].dropna()
-        assert int(row[1]) == len(own)
+        assert int(row[header.index("n")]) == len(own)
         told = [float(number) for number in row[header.index("test")].split(" ± ")]
         assert told[0] == pytest.approx(own.mean(), abs=0.0051)
         if len(own) > 1:
