@@ -5,7 +5,7 @@
                               device, library versions
     <study>.epochs.parquet    one row per point, seed and epoch: seconds, held-out accuracy
 
-Runs of many machines and days make one study.
+Runs of many machines and days make one study, and a run that two studies ask for is made once.
 """
 
 import math
@@ -18,8 +18,10 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run, read_metrics
 from pipeline.artefacts.sweep import OK, sweep_folder
 from stages.config_file import load_config
+from stages.configs import Config
 from stages.report_teacher import teacher_of
 from stages.sweep_config import SweepConfig
+from stages.sweep_points import settings_id, sweep_points
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "results" / "study"
@@ -35,6 +37,8 @@ FIELDS = (
     "num_training_samples",
 )
 KEY = ["point", "seed"]
+TIMED = "time"
+"""The study whose runs had the machine to themselves: it takes none of another's and gives none."""
 
 
 def studies() -> list[str]:
@@ -54,6 +58,38 @@ def collect(workspace: Path) -> None:
         added(pd.DataFrame(rows), KEPT / f"{name}.parquet", name)
         added(pd.DataFrame(epochs), KEPT / f"{name}.epochs.parquet", name)
         print(f"{name}: {len(rows)} runs of {workspace}, {len(runs_of(name))} in all")
+    for name in studies():
+        if name != TIMED:
+            adopt(name)
+
+
+def adopt(name: str) -> None:
+    """Add what other studies keep of the very settings of a point, for seeds of which it has none.
+
+    Only to a study of which something is kept.
+    """
+    if not (KEPT / f"{name}.parquet").exists():
+        return
+    seeds, settings = sweep_of(name).seeds, settings_of(name)
+    others = [other for other in studies() if other not in (name, TIMED)]
+    for other in others:
+        if not (KEPT / f"{other}.parquet").exists():
+            continue
+        twins = {mark: point for point, mark in settings_of(other).items()}
+        same = {twins[mark]: point for point, mark in settings.items() if mark in twins}
+        own = pd.MultiIndex.from_frame(runs_of(name)[KEY])
+        for ending, rows in (("", runs_of(other)), (".epochs", epochs_of_study(other))):
+            rows = rows[rows["point"].isin(same) & rows["seed"].isin(seeds)]
+            rows = rows.assign(point=rows["point"].map(same))
+            rows = rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(own)]
+            if len(rows):
+                added(rows, KEPT / f"{name}{ending}.parquet", name)
+
+
+def settings_of(name: str) -> dict[str, str]:
+    """Point of a study -> hash of its settings, the seed aside."""
+    points = sweep_points(config_of(name))
+    return {point.name: settings_id(point.config) for point in points if point.config is not None}
 
 
 def finished(workspace: Path, name: str) -> dict[tuple[str, int], Run]:
@@ -136,9 +172,14 @@ def epochs_of_study(name: str) -> pd.DataFrame:
     return pd.read_parquet(KEPT / f"{name}.epochs.parquet")
 
 
+def config_of(name: str) -> Config:
+    """The configuration of a study."""
+    return load_config(ROOT / "configs" / "studies" / f"{name}.toml")
+
+
 def sweep_of(name: str) -> SweepConfig:
     """The points and seeds of a study."""
-    return load_config(ROOT / "configs" / "studies" / f"{name}.toml").sweep
+    return config_of(name).sweep
 
 
 def left() -> str:

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artefacts.objects import ObjectStore, open_objects
 from pipeline.errors import PipelineError
 
 BUCKET = "cache"
@@ -80,18 +82,20 @@ class Server:
             self.process.wait()
             self.process = None
 
-    def restart(self, *, serves: Callable[[], object] = lambda: None) -> None:
+    def restart(self, kept: ObjectStore, key: str) -> None:
         """Kill it and start it again on the same data and port.
 
-        It answers before it has found its data again, and 500 until then: ``serves`` is called
-        until that is over.
+        It answers before it has found its data again, and 500 to readers and writers until then:
+        wait until it gives back ``key`` of ``kept`` and takes an object beside it.
         """
         self.kill()
         self.start()
         deadline = time.monotonic() + READY_SECONDS
+        beside = open_objects(f"s3://{BUCKET}/restarted")
         while True:
             try:
-                serves()
+                kept.read(key, max_bytes=1 << 20)
+                beside.create(uuid.uuid4().hex, os.urandom(20_000))
                 return
             except PipelineError as error:
                 if "status 500" not in str(error) or time.monotonic() > deadline:

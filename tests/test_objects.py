@@ -730,7 +730,7 @@ def test_acknowledged_objects_survive_a_kill_of_the_server(tmp_path, as_user):
         wanted = {f"{number}": os.urandom(20_000) for number in range(20)}
         for key, data in wanted.items():
             store.create(key, data)
-        server.restart(serves=lambda: store.read("0", max_bytes=20_000))
+        server.restart(store, "0")
         assert store.sizes() == dict.fromkeys(sorted(wanted), 20000)
         assert {key: store.read(key, max_bytes=20_000) for key in wanted} == wanted
         assert all(store.create(key, data) is False for key, data in wanted.items())

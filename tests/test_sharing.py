@@ -261,7 +261,7 @@ def test_a_server_that_dies_in_the_middle_of_a_push_shows_no_cache_until_it_is_c
         pushing.join(60)
         (done,) = ended
         assert "could not be reached" in one_error(done)
-        server.start()
+        server.restart(seen, "manifest.json")
         kept = seen.sizes("receipts")
         assert 20 <= len(kept) < len(TeacherCache.open(cache).seal.receipts)
         assert seen.size("sealed.json") is None

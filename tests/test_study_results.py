@@ -196,7 +196,7 @@ def study(digits_copy: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     config = config_from_tree(tree, origin="test")
     monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(store, "studies", lambda: ["small"])
-    monkeypatch.setattr(store, "sweep_of", lambda _: config.sweep)
+    monkeypatch.setattr(store, "config_of", lambda _: config)
     return config
 
 
@@ -231,3 +231,29 @@ def test_results_of_other_images_are_not_mixed_in(study):
     other.to_parquet(store.KEPT / "small.parquet", index=False)
     with pytest.raises(SystemExit, match="is of the data set another"):
         store.collect(study.workspace)
+
+
+def test_a_run_that_two_studies_ask_for_is_kept_for_both(study, monkeypatch):
+    tree = study.model_dump(mode="json", exclude_unset=True)
+    tree["select"] = {"revision": "none", "strategy": "all"}
+    points = {"base": (), "hot": ("select.temperature=8",)}
+    tree["sweep"] = {"points": points, "seeds": [0, 1], "name": "other"}
+    configs = {"small": study, "other": config_from_tree(tree, origin="test")}
+    monkeypatch.setattr(store, "studies", lambda: ["other", "small"])
+    monkeypatch.setattr(store, "config_of", configs.__getitem__)
+    sweep.execute(study, Part(points=("plain", "KD"), seeds=(0,)))
+    store.collect(study.workspace)
+    assert not (store.KEPT / "other.parquet").exists()  # nobody began it
+    sweep.execute(configs["other"], Part(points=("hot",), seeds=(1,)))
+    store.collect(study.workspace)
+    given = store.runs_of("small").set_index(store.KEY).loc[("KD", 0)]
+    taken = store.runs_of("other").set_index(store.KEY)
+    assert sorted(taken.index) == [("base", 0), ("hot", 1)]
+    pd.testing.assert_series_equal(taken.loc[("base", 0)], given, check_names=False)
+    epochs = store.epochs_of_study("other")
+    assert set(epochs["point"]) == {"base", "hot"}
+    monkeypatch.setattr(store, "TIMED", "other")
+    (store.KEPT / "other.parquet").unlink()
+    (store.KEPT / "other.epochs.parquet").unlink()
+    store.collect(study.workspace)
+    assert store.runs_of("other")["point"].tolist() == ["hot"]  # its seconds are its own
