@@ -99,7 +99,7 @@ class SelectConfig(Section):
     """Differences between the cache and the data set that are not refused."""
     repair: Literal["none", "head"] = "none"
     """head: the teacher's classifier is refitted on the cached features and its logits are used."""
-    revision: Revision = "wrong"
+    revision: Revision = "all"
     eta: OpenUnit = 0.8
     temperature: Positive = 4.0
     """The temperature of distillation."""

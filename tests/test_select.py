@@ -124,7 +124,7 @@ def test_labels_may_be_revised_at_another_temperature(chosen, cache):
 
 def test_clean_labels_are_one_view(chosen, cache):
     soft = soft_labels_of(chosen("select.soft_views=clean", "select.strategy=none"))
-    expected = revised_by_hand(cache, 0, eta=0.8, temperature=4.0, rows="wrong")
+    expected = revised_by_hand(cache, 0, eta=0.8, temperature=4.0, rows="all")
     assert (soft.by_view, soft.record.shape[0]) == (False, 1)
     np.testing.assert_allclose(soft.views()[0], expected, rtol=1e-3, atol=1e-6)
 
@@ -203,7 +203,7 @@ def test_all_and_none_keep_all_and_none(chosen):
         "select.temperature=2",
         "select.eta=0.7",
         "select.revise_at=1",
-        "select.revision=all",
+        "select.revision=wrong",
         "select.soft_views=clean",
         "select.fraction=0.3",
         "select.class_quota=0.1",
