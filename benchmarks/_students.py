@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ViewSpec
+from pipeline.frozen_teacher import Teacher
 from pipeline.models import Classifier
 from pipeline.models.zoo import build
 from pipeline.normalisation import Normaliser
@@ -19,7 +20,6 @@ from pipeline.online_teacher import OnlineTeacher
 from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.runtime import Runtime
 from pipeline.student_loss import DistillationLoss, Weights
-from pipeline.teacher_pass import Teacher
 from pipeline.training import EpochSize, Learner, Totals, outputs_of
 
 TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # the CIFAR-100 recipes of the field

@@ -23,10 +23,11 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects import open_objects
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
+from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
 from pipeline.runtime import Runtime, resolve_runtime
-from pipeline.teacher_pass import Teacher, cache_identity, cache_views
+from pipeline.teacher_pass import cache_views
 
 CLASSES = 10
 BARE = "bare forward, resident tensors"

@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.runtime import num_cores, versions
-from pipeline.scoring import InfluenceSettings, ScoredRows, score_influence
+from pipeline.scoring import score_influence
+from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.targets import Target, Targets
 
 RATIO = 3.0

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 
 from pipeline.data.batches import Batch
+from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.normalisation import Normaliser
 from pipeline.runtime import Runtime
-from pipeline.teacher_pass import Teacher, teacher_outputs
 
 
 @dataclass(frozen=True, kw_only=True)

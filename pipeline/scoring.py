@@ -9,7 +9,6 @@ wrong rows of 0.79 instead of 0.92).
 Shapes: N scored samples, K views, D features, C classes.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -20,71 +19,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artefacts.scores import TRUSTED_SHARE, SolveRecord
-from pipeline.cross_fit import choose_l2, cross_fit, simplest_within_error
+from pipeline.cross_fit import choose_l2, simplest_within_error
 from pipeline.errors import PipelineError
 from pipeline.head_precision import least_gradient, with_precision
-from pipeline.methods.head_data import Rows, read_rows
+from pipeline.issue_columns import issue_columns
 from pipeline.methods.head_difficulty import score_difficulty
 from pipeline.methods.head_ekfac import ekfac
 from pipeline.methods.head_influence import score_added
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_sets import undistil_effect
 from pipeline.methods.head_solver import NotConverged, fit
-from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.methods.parameter_change import undistil_order
 from pipeline.methods.sharing import agreed
 from pipeline.progress import Progress, progress
-from pipeline.ranks import ALONE, Ranks
 from pipeline.score_sums import ScoreSums, placed
-from pipeline.scoring_points import Point, Solver, score_point
+from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
+from pipeline.scoring_points import Point, score_point
 from pipeline.targets import Target, Targets
 
-logger = logging.getLogger(__name__)
-
 STABILITY_ROWS: Final = 50_000
-_ROWS: Final = 16_384
 STABILITY_FACTORS: Final = {"l2 / 3": 1 / 3, "3 l2": 3.0}
 _WORTH_WHILE: Final = 25
 """Newton steps after which a larger l2 is tried; six or so are usual."""
 _STRONGEST: Final = 1.0
 """An l2 at which no fit is hard."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfluenceSettings:
-    """How influence is predicted; `stages.configs.InfluenceConfig` tells what each one is."""
-
-    l2: float | None
-    kd_weight: float
-    temperature: float
-    distilled: float
-    rounds: int
-    hessian_subsample: int | None
-    solver: Solver
-    label_issues: bool
-    diagnostics: bool
-    param_change: bool
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoredRows:
-    """The training rows of a cache."""
-
-    features: Rows
-    """(K, N, D)"""
-    soft_labels: Rows
-    """(K, N, C)"""
-    labels: Tensor
-    """(N,) int64"""
-    start: Tensor
-    """A head to begin at, (C, D + 1)."""
-    clean: Rows
-    """Features of the clean view, (1, N, D)."""
-    folds: Tensor | None
-    """Of heads that are to predict rows that they have not seen, (N,) int64; None: none are."""
-    ranks: Ranks = ALONE
-    """Each reads a part of the rows; every one has the scores of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,35 +228,10 @@ class _Run:
         return current
 
     def _issues(self) -> dict[str, NDArray[np.generic]]:
-        """Confident learning on probabilities by heads that have not seen the row."""
         if not self._settings.label_issues:
             return {}
         self._bar.advance(1, note="label issues")
-        rows, folds = self._rows, self._rows.folds
-        assert folds is not None, "there are some where issues are asked for"
-        heads = cross_fit(
-            rows.clean,
-            rows.labels,
-            folds=folds,
-            l2=self._l2,
-            start=rows.start,
-            ranks=self._ranks,
-        )
-
-        def probs_of(part: slice) -> Tensor:
-            return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)
-
-        # Twice, because the probabilities of all rows may be more than fits into memory.
-        parts = [(part, rows.labels[part]) for part in _runs(self._ranks.part(self._num_rows))]
-        probs = [probs_of(part).gather(1, labels[:, None]).squeeze(1) for part, labels in parts]
-        own = self._ranks.gathered(torch.cat([torch.zeros(0), *probs]))
-        usual = confident_thresholds(own, rows.labels, num_classes=len(rows.start))
-        found = [label_issues(probs_of(part), labels, thresholds=usual) for part, labels in parts]
-        issues = torch.cat([torch.zeros(0, dtype=torch.bool), *found]).byte()
-        return {
-            "label_issue": self._ranks.gathered(issues).bool().numpy(),
-            "p_refit": own.numpy(),
-        }
+        return issue_columns(self._rows, l2=self._l2)
 
     def _order(self) -> NDArray[np.generic]:
         if not self._settings.param_change:
@@ -359,11 +292,6 @@ def _subsample(num_rows: int, wanted: int | None) -> Tensor | None:
     if wanted is None or wanted >= num_rows:
         return None
     return (torch.arange(wanted) * num_rows) // wanted
-
-
-def _runs(part: slice) -> list[slice]:
-    starts = range(part.start, part.stop, _ROWS)
-    return [slice(start, min(start + _ROWS, part.stop)) for start in starts]
 
 
 def _spearman(one: Tensor, other: Tensor) -> float:

@@ -24,10 +24,11 @@ from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.provenance import short
 from pipeline.ranks import ALONE, Ranks
 from pipeline.runtime import Runtime, resolve_runtime
-from pipeline.teacher_pass import Teacher, cache_identity, cache_views
+from pipeline.teacher_pass import cache_views
 from stages.cache_places import cache_place, caches_of, is_sealed
 from stages.configs import Config
 from stages.requests import cache_layout, cache_request, view_spec

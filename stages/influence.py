@@ -14,7 +14,8 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import array_sha256, short
 from pipeline.ranks import ALONE, Ranks
 from pipeline.repair import TeacherRows
-from pipeline.scoring import Influence, InfluenceSettings, score_influence
+from pipeline.scoring import Influence, score_influence
+from pipeline.scoring_inputs import InfluenceSettings
 from pipeline.shared_files import is_missing, write_once
 from stages.cache_places import made_cache
 from stages.configs import Config

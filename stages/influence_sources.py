@@ -15,11 +15,11 @@ from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head_data import ProjectedRows, Rows, principal_components
-from pipeline.provenance import short
 from pipeline.ranks import Ranks
 from pipeline.repair import TeacherRows
-from pipeline.scoring import ScoredRows
+from pipeline.scoring_inputs import ScoredRows
 from pipeline.targets import Target, Targets
+from stages.influence_target import external_cache
 from stages.requests import influence_target
 from stages.select_config import SelectConfig
 from stages.selection_columns import Clean
@@ -279,46 +279,21 @@ class _Builder:
     def _external(self) -> tuple[Target, NDArray[np.uint8]]:
         """The samples of another cache of the same network."""
         assert self._settings.external is not None, "the configuration was checked"
-        cache = TeacherCache.open(self._settings.external)
-        cache.require_features()
-        own = self._seen.cache
-        if cache.manifest.identity.weights != own.manifest.identity.weights:
-            raise ArtefactMismatch(
-                f"{cache.path} is of another network than {own.path}: weights "
-                f"{short(cache.manifest.identity.weights)} (expected "
-                f"{short(own.manifest.identity.weights)}). Cache the target with the same one."
-            )
-        self._require_apart(cache)
+        cache = external_cache(
+            self._settings.external,
+            own=self._seen.cache,
+            dataset=self._dataset,
+            inputs=self._inputs,
+            chooses_l2=self._settings.l2 == "auto",
+        )
         rows = np.arange(cache.shape.num_samples)
         joined = Joined(rows=rows, accepted=())
         outside = HydratedCache(cache=cache, joined=joined, folder=self._cached.folder)
         labels = torch.from_numpy(np.ascontiguousarray(cache.labels))
         return self._target(outside, torch.from_numpy(rows), labels, cache.keys), cache.keys
 
-    def _require_apart(self, cache: TeacherCache) -> None:
-        """No sample of the target is scored, chooses l2, or is a test image."""
-        inputs, test = self._inputs, self._dataset.eval.samples.keys
-        forbidden = [
-            ("training", self._keys[inputs.training.numpy()], "they are what is scored"),
-            ("test", test, "what is chosen by them cannot be tested"),
-        ]
-        if self._settings.l2 == "auto":
-            choosing = self._keys[inputs.held_out.numpy()]
-            forbidden.append(("held-out", choosing, "they choose l2"))
-        for name, keys, because in forbidden:
-            shared = len(_texts(cache.keys) & _texts(keys))
-            if shared:
-                raise ArtefactMismatch(
-                    f"{cache.path} has {shared:,} of the {name} images of {self._dataset.folder} "
-                    f"(expected none as select.influence.external: {because}). Choose others."
-                )
-
 
 def _parts(samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], *, num_parts: int) -> Tensor:
     """The part of each of some samples, (M,) int64."""
     own, rows = labels[samples].numpy(), keys[samples.numpy()]
     return torch.from_numpy(stratified_parts(own, rows, num_parts=num_parts, seed=0))
-
-
-def _texts(keys: NDArray[np.uint8]) -> set[bytes]:
-    return {key.tobytes() for key in keys}

@@ -8,13 +8,8 @@ are fitted to and scored on; the first one writes.
 import logging
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts import soft_labels as soft_format
@@ -29,25 +24,21 @@ from pipeline.artefacts.selection import (
     SelectionTable,
     require_same_selection,
 )
-from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
+from pipeline.artefacts.soft_labels import SoftLabels
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
-from pipeline.methods.data_selection import Selection, select_samples
-from pipeline.methods.data_selection_rules import Rule, Samples
-from pipeline.methods.label_revision import soft_labels
-from pipeline.methods.logit_distillation import standardised
-from pipeline.methods.sparse_labels import pack
-from pipeline.progress import Progress, progress
+from pipeline.methods.data_selection import Selection
 from pipeline.provenance import short
 from pipeline.ranks import ALONE, Ranks
-from pipeline.repair import RepairedCache, TeacherRows, repair_head
+from pipeline.repair import TeacherRows, repair_head
 from pipeline.runtime import num_cores, versions
 from pipeline.shared_files import is_missing, write_once
 from stages.cache_places import find_cache
 from stages.configs import Config
 from stages.influence import open_scores
 from stages.requests import selection_identity, soft_label_identity
-from stages.select_config import SelectConfig
+from stages.revise import revise_views
+from stages.select_rows import choose
 from stages.selection_columns import Clean, table_columns
 
 logger = logging.getLogger(__name__)
@@ -76,7 +67,7 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
         return table
     inputs = Clean.read(rows.rows, dataset, config.select)
     scores = open_scores(config, rows.rows, dataset, inputs, ranks=ranks)
-    selection = _select(config.select, inputs, scores)
+    selection = choose(config.select, inputs, scores)
     record = _record(identity, inputs, scores, selection, cached)
     columns = table_columns(inputs, scores, selection)
     write_once(
@@ -189,120 +180,8 @@ def _write_soft_labels(
         logger.info("%s exists, nothing to do", path)
         return
     cached = teacher.rows  # by all ranks, where it is repaired
-    write_once(
-        path, lambda: _revise_views(path, identity, cached, dataset, config=config), ranks=ranks
-    )
-
-
-def _revise_views(
-    path: Path,
-    identity: SoftLabelIdentity,
-    cached: TeacherRows,
-    dataset: Dataset,
-    *,
-    config: Config,
-) -> None:
-    """Write the soft labels of all views."""
-    labels = torch.from_numpy(dataset.train.samples.labels)
-    with progress(
-        "revise labels", total=len(identity.views) * cached.num_samples, unit="rows"
-    ) as bar:
-        soft_format.write(
-            path,
-            identity=identity,
-            views=(
-                _revised(identity, cached, view, labels, eta=config.select.eta, bar=bar)
-                for view in identity.views
-            ),
-            num_samples=cached.num_samples,
-            num_classes=dataset.num_classes,
-            repaired=cached.report if isinstance(cached, RepairedCache) else None,
-        )
-    logger.info("%s: %d views of %s labels", path, len(identity.views), f"{cached.num_samples:,}")
-
-
-def _revised(
-    identity: SoftLabelIdentity,
-    cached: TeacherRows,
-    view: int,
-    labels: Tensor,
-    *,
-    eta: float,
-    bar: Progress,
-) -> Iterator[NDArray[np.float16] | NDArray[np.uint16]]:
-    """The soft labels of one view, revised in float32; hard ones where the cache has none."""
-    known = torch.from_numpy(cached.joined.known)
-    for block in cached.logit_blocks(view, temperature=identity.revise_at):
-        own, seen = labels[block.samples], known[block.samples]
-        revised = F.one_hot(own, block.logits.shape[1]).float()
-        logits = block.logits[seen]
-        revised[seen] = soft_labels(
-            standardised(logits) if identity.standardise else logits,
-            own[seen],
-            revision=identity.revision,
-            eta=eta,
-            temperature=identity.revise_at,
-        )
-        if block.classes is None:
-            yield revised.half().numpy()
-        else:
-            yield pack(revised, block.classes, own).numpy()
-        bar.advance(len(own))
-
-
-def _select(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) -> Selection:
-    """Apply the strategy to the training rows."""
-    candidates = np.zeros(inputs.num_samples, dtype=bool)
-    candidates[inputs.training] = True
-    uses_errors = config.strategy == "influence" and config.standard_errors > 0
-    rule = Rule(
-        fraction=config.fraction,
-        threshold=config.threshold,
-        num_errors=config.standard_errors if config.strategy == "influence" else 0.0,
-        class_quota=config.class_quota,
-        beta=(config.beta_mean, config.beta_concentration) if config.strategy == "beta" else None,
-    )
-    scores = _scores(config, inputs, influence)
-    errors = _errors(config, influence) if uses_errors else None
-    try:
-        samples = Samples(
-            labels=inputs.labels.numpy(), candidates=candidates, scores=scores, errors=errors
-        )
-        return select_samples(config.strategy, samples, rule=rule, seed=config.seed)
-    except ValueError as error:
-        raise ConfigError(f"select: {error}") from error
-
-
-def _scores(
-    config: SelectConfig, inputs: Clean, influence: ScoreTable | None
-) -> NDArray[np.float64] | None:
-    """What the strategy reads of every sample; higher = keep."""
-    if config.strategy == "correct":
-        return inputs.scores.teacher_correct.numpy().astype(np.float64)
-    if config.strategy == "el2n":
-        return -inputs.scores.el2n.numpy().astype(np.float64)
-    if influence is None:
-        return None
-    if config.strategy == "label-issue-free":
-        return 1.0 - influence.frame["label_issue"].fillna(True).to_numpy(dtype=np.float64)
-    column = {"beta": "self_influence", "param-change": "undistil_order"}.get(
-        config.strategy, config.score
-    )
-    sign = -1.0 if column == "dloss_swap" else 1.0
-    return sign * influence.frame[column].to_numpy(dtype=np.float64)
-
-
-def _errors(config: SelectConfig, influence: ScoreTable | None) -> NDArray[np.float64]:
-    """Standard errors of the selecting score."""
-    assert influence is not None, "the strategy reads scores"
-    errors = influence.frame[f"{config.score}_se"].to_numpy(dtype=np.float64)
-    if np.isnan(errors).all():
-        raise ConfigError(
-            f"{influence.path} has no standard errors: its target has "
-            f"{influence.record.diagnostics.num_target:,} samples (expected at least 4). Raise "
-            "`prepare.held_out_fraction`, or set `select.standard_errors = 0`."
-        )
-    return errors
+    eta = config.select.eta
+    write_once(path, lambda: revise_views(path, identity, cached, dataset, eta=eta), ranks=ranks)
 
 
 def _record(

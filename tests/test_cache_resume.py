@@ -39,10 +39,11 @@ from pipeline.artefacts.zarr_arrays import encode
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
+from pipeline.frozen_teacher import Teacher, cache_identity, teacher_outputs
 from pipeline.models.zoo import build
 from pipeline.normalisation import Normaliser
 from pipeline.runtime import resolve_runtime
-from pipeline.teacher_pass import Teacher, cache_identity, cache_views, teacher_outputs
+from pipeline.teacher_pass import cache_views
 from stages import cache_gc
 from stages.requests import teacher_run_path
 from tests.commands import heartcut

@@ -26,7 +26,8 @@ from pipeline.methods.head_sets import undistil_effect
 from pipeline.methods.head_solver import fit, solve
 from pipeline.methods.parameter_change import undistil_order
 from pipeline.ranks import ALONE, Ranks
-from pipeline.scoring import InfluenceSettings, ScoredRows, score_influence
+from pipeline.scoring import score_influence
+from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.targets import Target, Targets
 from stages import select
 from stages.config_file import with_overrides

@@ -48,9 +48,10 @@ from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed, PipelineError
+from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.models.zoo import build
 from pipeline.runtime import resolve_runtime
-from pipeline.teacher_pass import Teacher, cache_identity, cache_views
+from pipeline.teacher_pass import cache_views
 from stages import cache_teacher
 from stages.cache_places import find_cache
 from stages.config_file import with_overrides

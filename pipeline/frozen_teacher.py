@@ -1,0 +1,70 @@
+"""A frozen teacher: its network, what it expects of images, and what it says of them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.artefacts.cache_record import CacheIdentity
+from pipeline.artefacts.dataset import Beton
+from pipeline.data.batches import Batch
+from pipeline.data.view_kinds import Views
+from pipeline.models import Classifier
+from pipeline.normalisation import Normaliser
+from pipeline.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A frozen network, what it expects of images, and where it comes from."""
+
+    model: Classifier
+    digest: str
+    """Of its weights."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """The normalisation that it was trained with, pixels / 255."""
+    target_in_sample: bool
+    """Its own training saw the held-out images."""
+    description: str
+    """What a person calls it."""
+
+
+def cache_identity(
+    teacher: Teacher,
+    *,
+    beton: Beton,
+    views: Views,
+    runtime: Runtime,
+    features: bool,
+    top_k: int = 0,
+    temperatures: tuple[float, ...] = (),
+) -> CacheIdentity:
+    """Everything that the cached numbers depend on."""
+    assert runtime.precision in ("bf16", "fp32"), "a cache is made in bf16 or fp32"
+    return CacheIdentity(
+        weights=teacher.digest,
+        arch=teacher.model.arch,
+        fingerprint=beton.record.fingerprint,
+        pixel_digest=beton.record.pixel_digest,
+        mean=teacher.mean,
+        std=teacher.std,
+        views=views.as_json(),
+        precision=runtime.precision,
+        features=features,
+        top_k=top_k,
+        temperatures=temperatures if top_k else (),
+    )
+
+
+def teacher_outputs(
+    model: Classifier, normalise: Normaliser, batch: Batch, *, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and features (B, D) of a batch, float32.
+
+    The head runs in float32 whatever the trunk runs in, so logits are exact in the features.
+    """
+    with runtime.autocast():
+        features = model.features(normalise(batch.images))
+    features = features.float()
+    return F.linear(features, model.head.weight, model.head.bias), features
