@@ -76,7 +76,7 @@ def options(
         bool, typer.Option("--quiet", "-q", help="Only warnings and results.")
     ] = False,
 ) -> None:
-    """Distil image classifiers offline: run the teacher once, revise its mistakes, keep the best.
+    """Distil image classifiers offline: run the teacher once, revise its labels, keep the best.
 
     The stages, in order: prepare, cache-teacher, select, train-student.
     """

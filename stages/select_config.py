@@ -100,7 +100,12 @@ class SelectConfig(Section):
     repair: Literal["none", "head"] = "none"
     """head: the teacher's classifier is refitted on the cached features and its logits are used."""
     revision: Revision = "all"
+    """Which rows of soft labels are moved towards the label: "all", or those that the teacher gets
+    "wrong"; "none": the teacher's own are used. Two baselines treat wrong rows in other ways:
+    "swap" exchanges the label's probability with the largest, "drop-wrong" takes the label."""
     eta: OpenUnit = 0.8
+    """A right row keeps this share of the teacher (of "all"); in a wrong one the label leads every
+    other class by 1 - eta at least."""
     temperature: Positive = 4.0
     """The temperature of distillation."""
     revise_at: Positive | None = None
@@ -110,6 +115,7 @@ class SelectConfig(Section):
     soft_views: Literal["augmented", "clean"] = "augmented"
     """Soft labels of the augmented views, or of the clean one whatever the student sees."""
     strategy: Strategy = "influence"
+    """Which rows are distilled; docs/selection.md tells how each one chooses."""
     score: ScoreColumn = "dloss_undistill"
     """Column that `influence` and `class-balanced` read."""
     fraction: PositiveShare | None = None

@@ -53,9 +53,9 @@ def gains() -> str | None:
 
 
 def sensitivity() -> str | None:
-    """Test accuracy minus that of the defaults."""
+    """Test accuracy minus that of base."""
     found = bars("sensitivity", "base")
-    return forest(found, "test accuracy minus that of the defaults, points") if found else None
+    return forest(found, "test accuracy minus that of base, points") if found else None
 
 
 def forest(rows: Sequence[Bar], x: str) -> str:

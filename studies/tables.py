@@ -1,9 +1,14 @@
 """The tables of the study as markdown; accuracies in per cent."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import pandas as pd
 
 from pipeline.sweep_statistics import Difference, paired_difference, spread
-from studies.store import runs_of, sweep_of
+from studies.store import TIMED, epochs_of_study, runs_of, sweep_of
+
+Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 
 COMPARED = ("plain", "KD", "base")
 """Points that the others are compared with, where a study has them."""
@@ -19,36 +24,55 @@ def table(name: str) -> str:
     """The results of one study; the teacher's accuracy where points are named after teachers."""
     frame = runs_of(name)
     order = points_of(name, frame)
-    compared = [point for point in COMPARED if any(method_of(each) == point for each in order)]
-    several = any(method_of(point) != point for point in order)
-    header = [
-        "student",
-        *(["teacher, test"] if several else []),
-        "n",
-        "held out, mean of last",
-        "test",
-        *(f"test, minus {point}" for point in compared),
-        "calibration error",
-        "agrees with teacher",
-        "distilled",
-    ]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    columns = columns_of(name, frame, order)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for point in order:
         own = of_point(frame, point)
-        cells = [
-            point,
-            *([percent(own["teacher_accuracy_test"].head(1).dropna())] if several else []),
-        ]
-        cells += [str(len(own)), percent(own["held_out_accuracy_mean_of_last"])]
-        cells.append(percent(own["test_accuracy"]))
-        others = [reference_of(point, other) for other in compared]
-        cells += ["" if other == point else gain(own, of_point(frame, other)) for other in others]
-        cells.append(f"{own['test_calibration_error'].mean():.3f}")
-        cells.append(percent(own["teacher_agreement_test"].dropna()))
-        share = (own["num_distilled"] / own["num_training_samples"]).mean()
-        cells.append(f"{100 * share:.1f} %")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cell(point, own) for cell in columns.values()) + " |")
     return "\n".join(lines)
+
+
+def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Cell]:
+    """What is told of a point, and how, from its name and its rows."""
+
+    def minus(other: str) -> Cell:
+        def cell(point: str, own: pd.DataFrame) -> str:
+            than = reference_of(point, other)
+            return "" if than == point else gain(own, of_point(frame, than))
+
+        return cell
+
+    def mean_of(field: str) -> Cell:
+        return lambda _, own: percent(own[field].dropna())
+
+    of_teacher: dict[str, Cell] = {
+        "teacher, test": lambda _, own: percent(own["teacher_accuracy_test"].head(1).dropna())
+    }
+    timed: dict[str, Cell] = {"seconds": lambda point, own: seconds(name, point, own)}
+    methods = [method_of(point) for point in order]
+    return {
+        "student": lambda point, _: point,
+        **(of_teacher if methods != order else {}),
+        "n": lambda _, own: str(len(own)),
+        **(timed if name == TIMED else {}),
+        "held out, mean of last": mean_of("held_out_accuracy_mean_of_last"),
+        "test": mean_of("test_accuracy"),
+        **{f"test, minus {other}": minus(other) for other in COMPARED if other in methods},
+        "calibration error": lambda _, own: f"{own['test_calibration_error'].mean():.3f}",
+        "agrees with teacher": mean_of("teacher_agreement_test"),
+        "distilled": lambda _, own: percent_distilled(own),
+    }
+
+
+def seconds(name: str, point: str, own: pd.DataFrame) -> str:
+    """Of training, to the end of the last epoch."""
+    epochs = of_point(epochs_of_study(name), point)
+    return f"{epochs['seconds'].groupby(level='seed').max()[own.index].mean():.0f}"
+
+
+def percent_distilled(own: pd.DataFrame) -> str:
+    share = (own["num_distilled"] / own["num_training_samples"]).mean()
+    return f"{100 * share:.1f} %"
 
 
 def points_of(name: str, frame: pd.DataFrame) -> list[str]:

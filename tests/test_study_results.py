@@ -91,6 +91,18 @@ def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
                 _check_gain(row[column], (test[row[0]] - test[other]).dropna())
 
 
+def test_the_table_of_time_says_how_long_each_training_took():
+    header, _, *rows = tables.table(store.TIMED).splitlines()
+    titles, *rows = (
+        [cell.strip() for cell in row.strip("|").split("|")] for row in (header, *rows)
+    )
+    epochs = store.epochs_of_study(store.TIMED)
+    for row in rows:
+        own = epochs[epochs["point"] == row[0]]
+        last = [own.loc[own["seed"] == seed, "seconds"].max() for seed in sorted(set(own["seed"]))]
+        assert row[titles.index("seconds")] == f"{sum(last) / len(last):.0f}"
+
+
 def _check_gain(told: str, differences: pd.Series) -> None:
     numbers = [float(number) for number in re.findall(r"[+-]\d+\.\d+", told)]
     if not len(differences):

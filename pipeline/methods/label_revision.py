@@ -1,4 +1,4 @@
-"""Label revision: correct the teacher where it is wrong, keep it where it is right.
+"""Label revision: move the teacher towards the label, in every row or only where it is wrong.
 
 Lan et al. 2024, "Improve Knowledge Distillation via Label Revision and Data
 Selection", arXiv:2404.03693. The baselines `swap_labels` (Wen et al. 2019,
@@ -83,8 +83,9 @@ def revise_labels(
         probs: teacher probabilities, (B, C), rows sum to 1.
         labels: ground-truth class ids, (B,) int64 in [0, C).
         eta: fraction of the largest admissible beta, in (0, 1).
-        rows: revise the rows that the teacher got "wrong", or "all"; right rows keep
-            beta = eta under "all" and are returned unchanged under "wrong".
+        rows: revise the rows that the teacher got "wrong", or "all", which is what `select` asks
+            for by default; right rows keep beta = eta under "all" and are returned unchanged
+            under "wrong".
 
     Returns:
         Revised probabilities, (B, C) float32 or float64, rows sum to 1.
