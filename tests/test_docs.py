@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from contextlib import chdir
 from pathlib import Path
 from typing import get_args
 
@@ -77,7 +78,8 @@ README_TOML = next(
 
 @pytest.fixture(scope="module")
 def workspace(digits: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the pages begin with: configurations, images, a teacher, the demo."""
+    """A folder with all that the pages begin with: configurations, images prepared, a teacher, the
+    demo. What a page makes is there for the others too, and none needs another's."""
     root = tmp_path_factory.mktemp("docs")
     linked_copy(ROOT / "configs", root / "configs")
     _write_demo(root / "configs")
@@ -87,6 +89,10 @@ def workspace(digits: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     table.rename(root / "elsewhere" / "mine.parquet")
     save_folder(root / "images", train=60, size=32)
     _write_teacher(root / "teacher.safetensors")
+    with chdir(root):
+        reader = Reader(root)
+        reader.write(README_TOML)
+        reader.heartcut(["prepare", "my.toml"])
     return root
 
 
