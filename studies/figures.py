@@ -13,7 +13,7 @@ from studies.tables import FEWEST_SEEDS, STUDENTS, difference, method_of, of_poi
 
 FOLDER = ROOT / "docs" / "images"
 FEWEST_TEACHERS = 3
-METHODS = ("KD", "LR", "LR + DS")
+METHODS = ("KD", "LR", "LR + DS", "repaired, LR")
 
 
 @dataclass(frozen=True, kw_only=True)
