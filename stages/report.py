@@ -101,13 +101,26 @@ def _page(runs: Runs, dataset: Dataset, settings: ReportSettings) -> Page:
         sections.append(_selection(table))
     return Page(
         title=f"heartcut: {printable(runs.workspace.resolve().name)}",
-        intro=f"{len(runs.groups)} students of one teacher, "
-        f"{sum(len(group.runs) for group in runs.groups)} runs, "
-        f"{dataset.train.num_samples:,} training images of {dataset.num_classes} classes.",
+        intro=_intro(runs, dataset, teacher),
         sections=tuple(sections),
         explorer=None if table is None else _explorer(runs, table, teacher, dataset, settings),
         explorer_intro="" if table is None else _about_samples(table),
     )
+
+
+def _intro(runs: Runs, dataset: Dataset, teacher: TeacherFacts | None) -> str:
+    """How much was run; of which cache the rest tells, where students have several."""
+    caches = {run.result.inputs.cache for group in runs.groups for run in group.runs} - {None}
+    several = len(caches) > 1
+    told = (
+        f"{len(runs.groups)} students of "
+        + (f"{len(caches)} teacher caches, " if several else "one teacher, ")
+        + f"{sum(len(group.runs) for group in runs.groups)} runs, "
+        f"{dataset.train.num_samples:,} training images of {dataset.num_classes} classes."
+    )
+    if several and teacher is not None:
+        told += f" What is told of a teacher and of samples is of cache {short(teacher.cache.id)}."
+    return told
 
 
 def _references(groups: Sequence[Group], wanted: Sequence[str]) -> list[Group]:

@@ -12,14 +12,15 @@ import pytest
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
-from pipeline.provenance import Json
+from pipeline.provenance import Json, short
 from pipeline.report.page import Page, render
 from pipeline.sweep_statistics import t_quantile
-from stages import compare, report
+from stages import compare, report, sweep
 from stages.config_file import with_overrides
 from stages.configs import CompareConfig, Config
 from stages.report import ReportSettings
 from stages.report_runs import find_runs
+from stages.sweep_config import SweepConfig
 from tests.browser import Visit, chromium
 from tests.image_folders import textures
 from tests.workspaces import linked_copy
@@ -100,6 +101,7 @@ def table_of(config: Config) -> SelectionTable:
 
 
 def test_the_table_has_the_numbers_of_the_runs(compared, text):
+    assert "3 students of one teacher, 6 runs" in text
     rows = rows_of(text)
     assert list(rows) == ["plain", "KD", "LR + DS &lt;b&gt;"]
     num_training = runs_of(compared, method=None)[0].result.num_training_samples
@@ -349,6 +351,22 @@ def test_single_runs_get_names_from_what_was_done(compared, tmp_path):
     assert {"resnet8a, plain", "resnet8a, KD", "resnet8a, KD + LR + influence 60 %"} == set(
         rows_of(text)
     )
+
+
+def test_students_of_several_caches_are_said_to_be(digits, tmp_path):
+    workspace = linked_copy(digits.workspace, tmp_path / "work")
+    whole = ("select.revision=none", "select.strategy=all")
+    points = {"KD": whole, "KD, one view": (*whole, "views.count=1")}
+    config = with_overrides(digits, [f"workspace={workspace}", "train_student.epochs=1"])
+    config = config.model_copy(update={"sweep": SweepConfig(name="v", seeds=(0,), points=points)})
+    sweep.execute(config)
+    settings = ReportSettings(output=tmp_path / "report.html")
+    text = report.execute([workspace / "sweeps" / "v"], settings).read_text()
+    assert "2 students of 2 teacher caches, 2 runs" in text
+    caches = {Run.open(path).result.inputs.cache for path in config.runs_folder.glob("student-*")}
+    told = re.search(r"is of cache (\w+)\.", text)
+    assert told is not None
+    assert told[1] in {short(cache) for cache in caches if cache is not None}
 
 
 def test_a_baseline_can_be_named(compared, tmp_path):
