@@ -1,4 +1,5 @@
-"""A frozen teacher: its network, what it expects of images, and what it says of them."""
+"""A frozen teacher: its network, what it expects of images, what it says of them, and what
+that depends on."""
 
 from dataclasses import dataclass
 

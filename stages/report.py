@@ -72,7 +72,7 @@ def execute(
         "%s: %d students in %d runs, %.1f MB",
         output,
         len(runs.groups),
-        sum(len(group.runs) for group in runs.groups),
+        runs.num_runs,
         output.stat().st_size / 1e6,
     )
     return output
@@ -110,12 +110,10 @@ def _page(runs: Runs, dataset: Dataset, settings: ReportSettings) -> Page:
 
 def _intro(runs: Runs, dataset: Dataset, teacher: TeacherFacts | None) -> str:
     """How much was run; of which cache the rest tells, where students have several."""
-    caches = {run.result.inputs.cache for group in runs.groups for run in group.runs} - {None}
-    several = len(caches) > 1
+    several = len(runs.caches) > 1
+    teachers = f"{len(runs.caches)} teacher caches" if several else "one teacher"
     told = (
-        f"{len(runs.groups)} students of "
-        + (f"{len(caches)} teacher caches, " if several else "one teacher, ")
-        + f"{sum(len(group.runs) for group in runs.groups)} runs, "
+        f"{len(runs.groups)} students of {teachers}, {runs.num_runs} runs, "
         f"{dataset.train.num_samples:,} training images of {dataset.num_classes} classes."
     )
     if several and teacher is not None:
@@ -146,8 +144,7 @@ def _table(runs: Runs, settings: ReportSettings) -> SelectionTable | None:
 
 def _teacher(runs: Runs, dataset: Dataset, table: SelectionTable | None) -> TeacherFacts | None:
     """The teacher of the table, or of the runs."""
-    caches = [run.result.inputs.cache for group in runs.groups for run in group.runs]
-    cache = table.record.identity.cache if table is not None else next(filter(None, caches), None)
+    cache = table.record.identity.cache if table is not None else next(iter(runs.caches), None)
     return None if cache is None else teacher_of(runs.workspace, cache, dataset, runs.config)
 
 

@@ -55,6 +55,16 @@ class Runs:
     config: Config | None
     """Where a configuration was given: it may tell where the cache lies."""
 
+    @property
+    def num_runs(self) -> int:
+        return sum(len(group.runs) for group in self.groups)
+
+    @property
+    def caches(self) -> list[str]:
+        """Ids of the teacher caches, each once, in the order of the runs."""
+        found = (run.result.inputs.cache for group in self.groups for run in group.runs)
+        return list(dict.fromkeys(cache for cache in found if cache is not None))
+
 
 def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
     """The runs at ``places``: configurations, workspaces, sweeps, or runs.

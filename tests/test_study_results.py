@@ -22,6 +22,14 @@ STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if ".epochs" not i
 NUMBER = re.compile(r"\d+\.\d")
 
 
+def cells_of(table: str) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table in markdown."""
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    )
+    return header, rows
+
+
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
 def test_the_tables_are_those_of_the_stored_results(page):
     text = page.read_text()
@@ -38,10 +46,7 @@ def test_readme_and_site_begin_with_stored_results_and_have_no_other_table_of_nu
 
 
 def test_the_headline_says_what_numpy_and_scipy_say():
-    _, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in tables.headline().splitlines()
-    )
+    _, rows = cells_of(tables.headline())
     assert {tuple(row[:2]) for row in rows} >= {
         (student, point)
         for student in ("ResNet-8", "ResNet-20")
@@ -64,10 +69,7 @@ def test_the_headline_says_what_numpy_and_scipy_say():
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
     frame = store.runs_of(name)
-    header, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in tables.table(name).splitlines()
-    )
+    header, rows = cells_of(tables.table(name))
     assert [row[0] for row in rows] == [
         point for point in store.sweep_of(name).points if point in set(frame["point"])
     ]
@@ -92,15 +94,12 @@ def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
 
 
 def test_the_table_of_time_says_how_long_each_training_took():
-    header, _, *rows = tables.table(store.TIMED).splitlines()
-    titles, *rows = (
-        [cell.strip() for cell in row.strip("|").split("|")] for row in (header, *rows)
-    )
+    header, rows = cells_of(tables.table(store.TIMED))
     epochs = store.epochs_of_study(store.TIMED)
     for row in rows:
         own = epochs[epochs["point"] == row[0]]
         last = [own.loc[own["seed"] == seed, "seconds"].max() for seed in sorted(set(own["seed"]))]
-        assert row[titles.index("seconds")] == f"{sum(last) / len(last):.0f}"
+        assert row[header.index("seconds")] == f"{sum(last) / len(last):.0f}"
 
 
 def _check_gain(told: str, differences: pd.Series) -> None:
@@ -141,10 +140,7 @@ def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypa
     for module in (tables, figures):
         monkeypatch.setattr(module, "runs_of", lambda _: frame)
     monkeypatch.setattr(tables, "sweep_of", lambda _: wanted)
-    header, _, *lines = (
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in tables.table("teachers").splitlines()
-    )
+    header, lines = cells_of(tables.table("teachers"))
     told = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
     assert [told[point]["teacher, test"] for point in points] == [
         "",
