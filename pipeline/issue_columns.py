@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cross_fit import cross_fit
-from pipeline.methods.head_data import read_rows
+from pipeline.methods.head_data import read_rows, runs
 from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.scoring_inputs import ScoredRows
 
@@ -32,7 +32,7 @@ def issue_columns(rows: ScoredRows, *, l2: float) -> dict[str, NDArray[np.generi
         return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)
 
     # Twice, because the probabilities of all rows may be more than fits into memory.
-    parts = [(part, rows.labels[part]) for part in _runs(ranks.part(len(rows.labels)))]
+    parts = [(part, rows.labels[part]) for part in runs(ranks.part(len(rows.labels)), size=_ROWS)]
     probs = [probs_of(part).gather(1, labels[:, None]).squeeze(1) for part, labels in parts]
     own = ranks.gathered(torch.cat([torch.zeros(0), *probs]))
     usual = confident_thresholds(own, rows.labels, num_classes=len(rows.start))
@@ -42,8 +42,3 @@ def issue_columns(rows: ScoredRows, *, l2: float) -> dict[str, NDArray[np.generi
         "label_issue": ranks.gathered(issues).bool().numpy(),
         "p_refit": own.numpy(),
     }
-
-
-def _runs(part: slice) -> list[slice]:
-    starts = range(part.start, part.stop, _ROWS)
-    return [slice(start, min(start + _ROWS, part.stop)) for start in starts]

@@ -26,6 +26,7 @@ from pipeline.cross_fit import CrossFit, L2Choice, choose_l2, cross_fit
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate_logits
 from pipeline.methods.folds import stratified_folds, stratified_parts
+from pipeline.methods.head_data import runs
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
 from pipeline.methods.head_solver import NotConverged
@@ -203,8 +204,7 @@ def _blocks(
     """Logits of one view by the heads, a shard's worth of samples at a time."""
     features = torch.from_numpy(cached.features(view))
     size = cached.cache.manifest.layout.shard_rows
-    for start in range(0, cached.num_samples, size):
-        samples = slice(start, min(start + size, cached.num_samples))
+    for samples in runs(slice(0, cached.num_samples), size=size):
         logits = heads.logits_of(features[samples], folds[samples])
         yield LogitBlock(samples=samples, logits=logits, classes=None)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.methods.head_data import PickedRows, Rows, read_rows
+from pipeline.methods.head_data import PickedRows, Rows, read_rows, runs
 from pipeline.methods.head_influence import heldout_gradient
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
@@ -46,10 +46,8 @@ class Target:
 
     def losses(self, weight: Tensor) -> Tensor:
         """Cross-entropy of every sample at W, nats, (M,) float64."""
-        own = self.ranks.part(len(self))
         parts = [torch.zeros(0, dtype=torch.float64)]
-        for start in range(own.start, own.stop, _ROWS):
-            rows = slice(start, min(start + _ROWS, own.stop))
+        for rows in runs(self.ranks.part(len(self)), size=_ROWS):
             inputs = with_bias_input(read_rows(self.features, rows)[0].double())
             logits = inputs @ weight.cpu().T
             parts.append(F.cross_entropy(logits, self.labels[rows], reduction="none"))

@@ -6,6 +6,7 @@ they are needed, so a problem holds readers and never the numbers themselves.
 Shapes: K views, N samples, n samples that are read at once, X columns.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -16,6 +17,12 @@ from pipeline.methods.sharing import NOT_SHARED, Sharing, led, summed
 
 Samples: TypeAlias = slice | Tensor
 """A run of samples, or their positions (n,) int64."""
+
+
+def runs(part: slice, *, size: int) -> Iterator[slice]:
+    """``part`` of the samples, cut into runs of at most ``size``."""
+    for start in range(part.start, part.stop, size):
+        yield slice(start, min(start + size, part.stop))
 
 
 class RowReader(Protocol):
@@ -103,9 +110,7 @@ def principal_components(
         raise ValueError(f"num_components must be in [1, {width}], got {num_components}")
     total = torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)
-    own = sharing.part(num_samples)
-    for start in range(own.start, own.stop, rows_per_chunk):
-        samples = slice(start, min(start + rows_per_chunk, own.stop))
+    for samples in runs(sharing.part(num_samples), size=rows_per_chunk):
         part = read_rows(rows, samples).double().reshape(-1, width)
         total += part.sum(dim=0)
         products += part.T @ part

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_data import Rows, read_rows
+from pipeline.methods.head_data import Rows, read_rows, runs
 from pipeline.methods.head_problem import Linearisation, centred
 from pipeline.methods.head_rows import LinearRows, with_bias_input
 from pipeline.methods.sharing import NOT_SHARED, Sharing, largest, led, summed
@@ -89,8 +89,7 @@ def heldout_gradient(
         )
     weight, own = led(sharing, weight.double()), sharing.part(len(labels))
     total = torch.zeros_like(weight)
-    for start in range(own.start, own.stop, rows_per_chunk):
-        rows = slice(start, min(start + rows_per_chunk, own.stop))
+    for rows in runs(own, size=rows_per_chunk):
         inputs = with_bias_input(read_rows(features, rows)[0].to(weight.device, torch.float64))
         column = labels[rows].to(weight.device)[:, None]
         residuals = torch.softmax(inputs @ weight.T, dim=1)
