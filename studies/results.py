@@ -6,8 +6,10 @@ python -m studies.results render               # parquet -> the tables and figur
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
+from studies.differences import DIFFERENCES, differences
 from studies.figures import draw
 from studies.store import ROOT, collect, left, studies
 from studies.tables import HEADLINE, headline, table
@@ -22,13 +24,14 @@ BEGIN, END = "<!-- table of {name}: studies/results.py -->", "<!-- end of table 
 
 def rendered(page: str) -> str:
     """A page with its tables made again."""
-    for name in (HEADLINE, *studies()):
+    tables = {HEADLINE: headline, DIFFERENCES: differences}
+    tables |= {name: partial(table, name) for name in studies()}
+    for name, made in tables.items():
         begin = BEGIN.format(name=name)
         if begin in page:
             before, rest = page.split(begin, 1)
             _, after = rest.split(END, 1)
-            made = headline() if name == HEADLINE else table(name)
-            page = f"{before}{begin}\n\n{made}\n\n{END}{after}"
+            page = f"{before}{begin}\n\n{made()}\n\n{END}{after}"
     return page
 
 

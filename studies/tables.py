@@ -1,6 +1,6 @@
 """The tables of the study as markdown; accuracies in per cent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import pandas as pd
@@ -10,6 +10,7 @@ from studies.store import TIMED, epochs_of_study, runs_of, sweep_of
 
 Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 
+TEST = "test_accuracy"
 COMPARED = ("plain", "KD", "base")
 """Points that the others are compared with, where a study has them."""
 HEADLINE = "headline"
@@ -25,11 +26,14 @@ def table(name: str) -> str:
     frame = runs_of(name)
     order = points_of(name, frame)
     columns = columns_of(name, frame, order)
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for point in order:
-        own = of_point(frame, point)
-        lines.append("| " + " | ".join(cell(point, own) for cell in columns.values()) + " |")
-    return "\n".join(lines)
+    rows = [[cell(point, of_point(frame, point)) for cell in columns.values()] for point in order]
+    return table_of(list(columns), rows)
+
+
+def table_of(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Cell]:
@@ -56,7 +60,7 @@ def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Ce
         "n": lambda _, own: str(len(own)),
         **(timed if name == TIMED else {}),
         "held out, mean of last": mean_of("held_out_accuracy_mean_of_last"),
-        "test": mean_of("test_accuracy"),
+        "test": mean_of(TEST),
         **{f"test, minus {other}": minus(other) for other in COMPARED if other in methods},
         "calibration error": lambda _, own: f"{own['test_calibration_error'].mean():.3f}",
         "agrees with teacher": mean_of("teacher_agreement_test"),
@@ -104,9 +108,9 @@ def percent(shares: pd.Series) -> str:
     return told if found.std is None else f"{told} ± {100 * found.std:.2f}"
 
 
-def gain(own: pd.DataFrame, reference: pd.DataFrame) -> str:
+def gain(own: pd.DataFrame, reference: pd.DataFrame, field: str = TEST) -> str:
     """Point minus another over the seeds that both have, with its 95 % interval."""
-    found = difference(own, reference)
+    found = difference(own, reference, field)
     if found.mean is None:
         return ""
     told = f"{100 * found.mean:+.2f}"
@@ -115,29 +119,28 @@ def gain(own: pd.DataFrame, reference: pd.DataFrame) -> str:
     return f"{told} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
 
 
-def difference(own: pd.DataFrame, reference: pd.DataFrame) -> Difference:
+def difference(own: pd.DataFrame, reference: pd.DataFrame, field: str = TEST) -> Difference:
     """In shares of 1."""
-    return paired_difference(by_seed(own), by_seed(reference))
+    return paired_difference(by_seed(own, field), by_seed(reference, field))
 
 
-def by_seed(of_one_point: pd.DataFrame) -> dict[int, float]:
-    """Test accuracies."""
+def by_seed(of_one_point: pd.DataFrame, field: str) -> dict[int, float]:
     seeds = map(int, of_one_point.index)
-    return dict(zip(seeds, of_one_point["test_accuracy"].tolist(), strict=True))
+    return dict(zip(seeds, of_one_point[field].tolist(), strict=True))
 
 
 def headline() -> str:
     """Test accuracy of both students by what matters most, where there are enough seeds."""
     header = ["student", "learns by", "n", "test", *(f"minus {point}" for point in SHOWN[:2])]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = []
     for student, name in STUDENTS.items():
         frame = runs_of(name)
         for point in SHOWN:
             own = of_point(frame, point)
             if len(own) < FEWEST_SEEDS:
                 continue
-            cells = [student, point, str(len(own)), percent(own["test_accuracy"])]
+            cells = [student, point, str(len(own)), percent(own[TEST])]
             others = {other: of_point(frame, other) for other in SHOWN[:2]}
             cells += ["" if other == point else gain(own, rows) for other, rows in others.items()]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return table_of(header, lines)

@@ -177,3 +177,11 @@ def _comment(token: Token) -> str:
     """Text of an HTML comment; empty: it is none."""
     found = re.fullmatch(r"<!--\s*(.*?)\s*-->\s*", token.content) if token.content else None
     return found[1] if found and token.type == "html_block" else ""
+
+
+def cells_of(table: str) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table in markdown."""
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    )
+    return header, rows

@@ -16,18 +16,10 @@ from stages.configs import Config
 from stages.sweep_config import SweepConfig
 from stages.sweep_tasks import Part
 from studies import figures, results, store, tables
-from tests.documentation import ROOT
+from tests.documentation import ROOT, cells_of
 
 STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if ".epochs" not in path.name]
 NUMBER = re.compile(r"\d+\.\d")
-
-
-def cells_of(table: str) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of a table in markdown."""
-    header, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
-    )
-    return header, rows
 
 
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
