@@ -1,6 +1,7 @@
 """The differences that the study's pages tell: those of the table are of the stored results, and
 those told in words are of the table."""
 
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -32,8 +33,10 @@ def by_seed(name: str, field: str) -> pd.DataFrame:
 
 
 def found(name: str, point: str, other: str, field: str) -> Found:
-    """Mean and 95 % interval in points, by scipy."""
+    """Mean and 95 % interval in points, by scipy; one seed has no interval."""
     difference = (by_seed(name, field)[point] - by_seed(name, field)[other]).dropna()
+    if len(difference) == 1:
+        return float(difference.mean()), math.nan, math.nan
     interval = scipy.stats.ttest_1samp(difference, 0.0).confidence_interval(0.95)
     return float(difference.mean()), float(interval.low), float(interval.high)
 
