@@ -28,7 +28,7 @@ from stages.report_runs import Group, Runs, find_runs, selection_of
 from stages.report_samples import SCORE, explorer
 from stages.report_tables import comparison_section, cost_section, of_ids, references
 from stages.report_teacher import TeacherFacts, teacher_of
-from stages.selection_words import warnings_of
+from stages.selection_words import warnings_of_table
 
 logger = logging.getLogger(__name__)
 
@@ -204,17 +204,15 @@ def _selection(table: SelectionTable) -> Section:
     ]
     if record.wrong_row_auc is not None:
         facts.append(("AUC of the score for wrong rows", f"{record.wrong_row_auc:.3f}"))
-    warnings: tuple[str, ...] = ()
     if record.scores is not None:
         facts += _diagnostics(record.scores.diagnostics)
-        warnings = tuple(warnings_of(record.scores.diagnostics))
     chart = influence_chart(table)
     return Section(
         title="Selection",
         intro="What the scores were made of, and what speaks against them."
         if record.scores is not None
         else "",
-        warnings=warnings,
+        warnings=tuple(warnings_of_table(table)),
         facts=tuple(facts),
         charts=() if chart is None else (chart,),
     )

@@ -40,6 +40,7 @@ from stages.requests import selection_identity, soft_label_identity
 from stages.revise import revise_views
 from stages.select_rows import choose
 from stages.selection_columns import Clean, table_columns
+from stages.selection_words import doubts_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,10 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
         path, lambda: selection_format.write(path, record=record, columns=columns), ranks=ranks
     )
     logger.info("%s: %s", path, describe(record))
-    return SelectionTable.open(path)
+    table = SelectionTable.open(path)
+    for line in doubts_of(table):
+        logger.warning("%s", line)
+    return table
 
 
 class _Teacher:

@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from stages.config_types import (
     Count,
-    NotNegative,
     OpenUnit,
     Positive,
     PositiveShare,
@@ -122,8 +121,9 @@ class SelectConfig(Section):
     """Share of the rows to distil; unset: the strategy's own threshold."""
     threshold: float | None = None
     """Bound of the score; unset: 0 for influence, none for others."""
-    standard_errors: NotNegative = 0.0
-    """Standard errors by which a score has to be above its threshold."""
+    standard_errors: float = 0.0
+    """Standard errors by which a score has to be above its threshold; negative: by which it may be
+    below. -2 leaves out only what harms by more than two."""
     class_quota: Share = 0.5
     """Every class keeps at least this share of the overall kept share."""
     beta_mean: OpenUnit = 0.5
@@ -167,18 +167,16 @@ class SelectConfig(Section):
             raise ValueError("influence.rounds must be at least 1 for score = 'dloss_current'")
         if self.strategy == "label-issue-free" and not influence.label_issues:
             raise ValueError("influence.label_issues must be true for strategy 'label-issue-free'")
-        if self.standard_errors > 0 and influence.standard_error_groups == 0:
-            raise ValueError(
-                "influence.standard_error_groups must be at least 2 for standard_errors above 0"
-            )
-        if self.standard_errors > 0 and self.score == "dloss_current":
+        if self.standard_errors and influence.standard_error_groups == 0:
+            raise ValueError("standard_errors needs influence.standard_error_groups of at least 2")
+        if self.standard_errors and self.score == "dloss_current":
             raise ValueError("score 'dloss_current' has no standard_errors; remove one of them")
 
     def _require_one_bound(self) -> None:
         """A fraction or a threshold, and not both."""
         if self.fraction is not None and self.threshold is not None:
             raise ValueError("fraction and threshold exclude each other; remove one")
-        if self.fraction is not None and self.standard_errors > 0:
+        if self.fraction is not None and self.standard_errors:
             raise ValueError("fraction and standard_errors exclude each other; remove one")
         needs = self.strategy in ("random", "class-balanced", "beta", "param-change")
         needs = needs or (self.strategy == "el2n" and self.threshold is None)

@@ -9,13 +9,14 @@ from pipeline.methods.data_selection import Selection, select_samples
 from pipeline.methods.data_selection_rules import Rule, Samples
 from stages.select_config import SelectConfig
 from stages.selection_columns import Clean
+from stages.selection_words import sign_of
 
 
 def choose(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) -> Selection:
     """Apply the strategy to the training rows."""
     candidates = np.zeros(inputs.num_samples, dtype=bool)
     candidates[inputs.training] = True
-    uses_errors = config.strategy == "influence" and config.standard_errors > 0
+    uses_errors = config.strategy == "influence" and config.standard_errors != 0
     rule = Rule(
         fraction=config.fraction,
         threshold=config.threshold,
@@ -49,8 +50,7 @@ def _scores(
     column = {"beta": "self_influence", "param-change": "undistil_order"}.get(
         config.strategy, config.score
     )
-    sign = -1.0 if column == "dloss_swap" else 1.0
-    return sign * influence.frame[column].to_numpy(dtype=np.float64)
+    return sign_of(column) * influence.frame[column].to_numpy(dtype=np.float64)
 
 
 def _errors(config: SelectConfig, influence: ScoreTable | None) -> NDArray[np.float64]:

@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from pipeline.artefacts.scores import TRUSTED_SHARE, Diagnostics
-from pipeline.artefacts.selection import SelectionIdentity
+from pipeline.artefacts.selection import SelectionIdentity, SelectionTable
 
 TRUSTED_STABILITY = 0.9
 TRUSTED_LEAK = 0.05
+DOUBTED_ERRORS = 2.0
+TRUSTED_DOUBT = 0.5
+"""Share of the rows left out that may be within so many standard errors of the threshold."""
+LOW_HELPS = ("dloss_swap", "dloss_add")
+"""Scores whose low values say: distil it."""
 
 _STRATEGIES = {
     "influence": "the rows that help, says {score}",
@@ -34,8 +41,47 @@ def rule(identity: SelectionIdentity) -> str:
     elif identity.threshold is not None:
         bounds.append(f"below {identity.threshold:g}")
     if identity.standard_errors:
-        bounds.append(f"with {identity.standard_errors:g} standard errors to spare")
+        errors = f"{abs(identity.standard_errors):g} standard errors"
+        bounds.append(
+            f"with {errors} to spare"
+            if identity.standard_errors > 0
+            else f"or less than {errors} below that"
+        )
     return f"{identity.strategy}: " + ", ".join([words, *bounds])
+
+
+def sign_of(score: str) -> float:
+    """1 where a high score says: distil it."""
+    return -1.0 if score in LOW_HELPS else 1.0
+
+
+def warnings_of_table(table: SelectionTable) -> Iterator[str]:
+    """What should make a reader doubt the scores of a table, or what was chosen by them."""
+    if table.record.scores is not None:
+        yield from warnings_of(table.record.scores.diagnostics)
+    yield from doubts_of(table)
+
+
+def doubts_of(table: SelectionTable) -> Iterator[str]:
+    """Whether rows are left out whose scores cannot be told from the threshold."""
+    identity, frame = table.record.identity, table.frame
+    errors_of = f"{identity.score}_se"
+    if identity.strategy != "influence" or identity.fraction is not None or errors_of not in frame:
+        return
+    assert identity.score is not None, "influence reads a score"
+    left_out = ((frame["rank"] >= 0) & ~frame["selected"]).to_numpy(dtype=bool)
+    scores = sign_of(identity.score) * frame[identity.score].to_numpy(np.float64, na_value=np.nan)
+    errors = frame[errors_of].to_numpy(np.float64, na_value=np.nan)
+    short = (identity.threshold or 0.0) - scores[left_out]
+    near = int((short < DOUBTED_ERRORS * errors[left_out]).sum())
+    if near > TRUSTED_DOUBT * len(short):
+        yield (
+            f"{near:,} of the {len(short):,} rows left out ({100 * near / len(short):.0f} %) are "
+            f"within two standard errors of the threshold (expected at most "
+            f"{100 * TRUSTED_DOUBT:.0f} %): whether it harms to distil them is not known. Set "
+            "`select.standard_errors = -2` to leave out only what harms by more than that, or "
+            '`select.strategy = "all"`.'
+        )
 
 
 def warnings_of(found: Diagnostics) -> Iterator[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.artefacts.dataset_record import read_record
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
-from stages.selection_words import rule, warnings_of
+from stages.selection_words import rule, sign_of, warnings_of_table
 from stages.show_places import find_table
 from stages.show_records import Histogram, histogram, name_of, number
 
@@ -22,8 +22,6 @@ _BINS: Final = 20
 _EXTREMES: Final = (0.005, 0.995)
 """Quantiles between which the bins of the histogram lie."""
 _DEFAULT_SCORE: Final = "dloss_undistill"
-_LOW_HELPS: Final = ("dloss_swap", "dloss_add")
-"""Scores of which a low one says: distil it."""
 
 
 class Sample(Record):
@@ -141,7 +139,7 @@ def execute(place: str, overrides: Sequence[str] = ()) -> SelectionShown:
         helpful=helpful,
         harmful=harmful,
         label_issues=_label_issues(frame, score, names),
-        warnings=() if record.scores is None else tuple(warnings_of(record.scores.diagnostics)),
+        warnings=tuple(warnings_of_table(table)),
     )
 
 
@@ -204,15 +202,10 @@ def _values(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
     return pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
-def _sign(score: str) -> float:
-    """1 where a high score says: distil it."""
-    return -1.0 if score in _LOW_HELPS else 1.0
-
-
 def _threshold(identity: SelectionIdentity, score: str) -> float | None:
     if identity.strategy != "influence" or identity.fraction is not None:
         return None
-    return _sign(score) * (identity.threshold or 0.0) + 0.0
+    return sign_of(score) * (identity.threshold or 0.0) + 0.0
 
 
 def _histogram(frame: pd.DataFrame, score: str) -> Histogram:
@@ -237,7 +230,7 @@ def _extremes(
     """The samples that help and harm most."""
     if score is None:
         return (), ()
-    values = pd.Series(_sign(score) * _values(frame, score))
+    values = pd.Series(sign_of(score) * _values(frame, score))
     values = values[np.isfinite(values)]
     ends = (values.nlargest(SHOWN_SAMPLES), values.nsmallest(SHOWN_SAMPLES))
     helpful, harmful = (_samples(frame.iloc[end.index.to_numpy()], score, names) for end in ends)

@@ -82,7 +82,7 @@ def test_an_unknown_key_is_told_with_the_close_one_or_all(tree, told):
         ("select", "strategy", "best"),
         ("select", "score", "dloss_add"),
         ("select", "repair", "all"),
-        ("select", "standard_errors", -1.0),
+        ("select", "standard_errors", float("inf")),
         ("select", "threshold", float("nan")),
         ("select", "class_quota", 1.5),
         ("select", "beta_mean", 1.0),
@@ -153,7 +153,7 @@ def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, k
         ({"select": {"score": "dloss_current"}}, "influence.rounds must be at least 1"),
         (
             {"select": {"standard_errors": 1, "influence": {"standard_error_groups": 0}}},
-            "influence.standard_error_groups must be at least 2",
+            "standard_errors needs influence.standard_error_groups of at least 2",
         ),
         (
             {

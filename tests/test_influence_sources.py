@@ -279,6 +279,14 @@ def test_standard_errors_raise_the_bound_of_the_selection(chosen):
     assert 0 < frame["selected"].sum() < (frame["dloss_undistill"] > 0).sum()
 
 
+def test_negative_standard_errors_leave_out_only_what_harms_beyond_doubt(chosen):
+    frame = chosen("select.standard_errors=-1", "select.class_quota=0").frame
+    upper = frame["dloss_undistill"] + frame["dloss_undistill_se"]
+    assert (frame["selected"] == (upper > 0)).all()
+    ranked = frame["rank"] >= 0
+    assert (frame["dloss_undistill"] > 0).sum() < frame["selected"].sum() < ranked.sum()
+
+
 def test_two_rounds_fit_again_at_what_was_selected(chosen, arrays):
     table = chosen("select.influence.rounds=2")
     problem, target = arrays.problem(arrays.training), arrays.target(arrays.held_out)

@@ -192,7 +192,7 @@ def test_too_few_held_out_rows_to_choose_l2(dataset, cache, made, refused, own):
         (["select.influence.pca=5000"], "select.influence.pca is 5000 and"),
         (
             ["select.standard_errors=1", "select.influence.standard_error_groups=0"],
-            "influence.standard_error_groups must be at least 2",
+            "standard_errors needs influence.standard_error_groups of at least 2",
         ),
         (
             [

@@ -117,10 +117,12 @@ def select_samples(strategy: Strategy, samples: Samples, *, rule: Rule, seed: in
 
 
 def _influence(samples: Samples, *, rule: Rule, seed: int) -> Selection:
-    """The fraction that helps most, or all that help by ``num_errors`` standard errors."""
+    """The fraction that helps most, or all that help by ``num_errors`` standard errors (negative:
+    all but those that harm by as many)."""
     scores, name = _scores(samples), "score"
     if samples.errors is not None:
-        scores, name = scores - rule.num_errors * samples.errors, "lower bound"
+        scores = scores - rule.num_errors * samples.errors
+        name = "lower bound" if rule.num_errors > 0 else "upper bound"
     order = _Order.by(scores, samples, rule=rule, seed=seed)
     if rule.fraction is not None:
         return order.top(BY_FRACTION)

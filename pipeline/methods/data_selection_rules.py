@@ -73,7 +73,8 @@ class Rule:
     """Of the score for influence, of EL2N itself for el2n."""
 
     num_errors: float = 0.0
-    """Standard errors by which a score has to be above the threshold."""
+    """Standard errors by which a score has to be above the threshold; negative: by which it may
+    be below, so that only what harms beyond doubt is left out."""
 
     class_quota: float = 0.0
     """q, in [0, 1], see the module."""
@@ -129,8 +130,8 @@ def _require_in_range(rule: Rule) -> None:
         raise ValueError(f"fraction must be in (0, 1], got {rule.fraction}")
     if rule.threshold is not None and not math.isfinite(rule.threshold):
         raise ValueError(f"threshold must be finite, got {rule.threshold}")
-    if not 0.0 <= rule.num_errors < math.inf:
-        raise ValueError(f"num_errors must be finite and at least 0, got {rule.num_errors}")
+    if not math.isfinite(rule.num_errors):
+        raise ValueError(f"num_errors must be finite, got {rule.num_errors}")
     if not 0.0 <= rule.class_quota <= 1.0:
         raise ValueError(f"class_quota must be in [0, 1], got {rule.class_quota}")
     if rule.beta is not None:
