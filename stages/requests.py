@@ -168,7 +168,7 @@ def selection_identity(config: Config, cache: TeacherCache, dataset: Dataset) ->
         score=settings.score if by_score else None,
         fraction=settings.fraction,
         threshold=settings.threshold,
-        standard_errors=settings.standard_errors if strategy == "influence" else None,
+        standard_errors=settings.num_errors if strategy == "influence" else None,
         class_quota=None if strategy in _WITHOUT_QUOTA else settings.class_quota,
         beta=(settings.beta_mean, settings.beta_concentration) if is_drawn else None,
         seed=settings.seed,

@@ -29,6 +29,8 @@ Strategy: TypeAlias = Literal[
     "none",
 ]
 ScoreColumn: TypeAlias = Literal["dloss_undistill", "dloss_swap", "dloss_remove", "dloss_current"]
+OWN_ERRORS = -2.0
+"""Standard errors below 0 beyond which influence leaves a row out on its own."""
 INFLUENCE_STRATEGIES = ("influence", "class-balanced", "beta", "param-change", "label-issue-free")
 """Strategies that read the scores of the refitted head."""
 
@@ -121,9 +123,10 @@ class SelectConfig(Section):
     """Share of the rows to distil; unset: the strategy's own threshold."""
     threshold: float | None = None
     """Bound of the score; unset: 0 for influence, none for others."""
-    standard_errors: float = 0.0
+    standard_errors: float | None = None
     """Standard errors by which a score has to be above its threshold; negative: by which it may be
-    below. -2 leaves out only what harms by more than two."""
+    below. Unset: -2 for influence by its own threshold, which leaves out only what harms beyond
+    doubt; 0 beside a `threshold` or `fraction`, or where there are no errors."""
     class_quota: Share = 0.5
     """Every class keeps at least this share of the overall kept share."""
     beta_mean: OpenUnit = 0.5
@@ -160,6 +163,17 @@ class SelectConfig(Section):
         self._require_one_bound()
         self._require_what_the_strategy_reads()
         return self
+
+    @property
+    def num_errors(self) -> float:
+        """`standard_errors`, or what is taken where it is unset."""
+        if self.standard_errors is not None:
+            return self.standard_errors
+        has_errors = self.influence.standard_error_groups > 0 and self.score != "dloss_current"
+        by_own_threshold = (
+            self.strategy == "influence" and self.fraction is None and self.threshold is None
+        )
+        return OWN_ERRORS if by_own_threshold and has_errors else 0.0
 
     def _require_what_the_strategy_reads(self) -> None:
         influence = self.influence

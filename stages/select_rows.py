@@ -16,16 +16,15 @@ def choose(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) ->
     """Apply the strategy to the training rows."""
     candidates = np.zeros(inputs.num_samples, dtype=bool)
     candidates[inputs.training] = True
-    uses_errors = config.strategy == "influence" and config.standard_errors != 0
+    errors = _errors(config, influence)
     rule = Rule(
         fraction=config.fraction,
         threshold=config.threshold,
-        num_errors=config.standard_errors if config.strategy == "influence" else 0.0,
+        num_errors=0.0 if errors is None else config.num_errors,
         class_quota=config.class_quota,
         beta=(config.beta_mean, config.beta_concentration) if config.strategy == "beta" else None,
     )
     scores = _scores(config, inputs, influence)
-    errors = _errors(config, influence) if uses_errors else None
     try:
         samples = Samples(
             labels=inputs.labels.numpy(), candidates=candidates, scores=scores, errors=errors
@@ -53,10 +52,14 @@ def _scores(
     return sign_of(column) * influence.frame[column].to_numpy(dtype=np.float64)
 
 
-def _errors(config: SelectConfig, influence: ScoreTable | None) -> NDArray[np.float64]:
-    """Standard errors of the selecting score."""
+def _errors(config: SelectConfig, influence: ScoreTable | None) -> NDArray[np.float64] | None:
+    """Standard errors of the selecting score, where it is to be read with them."""
+    if config.strategy != "influence" or config.num_errors == 0:
+        return None
     assert influence is not None, "the strategy reads scores"
     errors = influence.frame[f"{config.score}_se"].to_numpy(dtype=np.float64)
+    if np.isnan(errors).all() and config.standard_errors is None:
+        return None
     if np.isnan(errors).all():
         raise ConfigError(
             f"{influence.path} has no standard errors: its target has "

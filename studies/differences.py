@@ -18,7 +18,8 @@ MEASURES = {
 BASELINES = ("plain", "KD")
 OF_BOTH_STUDENTS = ("LR", "LR + DS", "repaired, LR")
 AGAINST = {
-    "LR + DS": ("LR", "LR + random", "DS"),
+    "LR + DS": ("LR", "KD", "LR + random", "DS"),
+    "LR + DS, -2 errors": ("LR", "KD", "LR + DS"),
     "LR + correct only": ("LR",),
     "LR + random": ("LR",),
     "LR + lowest EL2N": ("LR",),
@@ -41,7 +42,7 @@ AGAINST = {
 def differences() -> str:
     """Every difference that is asked for, as markdown; in points, with 95 % intervals."""
     rows, read = [], cache(runs_of)
-    for name, point, other in asked():
+    for name, point, other in dict.fromkeys(asked()):
         frame = read(name)
         own, reference = of_point(frame, point), of_point(frame, other)
         common = len(own.index.intersection(reference.index))

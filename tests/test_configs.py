@@ -191,6 +191,7 @@ def test_a_setting_without_effect_or_without_its_partner_is_refused(tree, told):
         {"strategy": "correct", "fraction": 0.5},
         {"strategy": "beta", "fraction": 0.5, "beta_mean": 0.3},
         {"strategy": "influence", "threshold": -1e-5, "standard_errors": 2},
+        {"strategy": "influence", "standard_errors": 0},
         {"score": "dloss_current", "influence": {"rounds": 1}},
         {"strategy": "correct", "repair": "head", "influence": {"folds": 3}},
         {"influence": {"target": "external", "external": "s3://team/caches/x"}},

@@ -142,7 +142,16 @@ def test_ranks_of_candidates_count_up_from_the_most_helpful(chosen):
     frame = chosen().frame
     candidates = frame[~frame["held_out"]].sort_values("rank")
     assert candidates["rank"].tolist() == list(range(len(candidates)))
+    upper = candidates["dloss_undistill"] + 2 * candidates["dloss_undistill_se"]
+    assert upper.is_monotonic_decreasing
+    assert (candidates["selected"] >= (upper > 0)).all()  # and what a class is short of
+
+
+def test_ranks_without_standard_errors_are_those_of_the_score(chosen):
+    frame = chosen("select.standard_errors=0").frame
+    candidates = frame[~frame["held_out"]].sort_values("rank")
     assert candidates["dloss_undistill"].is_monotonic_decreasing
+    assert (candidates["selected"] >= (candidates["dloss_undistill"] > 0)).all()
 
 
 def test_influence_is_recorded_with_its_auc_and_gain(chosen):

@@ -37,7 +37,7 @@ def counted(table: SelectionTable, threshold: float = 0.0, sign: float = 1.0) ->
 
 
 def test_rows_left_out_in_doubt_are_counted(chosen):
-    table = chosen()
+    table = chosen("select.standard_errors=0")
     outcomes = set()
     for factor in (1e-3, 0.3, 1.0, 1e3):
         frame = table.frame.assign(dloss_undistill_se=table.frame["dloss_undistill_se"] * factor)
@@ -53,7 +53,7 @@ def test_rows_left_out_in_doubt_are_counted(chosen):
 
 @pytest.mark.parametrize(("score", "sign"), [("dloss_swap", -1.0), ("dloss_remove", 1.0)])
 def test_the_sign_is_that_of_the_score(chosen, score, sign):
-    table = chosen(f"select.score={score}", "select.class_quota=0")
+    table = chosen(f"select.score={score}", "select.standard_errors=0", "select.class_quota=0")
     frame = table.frame
     frame = frame.assign(**{f"{score}_se": np.abs(frame[score]) * 0.6})
     near, num = counted(replace(table, frame=frame), sign=sign)
@@ -75,7 +75,8 @@ def test_select_show_and_report_say_the_same(chosen, caplog):
 
 
 def test_what_is_left_out_beyond_doubt_is_not_doubted(chosen):
-    table = chosen("select.standard_errors=-2", "select.class_quota=0")
+    table = chosen("select.class_quota=0")
+    assert table.record.identity.standard_errors == -2
     assert counted(table)[0] == 0
     assert not list(doubts_of(table))
 
