@@ -105,11 +105,13 @@ def test_ranks_train_as_one_process_does(server, digits, tiny_toml, tmp_path, na
 
 def test_a_rank_may_have_nothing_of_the_last_batch(server, digits, tiny_toml, tmp_path):
     batch = 81  # the last one is of two rows
-    changes = ["train_student.epochs=1", "train_student.batch_size=81", "train_student.lr=0.01"]
+    rate = "train_student.lr=0.01"
+    changes = ["train_student.epochs=1", "train_student.batch_size=81", rate, EXACTLY]
     alone = alone_of(server, digits, tiny_toml, tmp_path, *changes)
     assert alone.result.num_training_samples % batch == 2
     config = bare(digits, tmp_path / "ranks")
-    assert_same(trained(server, config, tiny_toml, tmp_path / "out", 3, *changes), alone)
+    run = trained(server, config, tiny_toml, tmp_path / "out", 3, *changes)
+    assert_same(run, alone, atol=1e-12)  # two rows' variance makes much of float32's rounding
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_once(server, digits, tiny_toml, tmp_path):
