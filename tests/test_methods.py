@@ -53,7 +53,7 @@ def test_every_method_learns_with_revision_and_selection_or_says_why_not(revised
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["training_accuracy"] > lines[0]["training_accuracy"]
     of_guessing = math.sqrt(CHANCE * (1 - CHANCE) / run.result.num_training_samples)
-    assert lines[-1]["training_accuracy"] > CHANCE + 4 * of_guessing  # simkd sees no label at all
+    assert lines[-1]["training_accuracy"] > CHANCE + 4 * of_guessing  # simkd keeps the head of a bad teacher
     assert run.result.test_accuracy > CHANCE
     assert (run.result.method, run.result.num_distilled > 0) == (method, True)
 
