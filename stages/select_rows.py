@@ -58,9 +58,9 @@ def _errors(config: SelectConfig, influence: ScoreTable | None) -> NDArray[np.fl
         return None
     assert influence is not None, "the strategy reads scores"
     errors = influence.frame[f"{config.score}_se"].to_numpy(dtype=np.float64)
-    if np.isnan(errors).all() and config.standard_errors is None:
-        return None
     if np.isnan(errors).all():
+        if config.standard_errors is None:
+            return None
         raise ConfigError(
             f"{influence.path} has no standard errors: its target has "
             f"{influence.record.diagnostics.num_target:,} samples (expected at least 4). Raise "

@@ -1,7 +1,6 @@
 """Every method of distillation trains, or says why not, whatever the cache keeps."""
 
 import json
-import math
 
 import pytest
 
@@ -26,7 +25,8 @@ DENSE_ONLY = ("nkd", "dist", "mlkd")
 def revised(digits, tmp_path_factory) -> dict[str, Config]:
     """A workspace with labels revised and samples selected, of a whole cache and of a top-k one."""
     workspace = linked_copy(digits.workspace, tmp_path_factory.mktemp("methods") / "work")
-    config = with_overrides(digits, [f"workspace={workspace}", "select.revision=all"])
+    by_sign = ["select.revision=all", "select.standard_errors=0"]  # leaves out the most
+    config = with_overrides(digits, [f"workspace={workspace}", *by_sign])
     caches = {"dense": config, "top-k": with_overrides(config, ["cache_teacher.top_k=3"])}
     cache_teacher.execute(caches["top-k"])
     for kind in caches.values():
@@ -52,9 +52,7 @@ def test_every_method_learns_with_revision_and_selection_or_says_why_not(revised
     run = train_student.execute(config)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["training_accuracy"] > lines[0]["training_accuracy"]
-    # simkd keeps the head of a bad teacher: it learns, and not much
-    of_guessing = math.sqrt(CHANCE * (1 - CHANCE) / run.result.num_training_samples)
-    assert lines[-1]["training_accuracy"] > CHANCE + 4 * of_guessing
+    assert lines[-1]["training_accuracy"] > 2 * CHANCE
     assert run.result.test_accuracy > CHANCE
     assert (run.result.method, run.result.num_distilled > 0) == (method, True)
 
