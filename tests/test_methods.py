@@ -19,14 +19,17 @@ CHANCE = 0.1
 GENTLER = {"mlkd": ("train_student.lambda_kd=0.1",)}
 """Its paper's weight is for a hundred classes: with ten, its terms are too large for this rate."""
 DENSE_ONLY = ("nkd", "dist", "mlkd")
+BY_SIGN = ("select.revision=all", "select.standard_errors=0")
+"""The selection that leaves out the most rows of this teacher."""
+WITHOUT_SCORES = ("select.standard_errors=unset",)
+"""Strategies that score nothing refuse the key."""
 
 
 @pytest.fixture(scope="module")
 def revised(digits, tmp_path_factory) -> dict[str, Config]:
     """A workspace with labels revised and samples selected, of a whole cache and of a top-k one."""
     workspace = linked_copy(digits.workspace, tmp_path_factory.mktemp("methods") / "work")
-    by_sign = ["select.revision=all", "select.standard_errors=0"]  # leaves out the most
-    config = with_overrides(digits, [f"workspace={workspace}", *by_sign])
+    config = with_overrides(digits, [f"workspace={workspace}", *BY_SIGN])
     caches = {"dense": config, "top-k": with_overrides(config, ["cache_teacher.top_k=3"])}
     cache_teacher.execute(caches["top-k"])
     for kind in caches.values():
@@ -73,7 +76,8 @@ def test_logit_standardisation_needs_all_logits_and_vanilla_or_decoupled_distill
 
 def test_a_method_of_features_needs_a_cache_that_keeps_them(revised):
     bare = with_overrides(
-        revised["dense"], ["cache_teacher.features=false", "select.strategy=correct"]
+        revised["dense"],
+        [*WITHOUT_SCORES, "cache_teacher.features=false", "select.strategy=correct"],
     )
     cache_teacher.execute(bare)
     select.execute(bare)
@@ -93,7 +97,7 @@ def test_a_selection_of_nothing_is_refused(revised):
 
 
 def test_nothing_can_be_distilled_on_purpose(revised):
-    nothing = with_overrides(revised["dense"], ["select.strategy=none"])
+    nothing = with_overrides(revised["dense"], [*WITHOUT_SCORES, "select.strategy=none"])
     select.execute(nothing)
     assert train_student.execute(nothing).result.num_distilled == 0
 
