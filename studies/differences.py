@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from functools import cache
 
 from studies.store import runs_of, sweep_of
-from studies.tables import STUDENTS, gain, of_point, table_of
+from studies.tables import STUDENTS, TEST, gain, of_point, table_of
 
 DIFFERENCES = "differences"
 """The name of the table on a page."""
 MEASURES = {
-    "test": "test_accuracy",
+    "test": TEST,
     "held out, mean of last": "held_out_accuracy_mean_of_last",
     "held out, last epoch": "held_out_accuracy_last",
 }
