@@ -19,7 +19,7 @@ BASELINES = ("plain", "KD")
 OF_BOTH_STUDENTS = ("LR", "LR + DS", "repaired, LR")
 AGAINST = {
     "LR + DS": ("LR", "KD", "LR + random", "DS"),
-    "LR + DS, -2 errors": ("LR", "KD", "LR + DS"),
+    "LR + DS, -2 errors": ("LR", *BASELINES, "LR + DS"),
     "LR + correct only": ("LR",),
     "LR + random": ("LR",),
     "LR + lowest EL2N": ("LR",),
