@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,6 @@ import typer
 import cli_exit
 from cli_cache import cache_app
 from cli_common import (
-    INCOMPLETE,
     INTERRUPTED,
     AcceptMismatch,
     ConfigFile,
@@ -32,6 +30,7 @@ from cli_common import (
     with_selection,
 )
 from cli_launch import launch
+from cli_runs import compare, report, sweep
 from cli_show import show_app
 from pipeline.telling import is_one_of_many, prefix
 
@@ -243,92 +242,8 @@ def methods(
     typer.echo(stage.as_json() if as_json else stage.as_text())
 
 
-@app.command()
-def compare(config: ConfigFile, override: Overrides = None) -> None:
-    """Run every stage and the student under every variant of the compare table; print one table."""
-    with one_line_errors():
-        settings = load(config, override, [])
-        from stages import compare as stage
-
-        with ranks_of_job() as ranks:
-            show(stage.as_markdown(stage.execute(settings, ranks=ranks)), ranks)
-
-
-@app.command()
-def sweep(
-    config: ConfigFile,
-    override: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List points, runs done and left, and the time.")
-    ] = False,
-    point: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this point; repeatable.")
-    ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Only this seed; repeatable.")
-    ] = None,
-) -> None:
-    """Run the student at every point of the sweep table under every seed; print one table.
-
-    A failed run does not stop the others; the exit code is then 5. After a kill, and to try failed
-    runs again, run the same command.
-    """
-    with one_line_errors():
-        refuse_ranks("sweep")
-        settings = load(config, override, [])
-        from stages.sweep_tasks import Part
-
-        part = Part(points=tuple(point or ()), seeds=tuple(seed or ()))
-        if dry_run:
-            from stages import sweep_preview
-
-            typer.echo(sweep_preview.execute(settings, part))
-            return
-        from stages import sweep as stage
-        from stages.sweep_report import as_markdown
-
-        done = stage.execute(settings, part)
-        typer.echo(as_markdown(done))
-        if done.num_failed:
-            raise typer.Exit(code=INCOMPLETE)
-
-
-@app.command()
-def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Configurations, workspaces, sweeps or runs."),
-    ],
-    override: Overrides = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: report.html in the workspace.")
-    ] = None,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Student to compare all with; repeatable."),
-    ] = None,
-    selection: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="Whose samples are shown.")
-    ] = None,
-    thumbnails: Annotated[int, typer.Option(min=1, help="Most samples shown.")] = 200,
-) -> None:
-    """Write one HTML file about students, their teacher, and single samples.
-
-    It is readable on a phone, prints well, can be sent, and asks nothing of any server.
-    """
-    with one_line_errors():
-        refuse_ranks("report")
-        from stages import report as stage
-
-        settings = stage.ReportSettings(
-            output=output,
-            baselines=tuple(baseline or ()),
-            selection=selection,
-            thumbnails=thumbnails,
-        )
-        typer.echo(stage.execute(runs, settings, overrides=override or ()))
-
-
+for many_runs in (compare, sweep, report):
+    app.command()(many_runs)
 # What follows the stage is the stage's own.
 app.command(context_settings={"allow_interspersed_args": False})(launch)
 

@@ -33,13 +33,8 @@ from pipeline.artefacts.cache_record import (
     CacheShape,
     Fidelity,
 )
-from pipeline.artefacts.cache_writer import (
-    CacheContents,
-    CacheWriter,
-    Unit,
-    as_float16,
-    writing_behind,
-)
+from pipeline.artefacts.cache_units import as_float16, writing_behind
+from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.cache_summary import storage_fidelity, summarise_cache

@@ -30,7 +30,8 @@ from pipeline.artefacts.cache_receipts import (
     receipt_key,
 )
 from pipeline.artefacts.cache_record import CacheLayout, CacheShape
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit, writing_behind
+from pipeline.artefacts.cache_units import writing_behind
+from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.local_objects import LocalObjects
 from pipeline.artefacts.objects import missing, open_objects

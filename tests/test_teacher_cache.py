@@ -32,14 +32,9 @@ from pipeline.artefacts.cache_record import (
     Fidelity,
     stored_json,
 )
+from pipeline.artefacts.cache_units import as_float16, writing_behind
 from pipeline.artefacts.cache_verify import Checked, check_cache
-from pipeline.artefacts.cache_writer import (
-    CacheContents,
-    CacheWriter,
-    Unit,
-    as_float16,
-    writing_behind,
-)
+from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.local_objects import LocalObjects
 from pipeline.artefacts.teacher_cache import TeacherCache

@@ -1,16 +1,14 @@
-"""Batches out of betons: the one module that iterates FFCV, and that hides its traps.
+"""Batches out of betons: the one module that iterates FFCV.
 
-FFCV 1.0.2 hangs when an operation raises, leaks a thread when a loop is left early, reuses the
-memory of a batch, drops the last batch, and cannot gather float16. Here a raised error is raised,
-leaving a loop ends its thread, every sample comes once, and soft labels are joined by sample index.
+FFCV 1.0.2 reuses the memory of a batch, drops the last batch, and cannot gather float16. Here every
+sample comes once, and soft labels are joined by sample index. What an epoch does that fails or is
+left early is told in `ffcv_epochs`.
 
 A batch is borrowed: it is valid until the next one is asked for.
 """
 
-import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from queue import Empty, Full
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +20,13 @@ from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
 from pipeline.data.batches import Batch
 from pipeline.data.device_batches import ResidentTables, fits, on_device
 from pipeline.data.ffcv_compat import (
-    EpochIterator,
     IntDecoder,
     Loader,
     OrderOption,
     PipelineSpec,
     ToTensor,
 )
+from pipeline.data.ffcv_epochs import EndingEpoch
 from pipeline.data.operations import Flags, Gather
 from pipeline.data.showing import ShownViews, shown_views
 from pipeline.data.supervision import Supervision, gathers, require_fitting
@@ -189,7 +187,7 @@ class BatchLoader:
 
     def _on_host(self, order: NDArray[np.int64], *, num_batches: int) -> Generator[Batch]:
         """Batches as FFCV makes them, with checked labels."""
-        with closing(_Epoch(self._loader, order)) as batches:
+        with closing(EndingEpoch(self._loader, order)) as batches:
             for arrays in batches:
                 num_batches -= 1
                 yield self._checked(_as_batch(arrays))
@@ -198,7 +196,7 @@ class BatchLoader:
 
     def _empty(self) -> Batch:
         """A batch of no samples, of the shapes that others have."""
-        with closing(_Epoch(self._loader, self._rows[:1])) as batches:
+        with closing(EndingEpoch(self._loader, self._rows[:1])) as batches:
             return _as_batch([array[:0].clone() for array in next(batches)])
 
     def _checked(self, batch: Batch) -> Batch:
@@ -232,48 +230,6 @@ def _as_batch(arrays: Sequence[Tensor]) -> Batch:
         selected=selected,
         features=arrays[5] if len(arrays) == 6 else None,
     )
-
-
-class _Epoch(EpochIterator):  # type: ignore[misc]
-    """FFCV's thread over one epoch, which reports its errors and can be left."""
-
-    def __init__(self, loader: Loader, order: NDArray[np.int64]) -> None:
-        self.failure: BaseException | None = None
-        super().__init__(loader, order)
-
-    def run(self) -> None:
-        try:
-            super().run()
-        except BaseException as error:
-            self.failure = error
-            self._end_of_batches()
-
-    def __next__(self) -> Sequence[Tensor]:
-        try:
-            batch: Sequence[Tensor] = super().__next__()
-        except StopIteration:
-            if self.failure is not None:
-                raise self.failure from None
-            raise
-        return batch
-
-    def close(self) -> None:
-        """End the thread wherever it is, and give its buffers back."""
-        super().close()
-        while self.is_alive() and threading.current_thread() is not self:
-            try:
-                self.output_queue.get(timeout=0.01)
-            except Empty:
-                continue
-        self.closed = True
-
-    def _end_of_batches(self) -> None:
-        while not self.terminate_event.is_set():
-            try:
-                self.output_queue.put(None, timeout=0.1)
-            except Full:
-                continue
-            return
 
 
 def _new_loader(

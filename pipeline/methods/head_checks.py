@@ -3,6 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from pipeline.methods.head_problem import HeadProblem
 
@@ -45,3 +47,17 @@ def require_settings(problem: "HeadProblem") -> None:
         raise ValueError("distilled must be in [0, 1], got a value outside")
     if problem.soft_labels is None and bool(distilled.any()):
         raise ValueError("soft_labels are missing: distilled rows need them")
+
+
+def require_weight(problem: "HeadProblem", weight: Tensor) -> Tensor:
+    """W as it is; refuse one that does not fit the data."""
+    num_classes, num_inputs = weight.shape
+    wanted = problem.features.shape[2] + 1
+    if num_inputs != wanted:
+        raise ValueError(f"weight must have {wanted} columns (features and bias), got {num_inputs}")
+    soft, highest = problem.soft_labels, int(problem.labels.max())
+    if soft is not None and soft.shape[2] != num_classes:
+        raise ValueError(f"weight must have {soft.shape[2]} rows (classes), got {num_classes}")
+    if highest >= num_classes:
+        raise ValueError(f"labels must be in [0, {num_classes}), got {highest}")
+    return weight

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_checks import require_settings, require_shapes
+from pipeline.methods.head_checks import require_settings, require_shapes, require_weight
 from pipeline.methods.head_data import PickedRows, Rows, Samples, read_rows
 from pipeline.methods.head_rows import BentRows, HeadRows, LinearRows, SoftSide, with_bias_input
 from pipeline.methods.sharing import (
@@ -134,7 +134,7 @@ class HeadProblem:
 
     def loss(self, weight: Tensor) -> float:
         """J(W)."""
-        weight = led(self.sharing, self._checked(weight))
+        weight = led(self.sharing, require_weight(self, weight).double())
         own = sum(float(rows.losses(weight).sum()) for rows in self.chunks(weight.device))
         return self._mean_loss(own, weight)
 
@@ -148,7 +148,7 @@ class HeadProblem:
 
     def linearise(self, weight: Tensor, *, cache_bytes: int = CACHE_BYTES) -> "Linearisation":
         """Loss and derivatives at W, in one pass; softmax rows are kept if they fit."""
-        weight = led(self.sharing, self._checked(weight))
+        weight = led(self.sharing, require_weight(self, weight).double())
         keeps = self.curvature.curvature_bytes(weight) <= cache_bytes
         kept: list[BentRows] = []
         total, losses = torch.zeros_like(weight), 0.0
@@ -224,22 +224,6 @@ class HeadProblem:
     def _flat(self, rows: Rows, samples: Samples, *, device: torch.device) -> Tensor:
         """(K, n, X) of any dtype to (K n, X)."""
         return read_rows(rows, samples).to(device, self.dtype).reshape(-1, rows.shape[2])
-
-    def _checked(self, weight: Tensor) -> Tensor:
-        """W in float64, or an error if it does not fit the data."""
-        num_classes, num_inputs = weight.shape
-        if num_inputs != self.features.shape[2] + 1:
-            raise ValueError(
-                f"weight must have {self.features.shape[2] + 1} columns (features and bias), "
-                f"got {num_inputs}"
-            )
-        if self.soft_labels is not None and self.soft_labels.shape[2] != num_classes:
-            raise ValueError(
-                f"weight must have {self.soft_labels.shape[2]} rows (classes), got {num_classes}"
-            )
-        if int(self.labels.max()) >= num_classes:
-            raise ValueError(f"labels must be in [0, {num_classes}), got {int(self.labels.max())}")
-        return weight.double()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
