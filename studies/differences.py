@@ -23,7 +23,7 @@ AGAINST = {
     "LR + correct only": ("LR",),
     "LR + random": ("LR",),
     "LR + lowest EL2N": ("LR",),
-    "repaired, LR": ("LR",),
+    "repaired, LR": ("LR", "repaired, KD"),
     "repaired, LR + correct only": ("repaired, LR", *BASELINES),
     "repaired, LR + DS": ("repaired, LR", *BASELINES),
     "repaired, KD": ("KD",),
