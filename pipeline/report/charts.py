@@ -147,6 +147,7 @@ def drawing(salt: str, *, height: float = 3.2) -> Iterator[Figure]:
 def svg(figure: Figure) -> str:
     """The figure as an element of a page, in the colour of its text."""
     out = io.StringIO()
+    figure.draw_without_rendering()  # a narrower plot has other ticks, which need other room
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
