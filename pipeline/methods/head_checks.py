@@ -49,8 +49,8 @@ def require_settings(problem: "HeadProblem") -> None:
         raise ValueError("soft_labels are missing: distilled rows need them")
 
 
-def require_weight(problem: "HeadProblem", weight: Tensor) -> Tensor:
-    """W as it is; refuse one that does not fit the data."""
+def require_weight(problem: "HeadProblem", weight: Tensor) -> None:
+    """Refuse a W that does not fit the data."""
     num_classes, num_inputs = weight.shape
     wanted = problem.features.shape[2] + 1
     if num_inputs != wanted:
@@ -60,4 +60,3 @@ def require_weight(problem: "HeadProblem", weight: Tensor) -> Tensor:
         raise ValueError(f"weight must have {soft.shape[2]} rows (classes), got {num_classes}")
     if highest >= num_classes:
         raise ValueError(f"labels must be in [0, {num_classes}), got {highest}")
-    return weight

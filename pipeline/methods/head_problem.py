@@ -134,7 +134,7 @@ class HeadProblem:
 
     def loss(self, weight: Tensor) -> float:
         """J(W)."""
-        weight = led(self.sharing, require_weight(self, weight).double())
+        weight = self._fitting(weight)
         own = sum(float(rows.losses(weight).sum()) for rows in self.chunks(weight.device))
         return self._mean_loss(own, weight)
 
@@ -148,7 +148,7 @@ class HeadProblem:
 
     def linearise(self, weight: Tensor, *, cache_bytes: int = CACHE_BYTES) -> "Linearisation":
         """Loss and derivatives at W, in one pass; softmax rows are kept if they fit."""
-        weight = led(self.sharing, require_weight(self, weight).double())
+        weight = self._fitting(weight)
         keeps = self.curvature.curvature_bytes(weight) <= cache_bytes
         kept: list[BentRows] = []
         total, losses = torch.zeros_like(weight), 0.0
@@ -195,6 +195,11 @@ class HeadProblem:
         mask = torch.ones_like(weight[:1])
         mask[:, -1] = float(self.regularise_bias)
         return mask
+
+    def _fitting(self, weight: Tensor) -> Tensor:
+        """W in float64, the same in every process; one that does not fit the data is refused."""
+        require_weight(self, weight)
+        return led(self.sharing, weight.double())
 
     def _mean_loss(self, own: float, weight: Tensor) -> float:
         """J of the sum of this process's rows; the same number on every process."""
