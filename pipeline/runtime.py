@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 import torch
@@ -15,6 +16,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32", "fp64"]
 
+_CPU_INFO = Path("/proc/cpuinfo")
+"""Of Linux; on ARM it names no model."""
 _LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,7 +61,7 @@ class Runtime:
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
-            else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+            else f"{processor()}, {torch.get_num_threads()} threads"
         )
         return f"{name}, {self.precision}"
 
@@ -90,6 +93,16 @@ def num_cores() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     is_told = wanted.isdigit() and int(wanted) > (1 if num_ranks > 1 else 0)
     return min(allowed, int(wanted)) if is_told else allowed
+
+
+def processor() -> str:
+    """Model of the CPU, because kinds of it round differently; its instruction set if unknown."""
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, models), f"{platform.machine()} CPU")
 
 
 def versions() -> dict[str, str]:

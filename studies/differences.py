@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import cache
 
-from studies.store import runs_of, sweep_of
+from studies.store import runs_of, sweep_of, teacher_of_point
 from studies.tables import STUDENTS, TEST, gain, of_point, table_of
 
 DIFFERENCES = "differences"
@@ -59,7 +59,7 @@ def asked() -> Iterator[tuple[str, str, str]]:
         yield from ((name, point, other) for point in OF_BOTH_STUDENTS for other in BASELINES)
         yield from pairs_of(name, teacher="")
     yield from (("sensitivity", point, "base") for point in sweep_of("sensitivity").points)
-    teachers = dict.fromkeys(point.rpartition(": ")[0] for point in sweep_of("teachers").points)
+    teachers = dict.fromkeys(map(teacher_of_point, sweep_of("teachers").points))
     for teacher in filter(None, teachers):
         yield from (("teachers", f"{teacher}: {point}", "plain") for point in ("KD", "LR"))
         yield "teachers", f"{teacher}: LR", f"{teacher}: KD"

@@ -11,6 +11,7 @@ Runs of many machines and days make one study, and a run that two studies ask fo
 import math
 import sys
 from pathlib import Path
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -37,6 +38,8 @@ FIELDS = (
     "num_training_samples",
 )
 KEY = ["point", "seed"]
+Runs: TypeAlias = dict[tuple[str, int], Run]
+"""By point and seed."""
 TIMED = "time"
 """The study whose runs had the machine to themselves: it takes none of another's and gives none."""
 
@@ -50,7 +53,7 @@ def collect(workspace: Path) -> None:
     """Add what sweeps of the studies gave in ``workspace``; a run of the same name is replaced."""
     KEPT.mkdir(parents=True, exist_ok=True)
     for name in studies():
-        runs = finished(workspace, name)
+        runs = of_teachers_kept(finished(workspace, name), name)
         if not runs:
             continue
         rows = [row_of(run, key, workspace) for key, run in runs.items()]
@@ -61,6 +64,33 @@ def collect(workspace: Path) -> None:
     for name in studies():
         if name != TIMED:
             adopt(name)
+
+
+def of_teachers_kept(runs: Runs, name: str) -> Runs:
+    """The runs without those of a teacher whose other students were of other weights.
+
+    Processors of another kind round differently, and a teacher that is trained there is another
+    network: its students are compared among themselves. They come in where they are of all points
+    and seeds that are kept of their teacher, and take their places.
+    """
+    if not (KEPT / f"{name}.parquet").exists():
+        return runs
+    old = runs_of(name)
+    teachers = old["point"].map(teacher_of_point)
+    refused = set()
+    for teacher in set(map(teacher_of_point, (point for point, _ in runs))) - {""}:
+        kept = old[teachers == teacher]
+        new = {key: run for key, run in runs.items() if teacher_of_point(key[0]) == teacher}
+        replaces = set(kept[KEY].itertuples(index=False, name=None)) <= set(new)
+        if {run.result.inputs.cache for run in new.values()} <= set(kept["cache"]) or replaces:
+            continue
+        refused |= set(new)
+        print(
+            f"{name}: {len(new)} runs are of a teacher `{teacher}` that is not the one whose "
+            f"{len(kept)} students are kept, and are left out. Train all of these again to replace "
+            "them."
+        )
+    return {key: run for key, run in runs.items() if key not in refused}
 
 
 def adopt(name: str) -> None:
@@ -92,7 +122,12 @@ def settings_of(name: str) -> dict[str, str]:
     return {point.name: settings_id(point.config) for point in points if point.config is not None}
 
 
-def finished(workspace: Path, name: str) -> dict[tuple[str, int], Run]:
+def teacher_of_point(point: str) -> str:
+    """A point of several teachers is called `teacher: method`; empty: a study of one."""
+    return point.rpartition(": ")[0]
+
+
+def finished(workspace: Path, name: str) -> Runs:
     """The runs of a study in a workspace by point and seed."""
     return {
         (row.point, row.seed): Run.open(workspace / row.run_path)

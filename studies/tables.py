@@ -6,7 +6,7 @@ from typing import TypeAlias
 import pandas as pd
 
 from pipeline.sweep_statistics import Difference, paired_difference, spread
-from studies.store import TIMED, epochs_of_study, runs_of, sweep_of
+from studies.store import KEPT, TIMED, epochs_of_study, runs_of, studies, sweep_of, teacher_of_point
 
 Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 
@@ -15,6 +15,8 @@ COMPARED = ("plain", "KD", "base")
 """Points that the others are compared with, where a study has them."""
 HEADLINE = "headline"
 """The table of README.md: both students, the points that matter most."""
+MACHINES = "machines"
+"""The table of runs that were made on another processor than most."""
 STUDENTS = {"ResNet-8": "ablation-resnet8", "ResNet-20": "ablation-resnet20"}
 SHOWN = ("plain", "KD", "LR", "LR + DS", "LR + DS, -2 errors", "repaired, LR")
 FEWEST_SEEDS = 3
@@ -91,7 +93,7 @@ def method_of(point: str) -> str:
 
 def reference_of(point: str, other: str) -> str:
     """The point that ``point`` is compared with: KD is that of the same teacher."""
-    teacher = point.rpartition(": ")[0]
+    teacher = teacher_of_point(point)
     return f"{teacher}: {other}" if teacher and other != "plain" else other
 
 
@@ -144,3 +146,16 @@ def headline() -> str:
             cells += ["" if other == point else gain(own, rows) for other, rows in others.items()]
             lines.append(cells)
     return table_of(header, lines)
+
+
+def machines() -> str:
+    """The points of each study that were run on another processor than most runs of all."""
+    names = [name for name in studies() if (KEPT / f"{name}.parquet").exists() and name != TIMED]
+    frames = {name: runs_of(name) for name in names}
+    usual = pd.concat(frames.values())["device"].mode()[0]
+    rows = []
+    for name, frame in frames.items():
+        for device, own in frame[frame["device"] != usual].groupby("device"):
+            order = ", ".join(f"*{point}*" for point in points_of(name, own))
+            rows.append([name, str(device), str(len(own)), order])
+    return table_of(["study", "processor", "runs", "points"], rows)

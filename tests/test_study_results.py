@@ -119,6 +119,23 @@ def test_what_is_kept_of_a_study_is_of_its_points_and_of_one_data_set(name):
     pd.testing.assert_series_equal(last.sort_index(), own.sort_index(), check_names=False)
 
 
+def test_what_is_kept_of_a_teacher_is_of_one_network():
+    frame = store.runs_of("teachers")
+    caches = frame.groupby(frame["point"].map(store.teacher_of_point))["cache"].nunique()
+    assert caches.pop("") == 0
+    assert (caches == 1).all()
+
+
+def test_runs_on_other_processors_are_told():
+    _, rows = cells_of(tables.machines())
+    told = {(study, point) for study, _, _, points in rows for point in points[1:-1].split("*, *")}
+    for name in (name for name in STUDIES if name != store.TIMED):
+        frame = store.runs_of(name)
+        others = frame[frame["device"] != "x86_64 CPU, 1 threads, bf16"]
+        assert {point for study, point in told if study == name} == set(others["point"])
+        assert sum(int(row[2]) for row in rows if row[0] == name) == len(others)
+
+
 def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypatch):
     points = ["plain", "good: KD", "good: LR", "bad: KD", "bad: LR + DS"]
     rng = np.random.default_rng(0)
@@ -231,6 +248,34 @@ def test_results_of_other_images_are_not_mixed_in(study):
     other.to_parquet(store.KEPT / "small.parquet", index=False)
     with pytest.raises(SystemExit, match="is of the data set another"):
         store.collect(study.workspace)
+
+
+def test_students_of_a_teacher_that_was_trained_again_take_the_places_of_all(
+    study, capsys, monkeypatch
+):
+    points = {f"own: {name}": settings for name, settings in POINTS.items() if name != "plain"}
+    tree = study.model_dump(mode="json", exclude_unset=True)
+    tree["sweep"] = {"points": points, "seeds": [0, 1], "name": "small"}
+    config = config_from_tree(tree, origin="test")
+    monkeypatch.setattr(store, "config_of", lambda _: config)
+    sweep.execute(config, Part(seeds=(0,)))
+    store.collect(config.workspace)
+    (cache,) = store.runs_of("small")["cache"]
+    store.collect(config.workspace)  # the same network
+    assert "left out" not in capsys.readouterr().out
+
+    both = store.runs_of("small")
+    both = pd.concat([both, both.assign(seed=1)]).assign(cache="another", run="another")
+    both.to_parquet(store.KEPT / "small.parquet", index=False)
+    store.collect(config.workspace)
+    assert "1 runs are of a teacher `own` that is not the one whose 2 students" in (
+        capsys.readouterr().out
+    )
+    assert set(store.runs_of("small")["cache"]) == {"another"}
+
+    sweep.execute(config, Part(seeds=(1,)))
+    store.collect(config.workspace)
+    assert store.runs_of("small")["cache"].tolist() == [cache, cache]
 
 
 def test_a_run_that_two_studies_ask_for_is_kept_for_both(study, monkeypatch):
