@@ -1,7 +1,6 @@
 """What the benchmarks share: synthetic CIFAR-size data, interleaved timing, one way to report."""
 
 import json
-import platform
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from pipeline.artefacts import dataset as dataset_format
 from pipeline.artefacts.dataset import Beton, Samples
 from pipeline.data.betons import write_beton
 from pipeline.provenance import pixel_key
-from pipeline.runtime import num_cores, versions
+from pipeline.runtime import num_cores, processor, versions
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -112,15 +111,9 @@ def timed(work: Callable[[], int]) -> Callable[[], float]:
 
 def machine() -> str:
     """Processor or accelerator, cores, versions."""
-    if torch.cuda.is_available():
-        processor = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else platform.processor()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     python = sys.version.split()[0]
-    return f"{processor}, {num_cores()} cores, Python {python}, torch {torch.__version__}"
+    return f"{name}, {num_cores()} cores, Python {python}, torch {torch.__version__}"
 
 
 def synthetic_beton(folder: Path, *, num_samples: int, num_classes: int, side: int = 32) -> Beton:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.report.charts import COLOURS, INK, Curve, drawing, line_chart, svg
 from pipeline.sweep_statistics import Difference
-from studies.store import KEPT, ROOT, epochs_of_study, runs_of
+from studies.store import ROOT, epochs_of_study, is_begun, runs_of
 from studies.tables import FEWEST_SEEDS, STUDENTS, difference, method_of, of_point, points_of
 
 FOLDER = ROOT / "docs" / "images"
@@ -27,7 +27,7 @@ class Bar:
 
 def bars(name: str, reference: str, group: int = 0) -> list[Bar]:
     """Every point of a study against one of them; an interval of two seeds says nothing."""
-    if not (KEPT / f"{name}.parquet").exists():
+    if not is_begun(name):
         return []
     frame = runs_of(name)
     others = [point for point in points_of(name, frame) if point != reference]
@@ -79,7 +79,7 @@ def forest(rows: Sequence[Bar], x: str) -> str:
 
 def teachers() -> str | None:
     """Test accuracy minus that of plain training, against the teacher's."""
-    if not (KEPT / "teachers.parquet").exists():
+    if not is_begun("teachers"):
         return None
     frame = runs_of("teachers")
     if frame["teacher_accuracy_test"].nunique() < FEWEST_TEACHERS:
@@ -124,7 +124,7 @@ def against_plain(frame: pd.DataFrame, point: str) -> tuple[float, float, float,
 
 def time() -> str | None:
     """Held-out accuracy against seconds of training."""
-    if not (KEPT / "time.parquet").exists():
+    if not is_begun("time"):
         return None
     frame = epochs_of_study("time")
     curves = [

@@ -73,24 +73,23 @@ def of_teachers_kept(runs: Runs, name: str) -> Runs:
     network: its students are compared among themselves. They come in where they are of all points
     and seeds that are kept of their teacher, and take their places.
     """
-    if not (KEPT / f"{name}.parquet").exists():
+    if not is_begun(name):
         return runs
     old = runs_of(name)
-    teachers = old["point"].map(teacher_of_point)
-    refused = set()
-    for teacher in set(map(teacher_of_point, (point for point, _ in runs))) - {""}:
-        kept = old[teachers == teacher]
+    taken: Runs = {}
+    for teacher in dict.fromkeys(teacher_of_point(point) for point, _ in runs):
         new = {key: run for key, run in runs.items() if teacher_of_point(key[0]) == teacher}
-        replaces = set(kept[KEY].itertuples(index=False, name=None)) <= set(new)
-        if {run.result.inputs.cache for run in new.values()} <= set(kept["cache"]) or replaces:
+        kept = old[old["point"].map(teacher_of_point) == teacher]
+        same = {run.result.inputs.cache for run in new.values()} <= set(kept["cache"])
+        if not teacher or same or keys_of(kept) <= set(new):
+            taken |= new
             continue
-        refused |= set(new)
         print(
             f"{name}: {len(new)} runs are of a teacher `{teacher}` that is not the one whose "
             f"{len(kept)} students are kept, and are left out. Train all of these again to replace "
             "them."
         )
-    return {key: run for key, run in runs.items() if key not in refused}
+    return taken
 
 
 def adopt(name: str) -> None:
@@ -98,13 +97,11 @@ def adopt(name: str) -> None:
 
     Only to a study of which something is kept.
     """
-    if not (KEPT / f"{name}.parquet").exists():
+    if not is_begun(name):
         return
     seeds, settings = sweep_of(name).seeds, settings_of(name)
-    others = [other for other in studies() if other not in (name, TIMED)]
+    others = [other for other in studies() if other not in (name, TIMED) and is_begun(other)]
     for other in others:
-        if not (KEPT / f"{other}.parquet").exists():
-            continue
         twins = {mark: point for point, mark in settings_of(other).items()}
         same = {twins[mark]: point for point, mark in settings.items() if mark in twins}
         own = pd.MultiIndex.from_frame(runs_of(name)[KEY])
@@ -197,6 +194,16 @@ def added(new: pd.DataFrame, path: Path, name: str) -> None:
     new.reset_index(drop=True).to_parquet(path, index=False)
 
 
+def is_begun(name: str) -> bool:
+    """Whether anything of a study is kept."""
+    return (KEPT / f"{name}.parquet").exists()
+
+
+def keys_of(frame: pd.DataFrame) -> set[tuple[str, int]]:
+    """Points and seeds of rows."""
+    return set(frame[KEY].itertuples(index=False, name=None))
+
+
 def runs_of(name: str) -> pd.DataFrame:
     """The rows of a study."""
     return pd.read_parquet(KEPT / f"{name}.parquet")
@@ -222,9 +229,7 @@ def left() -> str:
     lines = []
     for name in studies():
         sweep = sweep_of(name)
-        done = set()
-        if (KEPT / f"{name}.parquet").exists():
-            done = set(runs_of(name)[KEY].itertuples(index=False, name=None))
+        done = keys_of(runs_of(name)) if is_begun(name) else set()
         lines.append(f"{name}: {len(done)} of {len(sweep.points) * len(sweep.seeds)} runs are kept")
         for point in sweep.points:
             seeds = [seed for seed in sweep.seeds if (point, seed) not in done]

@@ -6,7 +6,15 @@ from typing import TypeAlias
 import pandas as pd
 
 from pipeline.sweep_statistics import Difference, paired_difference, spread
-from studies.store import KEPT, TIMED, epochs_of_study, runs_of, studies, sweep_of, teacher_of_point
+from studies.store import (
+    TIMED,
+    epochs_of_study,
+    is_begun,
+    runs_of,
+    studies,
+    sweep_of,
+    teacher_of_point,
+)
 
 Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 
@@ -150,7 +158,7 @@ def headline() -> str:
 
 def machines() -> str:
     """The points of each study that were run on another processor than most runs of all."""
-    names = [name for name in studies() if (KEPT / f"{name}.parquet").exists() and name != TIMED]
+    names = [name for name in studies() if is_begun(name) and name != TIMED]
     frames = {name: runs_of(name) for name in names}
     usual = pd.concat(frames.values())["device"].mode()[0]
     rows = []
