@@ -4,9 +4,10 @@ import logging
 import os
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import cli_exit
 from cli_cache import cache_app
@@ -34,7 +35,21 @@ from cli_runs import compare, report, sweep
 from cli_show import show_app
 from pipeline.telling import is_one_of_many, prefix
 
+
+class _Commands(TyperGroup):
+    """All commands; an interrupt before one of them begins is told too: typer exits silently."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with one_line_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -55,7 +70,7 @@ def _command() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
-    except KeyboardInterrupt:  # before a command began; `one_line_errors` tells the others
+    except KeyboardInterrupt:  # before typer reads the line; `_Commands` tells the others
         tell_interrupt()
         sys.exit(INTERRUPTED)
 

@@ -57,6 +57,21 @@ def refused(command: str, file: Path, config: Config, *overrides: str) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    "moment", ["typer.core.TyperGroup.parse_args", "logging.basicConfig", "cli.load"]
+)
+def test_an_interrupt_is_told_however_early_it_comes(tiny_toml, monkeypatch, moment):
+    """While the line is read, before the command is found, and in the command."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moment, interrupted)
+    done = heartcut("train-teacher", tiny_toml)
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "interrupted: nothing half-written was left under a final name\n"
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_it_answers_within_a_second(option):
     """Of processor time, which a busy machine does not stretch; the median of three."""
