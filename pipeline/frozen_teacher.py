@@ -3,6 +3,7 @@ that depends on."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,10 @@ class Teacher:
     """Its own training saw the held-out images."""
     description: str
     """What a person calls it."""
+
+    def normaliser(self, device: torch.device) -> Normaliser:
+        """What makes bytes its inputs."""
+        return Normaliser(mean=self.mean, std=self.std, device=device)
 
 
 def cache_identity(

@@ -30,9 +30,7 @@ class OnlineTeacher:
 
     def taught(self, batches: Generator[Batch]) -> Generator[Batch]:
         """The batches, with soft labels and features of the teacher on their very images."""
-        normalise = Normaliser(
-            mean=self.teacher.mean, std=self.teacher.std, device=self.runtime.device
-        )
+        normalise = self.teacher.normaliser(self.runtime.device)
         with closing(batches):
             for batch in batches:
                 yield self._taught(batch, normalise)

@@ -43,7 +43,6 @@ from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.sparse_logits import reconstruct, summarise
-from pipeline.normalisation import Normaliser
 from pipeline.progress import Progress, progress
 from pipeline.runtime import Runtime
 
@@ -205,9 +204,7 @@ class _Worker:
         """What is stored of a unit."""
         started = monotonic()
         start, stop = self.writer.manifest.rows_of(unit.shard)
-        normalise = Normaliser(
-            mean=self.teacher.mean, std=self.teacher.std, device=self.runtime.device
-        )
+        normalise = self.teacher.normaliser(self.runtime.device)
         logits, features = [], []
         for batch in self.loader.view(unit.view, rows=slice(start, stop)):
             some_logits, some_features = teacher_outputs(

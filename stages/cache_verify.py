@@ -16,7 +16,6 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import views_from_json
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
 from pipeline.frozen_teacher import Teacher, teacher_outputs
-from pipeline.normalisation import Normaliser
 from pipeline.progress import progress
 from pipeline.provenance import short
 from pipeline.runtime import Runtime, resolve_runtime
@@ -169,7 +168,7 @@ def _compare(
 def _logits(
     teacher: Teacher, loader: BatchLoader, runtime: Runtime, view: int
 ) -> NDArray[np.float32]:
-    normalise = Normaliser(mean=teacher.mean, std=teacher.std, device=runtime.device)
+    normalise = teacher.normaliser(runtime.device)
     found = [
         teacher_outputs(teacher.model, normalise, batch, runtime=runtime)[0].cpu().numpy()
         for batch in loader.view(view)
