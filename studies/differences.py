@@ -18,14 +18,14 @@ MEASURES = {
 BASELINES = ("plain", "KD")
 OF_BOTH_STUDENTS = ("LR", "LR + DS", "repaired, LR")
 AGAINST = {
-    "LR + DS": ("LR", "KD", "LR + random", "DS"),
+    "LR + DS": ("LR", "KD", "LR + random", "LR + correct only", "DS"),
     "LR + DS, -2 errors": ("LR", *BASELINES, "LR + DS"),
     "LR + correct only": ("LR",),
     "LR + random": ("LR",),
     "LR + lowest EL2N": ("LR",),
     "repaired, LR": ("LR", "repaired, KD"),
     "repaired, LR + correct only": ("repaired, LR", *BASELINES),
-    "repaired, LR + DS": ("repaired, LR", *BASELINES),
+    "repaired, LR + DS": ("repaired, LR", "repaired, LR + correct only", *BASELINES),
     "repaired, KD": ("KD",),
     "LR": ("LR of wrong rows",),
     "DS": ("KD",),
