@@ -11,8 +11,8 @@ from pipeline.artefacts.run import RESULT, Run, read_settings
 from pipeline.artefacts.selection import (
     SelectionRecord,
     SelectionTable,
+    find_selection,
     read_selection_record,
-    selection_path,
 )
 from pipeline.artefacts.soft_labels import SoftLabelRecord, soft_label_path
 from pipeline.artefacts.sweep import OK, RESULTS, SweepFolder, sweep_folder
@@ -207,7 +207,7 @@ def soft_labels_of(run: Run) -> SoftLabelRecord | None:
 
 
 def selection_of(run: Run) -> SelectionTable | None:
-    """The selection of a run, where it lies in its workspace under its id."""
+    """The selection of a run, where it lies in its workspace."""
     path = _selection_path_of(run)
     return None if path is None else SelectionTable.open(path)
 
@@ -221,8 +221,7 @@ def _selection_path_of(run: Run) -> Path | None:
     selection = run.result.inputs.selection
     if selection is None:
         return None
-    path = selection_path(run.path.parent.parent / "selections", selection)
-    return path if path.exists() else None
+    return find_selection(run.path.parent.parent / "selections", selection)
 
 
 def _joined(groups: Sequence[Group]) -> list[Group]:

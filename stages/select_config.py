@@ -39,8 +39,9 @@ class InfluenceConfig(Section):
     """How a sample's influence on the held-out loss is predicted."""
 
     l2: Positive | Literal["auto"] = "auto"
-    """Weight of the L2 term of the refitted head; auto: of the least loss on a part of the target
-    that the scores do not use."""
+    """Weight of the L2 term of the refitted head; auto: the largest whose loss on held-out images
+    that the scores do not use is within a standard error of the least; more where p_eff / N is
+    above 0.25."""
     kd_weight: PositiveShare = 0.9
     """Weight of the teacher's label in the supervision of a distilled sample."""
     temperature: Positive = 1.0

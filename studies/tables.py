@@ -73,9 +73,15 @@ def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Ce
         "test": mean_of(TEST),
         **{f"test, minus {other}": minus(other) for other in COMPARED if other in methods},
         "calibration error": lambda _, own: f"{own['test_calibration_error'].mean():.3f}",
-        "agrees with teacher": mean_of("teacher_agreement_test"),
+        "agrees with teacher": agreement,
         "distilled": lambda _, own: percent_distilled(own),
     }
+
+
+def agreement(_: str, own: pd.DataFrame) -> str:
+    """With the teacher that the study is of; empty where it is known of some seeds only."""
+    found = own["teacher_agreement_test"]
+    return "" if found.isna().any() else percent(found)
 
 
 def seconds(name: str, point: str, own: pd.DataFrame) -> str:

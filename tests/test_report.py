@@ -353,6 +353,16 @@ def test_single_runs_get_names_from_what_was_done(compared, tmp_path):
     )
 
 
+def test_a_selection_is_found_under_a_name(compared, page, tmp_path):
+    workspace = linked_copy(compared.workspace, tmp_path / compared.workspace.name)
+    table = workspace / "selections" / table_of(compared).path.name
+    table.rename(table.with_name("mine.parquet"))
+    (workspace / "selections" / "broken.parquet").write_bytes(b"PAR1")
+    named = report.execute([workspace], ReportSettings(output=tmp_path / "report.html"))
+    own, expected = (data_of(path.read_text(encoding="utf-8")) for path in (named, page))
+    assert own["samples"] == expected["samples"]
+
+
 def test_students_of_several_caches_are_said_to_be(digits, tmp_path):
     workspace = linked_copy(digits.workspace, tmp_path / "work")
     whole = ("select.revision=none", "select.strategy=all")

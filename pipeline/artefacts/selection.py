@@ -16,6 +16,7 @@ Any reader of parquet opens it. A user may edit `selected` and train on the resu
 rows, keys and ids, not who wrote it. The influence columns are those of the score file (`scores`).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -29,7 +30,7 @@ from pipeline.artefacts import tables
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.scores import ScoreRecord
 from pipeline.artefacts.tables import Columns
-from pipeline.errors import ArtefactExists, ArtefactMismatch
+from pipeline.errors import ArtefactExists, ArtefactMismatch, PipelineError
 from pipeline.provenance import identity, short
 
 FORMAT_VERSION: Final = 3
@@ -208,6 +209,18 @@ def write(path: Path, *, record: SelectionRecord, columns: Columns) -> None:
 def selection_path(selections: Path, selection_id: str, *, name: str = "") -> Path:
     """Where a table lies: under its name, or under its id where it has none."""
     return selections / f"{name or short(selection_id)}{_SUFFIX}"
+
+
+def find_selection(selections: Path, selection_id: str) -> Path | None:
+    """The table of an id: under that, or under a name that was given to it."""
+    path = selection_path(selections, selection_id)
+    if path.exists():
+        return path
+    for named in sorted(selections.glob(f"*{_SUFFIX}")):
+        with suppress(PipelineError):  # another format, or damaged: not the one
+            if read_selection_record(named).id == selection_id:
+                return named
+    return None
 
 
 def require_same_selection(path: Path, wanted: SelectionIdentity) -> None:
