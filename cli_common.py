@@ -44,6 +44,16 @@ AcceptMismatch = Annotated[
 ]
 
 
+_FULL = "could not be written", "Free some space or set another `workspace`."
+_CLOSED = "could not be opened", "Check its permissions, or whose it is."
+_FOR_THE_USER = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EISDIR: ("could not be opened", "Name a file."),
+}
+"""Errors of the system that are no bugs: what could not be done, and what to do about it."""
 LAUNCHED = "HEARTCUT_LAUNCHED"
 """Set by `heartcut launch` for its ranks: it tells which of them died, and how."""
 _CAUSE_COMES_FIRST = 3.0
@@ -161,11 +171,9 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
         known = [(codes or {}).get(kind) for kind in type(error).__mro__]
         raise typer.Exit(code=next(filter(None, known), FAILED)) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _FOR_THE_USER:
             raise
         where = error.filename or "the workspace"
-        tell(
-            f"error: {where} could not be written: {os.strerror(error.errno)}. "
-            "Free some space or set another `workspace`."
-        )
+        what, remedy = _FOR_THE_USER[error.errno]
+        tell(f"error: {where} {what}: {os.strerror(error.errno)}. {remedy}")
         raise typer.Exit(code=FAILED) from error

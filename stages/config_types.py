@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 OpenUnit: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -15,6 +15,24 @@ Triple: TypeAlias = tuple[float, float, float]
 ClassOfTeacher: TypeAlias = Annotated[StrictInt, Field(ge=0)] | StrictStr
 PrecisionChoice: TypeAlias = Literal["auto", "bf16", "fp32"]
 TrainingPrecision: TypeAlias = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
+
+
+def _are_different(seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{list(seeds)} must be one or more different numbers")
+    return seeds
+
+
+def _have_names(rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    for name in rows:
+        if not name.strip() or not name.isprintable() or "|" in name:
+            raise ValueError(f"{name!r} is no name (expected printable text without |)")
+    return rows
+
+
+Seeds: TypeAlias = Annotated[tuple[Seed, ...], AfterValidator(_are_different)]
+NamedOverrides: TypeAlias = Annotated[dict[str, tuple[str, ...]], AfterValidator(_have_names)]
+"""Name of a row of a table -> its overrides, as for --set."""
 
 
 class Section(BaseModel):

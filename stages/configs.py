@@ -12,12 +12,14 @@ from pydantic import Field, model_validator
 from stages.config_types import (
     ClassOfTeacher,
     Count,
+    NamedOverrides,
     OpenUnit,
     Positive,
     PositiveShare,
     PrecisionChoice,
     Section,
     Seed,
+    Seeds,
     Triple,
     refuse_unused,
 )
@@ -203,8 +205,8 @@ _OF_A_CHECKPOINT = (
 class CompareConfig(Section):
     """The same student under several settings and seeds."""
 
-    seeds: tuple[Seed, ...] = (0,)
-    variants: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    seeds: Seeds = (0,)
+    variants: NamedOverrides = Field(default_factory=dict)
     """Name of each row of the table -> its overrides, as for --set."""
 
 

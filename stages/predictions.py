@@ -4,12 +4,12 @@ import logging
 from typing import Literal
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipeline.artefacts import predictions as prediction_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.predictions import HELD_OUT, TEST, PredictionRecord, Predictions
-from pipeline.artefacts.run import Run, read_settings
+from pipeline.artefacts.run import SETTINGS, Run, read_settings
 from pipeline.data.view_kinds import Views, views_from_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.evaluation import Evaluation, evaluate
@@ -80,7 +80,13 @@ def _predict(run: Run, dataset: Dataset) -> None:
 
 def _network(run: Run, dataset: Dataset) -> tuple[Classifier, Views, Runtime]:
     """The network of a run, the views that it was trained on, and its precision."""
-    settings = _Settings.model_validate(read_settings(run.path))
+    try:
+        settings = _Settings.model_validate(read_settings(run.path))
+    except ValidationError as error:
+        wrong = ", ".join(str(found["loc"][0]) for found in error.errors())
+        raise ArtefactMismatch(
+            f"{run.path / SETTINGS} is damaged: {wrong}. Remove {run.path} and train again."
+        ) from error
     runtime = resolve_runtime(settings.precision)
     model = build(run.result.arch, num_classes=dataset.num_classes, head=settings.head)
     load_into(model, load_weights(run.weights), source=run.weights)

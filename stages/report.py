@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.scores import Diagnostics
-from pipeline.artefacts.selection import SelectionTable
+from pipeline.artefacts.selection import SelectionTable, read_selection_record
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactNotFound, ConfigError
@@ -24,7 +24,7 @@ from stages.report_charts import (
     on_test,
     training_section,
 )
-from stages.report_runs import Group, Runs, find_runs, selection_of
+from stages.report_runs import Group, Runs, find_runs, selection_path_of
 from stages.report_samples import SCORE, explorer
 from stages.report_tables import comparison_section, cost_section, of_ids, references
 from stages.report_teacher import TeacherFacts, teacher_of
@@ -60,8 +60,10 @@ def execute(
     Raises:
         ArtefactNotFound: if there are no runs, or their data set is gone.
         ArtefactMismatch: if they are of several data sets, or something is damaged.
-        ConfigError: if a baseline is none of the students.
+        ConfigError: if a baseline is none of the students, or the output is a folder.
     """
+    if settings.output is not None and settings.output.is_dir():
+        raise ConfigError(f"--output {settings.output} is a folder (expected the name of a file).")
     runs = find_runs(places, overrides)
     dataset = Dataset.open(runs.workspace / "data")
     output = settings.output or runs.workspace / "report.html"
@@ -111,14 +113,19 @@ def _page(runs: Runs, dataset: Dataset, settings: ReportSettings) -> Page:
 def _intro(runs: Runs, dataset: Dataset, teacher: TeacherFacts | None) -> str:
     """How much was run; of which cache the rest tells, where students have several."""
     several = len(runs.caches) > 1
-    teachers = f"{len(runs.caches)} teacher caches" if several else "one teacher"
+    teachers = ("no teacher", "one teacher", f"{len(runs.caches)} teacher caches")
     told = (
-        f"{len(runs.groups)} students of {teachers}, {runs.num_runs} runs, "
+        f"{_counted(len(runs.groups), 'student')} of {teachers[min(len(runs.caches), 2)]}, "
+        f"{_counted(runs.num_runs, 'run')}, "
         f"{dataset.train.num_samples:,} training images of {dataset.num_classes} classes."
     )
     if several and teacher is not None:
         told += f" What is told of a teacher and of samples is of cache {short(teacher.cache.id)}."
     return told
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _references(groups: Sequence[Group], wanted: Sequence[str]) -> list[Group]:
@@ -135,11 +142,11 @@ def _table(runs: Runs, settings: ReportSettings) -> SelectionTable | None:
     """The table that is asked for, or the last one with scores, or the last one."""
     if settings.selection is not None:
         return SelectionTable.open(settings.selection)
-    found = [selection_of(group.runs[0]) for group in runs.groups]
-    tables = [table for table in found if table is not None]
-    scored = [table for table in tables if table.record.scores is not None]
-    best = scored or tables
-    return best[-1] if best else None
+    found = dict.fromkeys(selection_path_of(group.runs[0]) for group in runs.groups)
+    paths = [path for path in found if path is not None]
+    scored = [path for path in paths if read_selection_record(path).scores is not None]
+    best = scored or paths
+    return SelectionTable.open(best[-1]) if best else None
 
 
 def _teacher(runs: Runs, dataset: Dataset, table: SelectionTable | None) -> TeacherFacts | None:
@@ -151,7 +158,7 @@ def _teacher(runs: Runs, dataset: Dataset, table: SelectionTable | None) -> Teac
 def _summary(
     runs: Runs, dataset: Dataset, teacher: TeacherFacts | None, table: SelectionTable | None
 ) -> Section:
-    taught = [group for group in runs.groups if not group.is_plain]
+    taught = [group for group in runs.groups if group.runs[0].result.method is not None]
     run = (taught or runs.groups)[-1].runs[0]
     record = dataset.record
     facts = [

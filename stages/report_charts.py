@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.records import printable
-from pipeline.artefacts.run import Run, read_metrics
+from pipeline.artefacts.run import METRICS, Run, read_metrics
 from pipeline.artefacts.selection import SelectionTable
+from pipeline.artefacts.tables import flags
+from pipeline.errors import ArtefactMismatch
 from pipeline.progress import progress
 from pipeline.reliability import Reliability, reliability
 from pipeline.report.charts import (
@@ -42,7 +44,7 @@ def drawn(groups: Sequence[Group], compared: Sequence[Group]) -> list[Group]:
         return float(np.mean(list(group.by_seed("held_out_accuracy_mean_of_last").values())))
 
     others = sorted((g for g in groups if g not in compared), key=held_out, reverse=True)
-    kept = [*compared, *others[: MOST_GROUPS - len(compared)]]
+    kept = [*compared, *others[: max(0, MOST_GROUPS - len(compared))]]
     return [group for group in groups if group in kept]
 
 
@@ -112,7 +114,7 @@ def influence_chart(table: SelectionTable) -> Chart | None:
     frame = table.frame[table.frame[SCORE].notna()]
     if frame.empty:
         return None
-    right = frame["teacher_correct"].to_numpy(dtype=bool)
+    right = flags(frame["teacher_correct"])
     values = frame[SCORE].to_numpy(dtype=np.float64)
     parts = [("teacher right", values[right]), ("teacher wrong", values[~right])]
     return Chart(
@@ -138,7 +140,20 @@ def _lines(
 
 
 def _metrics(group: Group) -> list[pd.DataFrame]:
-    return [_of_run(run) for run in group.runs]
+    """Of all runs, which have as many epochs.
+
+    Raises:
+        ArtefactMismatch: if one has fewer: the settings are the same.
+    """
+    found = [_of_run(run) for run in group.runs]
+    most = max(map(len, found))
+    for run, frame in zip(group.runs, found, strict=True):
+        if len(frame) < most:
+            raise ArtefactMismatch(
+                f"{run.path / METRICS} has {len(frame)} epochs (expected {most}, as other seeds "
+                f"of the same settings). Remove {run.path} and train again."
+            )
+    return found
 
 
 def _of_run(run: Run) -> pd.DataFrame:
@@ -171,10 +186,11 @@ def _reliability(
         correct = teacher.predicted == teacher.labels
         found.append(("teacher", reliability(teacher.confidence, correct)))
     elif table is not None:
-        held_out = table.frame[table.frame["held_out"] & (table.frame["teacher_class"] >= 0)]
+        held_out = table.frame[flags(table.frame["held_out"]) & table.frame["p_max"].notna()]
         confidence = held_out["p_max"].to_numpy(dtype=np.float64)
-        correct = held_out["teacher_correct"].to_numpy(dtype=bool)
-        found.append(("teacher, held out", reliability(confidence, correct)))
+        if len(held_out):
+            correct = flags(held_out["teacher_correct"])
+            found.append(("teacher, held out", reliability(confidence, correct)))
     for group in groups:
         frame = frames[group.name]
         correct = (frame["predicted"] == frame["label"]).to_numpy()

@@ -1,6 +1,6 @@
 """The runs that a report is of: found, grouped by what was done, and named."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,6 @@ from pipeline.artefacts.records import printable, read_record
 from pipeline.artefacts.run import RESULT, Run, read_settings
 from pipeline.artefacts.selection import (
     SelectionRecord,
-    SelectionTable,
     find_selection,
     read_selection_record,
 )
@@ -38,8 +37,8 @@ class Group:
 
     @property
     def is_plain(self) -> bool:
-        """Nothing was distilled."""
-        return self.runs[0].result.method is None
+        """Students of which nothing was distilled."""
+        return self.runs[0].result.method is None and is_student(self.runs[0])
 
     def by_seed(self, field: str) -> dict[int, float]:
         """One number of the results of all runs."""
@@ -116,16 +115,28 @@ def _of_config(config: Config) -> list[Group]:
 def _compared(workspace: Path) -> list[Group]:
     """What `compare` trained last, under the names of its configuration."""
     record = comparison.read(workspace)
-    return [
-        Group(name=variant.name, runs=tuple(Run.open(workspace / path) for path in variant.runs))
-        for variant in (() if record is None else record.variants)
-    ]
+    variants = () if record is None else record.variants
+    return _named(workspace, {variant.name: variant.runs for variant in variants})
+
+
+def _named(workspace: Path, paths: Mapping[str, Iterable[str]]) -> list[Group]:
+    """Runs by the name of their group, as far as they are still there."""
+    groups = []
+    for name, own in paths.items():
+        there = [workspace / path for path in own if (workspace / path / RESULT).exists()]
+        if there:
+            groups.append(Group(name=name, runs=tuple(map(Run.open, there))))
+    return groups
 
 
 def _of_place(place: Path) -> list[Group]:
     sweep = place.parent if place.name == RESULTS else place
     if (sweep / RESULTS).exists():
-        return _of_sweep(SweepFolder(path=sweep), sweep.resolve().parent.parent)
+        folder = SweepFolder(path=sweep)
+        found = _of_sweep(folder, sweep.resolve().parent.parent)
+        if not found:
+            raise ArtefactNotFound(f"{folder.results} has no run that succeeded. Sweep again.")
+        return found
     if not place.exists():
         raise ArtefactNotFound(
             f"{place} does not exist (expected runs, a folder of runs, a sweep, or a "
@@ -151,23 +162,24 @@ def _of_folder(folder: Path) -> list[Group]:
 
 
 def _of_sweep(folder: SweepFolder, workspace: Path) -> list[Group]:
-    runs: dict[str, list[Run]] = {}
+    paths: dict[str, list[str]] = {}
     for row in folder.rows():
         if row.status == OK and row.run_path is not None:
-            runs.setdefault(row.point, []).append(Run.open(workspace / row.run_path))
-    if not runs:
-        raise ArtefactNotFound(f"{folder.results} has no run that succeeded. Sweep again.")
-    return [Group(name=name, runs=tuple(own)) for name, own in runs.items()]
+            paths.setdefault(row.point, []).append(row.run_path)
+    return _named(workspace, paths)
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
     """Runs with the same settings but for the seed, and the same inputs."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {key: value for key, value in read_settings(run.path).items() if key != "seed"}
-        inputs = run.result.inputs.model_dump(mode="json")
-        found.setdefault(identity("group", [settings, inputs]), []).append(run)
+        found.setdefault(_identity_but_for_seed(run), []).append(run)
     return [Group(name=_name(own[0]), runs=tuple(own)) for own in found.values()]
+
+
+def _identity_but_for_seed(run: Run) -> str:
+    settings = {key: value for key, value in read_settings(run.path).items() if key != "seed"}
+    return identity("group", [settings, run.result.inputs.model_dump(mode="json")])
 
 
 def is_student(run: Run) -> bool:
@@ -206,18 +218,13 @@ def soft_labels_of(run: Run) -> SoftLabelRecord | None:
     return read_record(SoftLabelRecord, path, made_by="heartcut select", remedy=remedy)
 
 
-def selection_of(run: Run) -> SelectionTable | None:
-    """The selection of a run, where it lies in its workspace."""
-    path = _selection_path_of(run)
-    return None if path is None else SelectionTable.open(path)
-
-
 def _selection_record_of(run: Run) -> SelectionRecord | None:
-    path = _selection_path_of(run)
+    path = selection_path_of(run)
     return None if path is None else read_selection_record(path)
 
 
-def _selection_path_of(run: Run) -> Path | None:
+def selection_path_of(run: Run) -> Path | None:
+    """The selection of a run, where it lies in its workspace."""
     selection = run.result.inputs.selection
     if selection is None:
         return None
@@ -225,15 +232,18 @@ def _selection_path_of(run: Run) -> Path | None:
 
 
 def _joined(groups: Sequence[Group]) -> list[Group]:
-    """Every run once, in groups whose names can be shown."""
-    found: list[Group] = []
+    """Every run once, in groups whose names can be shown; all seeds of a student in the first."""
+    found: dict[str, Group] = {}
     seen: set[str] = set()
     for group in groups:
         own = tuple(run for run in group.runs if run.result.id not in seen)
         seen |= {run.result.id for run in own}
-        if own:
-            found.append(replace(group, name=printable(group.name), runs=own))
-    return told_apart(found)
+        if not own:
+            continue
+        key = _identity_but_for_seed(own[0])
+        first = found.get(key, replace(group, name=printable(group.name), runs=()))
+        found[key] = replace(first, runs=first.runs + own)
+    return told_apart(found.values())
 
 
 def told_apart(groups: Iterable[Group]) -> list[Group]:

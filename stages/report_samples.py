@@ -12,6 +12,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
+from pipeline.artefacts.tables import flags
 from pipeline.data.loaders import CLEAN, BatchLoader
 from pipeline.data.view_kinds import views_from_json
 from pipeline.methods.sparse_labels import unpack
@@ -45,32 +46,32 @@ class Preset:
 
 def presets(table: SelectionTable, *, most: int) -> list[Preset]:
     """What people look for; of each preset at most its share of ``most`` samples."""
-    frame = table.frame[~table.frame["held_out"] & (table.frame["teacher_class"] >= 0)]
+    frame = table.frame[~flags(table.frame["held_out"]) & (table.frame["teacher_class"] >= 0)]
     found = list(_questions(frame))
-    share = max(1, most // max(len(found), 1))
+    shares = [len(part) for part in np.array_split(np.arange(most), max(len(found), 1))]
     return [
-        Preset(name=name, meaning=meaning, order=rows.index.to_numpy()[:share], total=total)
-        for name, meaning, rows, total in found
+        Preset(name=name, meaning=meaning, order=rows.index.to_numpy()[:share], total=len(rows))
+        for (name, meaning, rows), share in zip(found, shares, strict=False)
     ]
 
 
-def _questions(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, int]]:
-    wrong = frame[~frame["teacher_correct"]].sort_values("p_max", ascending=False, kind="stable")
-    yield "Teacher wrong", "training rows that the teacher gets wrong", wrong, len(wrong)
+def _questions(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    wrong = frame[~flags(frame["teacher_correct"])]
+    wrong = wrong.sort_values("p_max", ascending=False, kind="stable")
+    yield "Teacher wrong", "training rows that the teacher gets wrong", wrong
     scored = frame[frame[SCORE].notna()].sort_values(SCORE, ascending=False, kind="stable")
     if len(scored):
-        num_helpful = int((scored[SCORE] > 0).sum())
-        yield "Most helpful", "rows whose soft label helps", scored, num_helpful
-        meaning = "rows whose soft label harms"
-        yield "Most harmful", meaning, scored[::-1], int((scored[SCORE] < 0).sum())
-    issues = frame[frame["label_issue"].fillna(value=False).astype(bool)]
+        yield "Most helpful", "rows whose soft label helps", scored[scored[SCORE] > 0]
+        harmful = scored[::-1]
+        yield "Most harmful", "rows whose soft label harms", harmful[harmful[SCORE] < 0]
+    issues = frame[flags(frame["label_issue"])]
     if len(issues):
         issues = issues.sort_values("p_refit", kind="stable")
-        yield "Likely label errors", "labels that are probably wrong", issues, len(issues)
-    dropped = frame[(frame["rank"] >= 0) & ~frame["selected"]]
+        yield "Likely label errors", "labels that are probably wrong", issues
+    dropped = frame[(frame["rank"] >= 0) & ~flags(frame["selected"])]
     if len(dropped):
         dropped = dropped.sort_values("rank", ascending=False, kind="stable")
-        yield "Dropped", "rows that are not distilled", dropped, len(dropped)
+        yield "Dropped", "rows that are not distilled", dropped
 
 
 def explorer(
@@ -80,17 +81,21 @@ def explorer(
     dataset: Dataset,
     *,
     most: int,
-) -> dict[str, Json]:
-    """What the page's script shows, with at most ``most`` samples."""
+) -> dict[str, Json] | None:
+    """What the page's script shows, with at most ``most`` samples; None: there is none to show."""
     questions = presets(table, most=most)
     rows = np.unique(np.concatenate([preset.order for preset in questions]))
+    if not len(rows):
+        return None
     positions = {int(row): position for position, row in enumerate(rows)}
     pictures = _pictures(dataset, soft, rows)
     probs = None if teacher is None else teacher.probs(dataset, rows)
     revised = None if soft is None else _revised(soft, rows)
+    right = flags(table.frame["teacher_correct"])
     samples: list[Json] = [
         _sample(
             table.frame.iloc[row],
+            right=bool(right[row]),
             picture=pictures[position],
             teacher=None if probs is None else probs[position],
             revised=None if revised is None else revised[position],
@@ -137,14 +142,15 @@ def _revised(soft: SoftLabels, rows: NDArray[np.int64]) -> torch.Tensor:
 def _sample(
     row: pd.Series,
     *,
+    right: bool,
     picture: str,
     teacher: torch.Tensor | None,
     revised: torch.Tensor | None,
 ) -> dict[str, Json]:
     label = int(row["label"])
     if teacher is None:
-        told: list[Json] = [[int(row["teacher_class"]), float(row["p_max"])]]
-        told += [[label, float(row["p_target"])]] if label != row["teacher_class"] else []
+        by_class = {int(row["teacher_class"]): row["p_max"], label: row["p_target"]}
+        told: list[Json] = [[klass, float(p)] for klass, p in by_class.items() if not np.isnan(p)]
     else:
         told = _top(teacher, label)
     return {
@@ -152,14 +158,14 @@ def _sample(
         "key": str(row["sample_key"])[:12],
         "image": picture,
         "label": label,
-        "right": bool(row["teacher_correct"]),
+        "right": right,
         "selected": bool(row["selected"]) if row["rank"] >= 0 else None,
         "issue": None if pd.isna(row["label_issue"]) else bool(row["label_issue"]),
         "teacher": told,
         "revised": [] if revised is None else _top(revised, label),
-        "beta": float(row["beta"]),
-        "p_target": float(row["p_target"]),
-        "p_max": float(row["p_max"]),
+        "beta": _known(row["beta"]),
+        "p_target": _known(row["p_target"]),
+        "p_max": _known(row["p_max"]),
         "influence": _known(row[SCORE]),
         "error": _known(row[f"{SCORE}_se"]),
         "reason": printable(str(row["reason"])),

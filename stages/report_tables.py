@@ -49,11 +49,12 @@ def _is_vanilla(group: Group) -> bool:
 
 def comparison_section(groups: Sequence[Group], compared: Sequence[Group]) -> Section:
     """Accuracies over seeds, and differences between equal seeds."""
-    last = groups[0].runs[0].result.mean_of_last
+    epochs = {run.result.mean_of_last for group in groups for run in group.runs}
+    last = f" {epochs.pop()}" if len(epochs) == 1 else ""
     header = (
         "student",
         "n",
-        *(f"{name} {last}" if name == "mean of last" else name for name in _ACCURACIES),
+        *(f"{name}{last}" if name == "mean of last" else name for name in _ACCURACIES),
         *(f"test, minus {group.name}" for group in compared),
         "agrees with teacher",
         "test loss",
@@ -118,7 +119,9 @@ def cost_section(groups: Sequence[Group], teacher: TeacherFacts | None) -> Secti
         facts += list(_teacher_facts(teacher, forwards))
     return Section(
         title="Cost",
-        intro="The teacher runs once for all students. Break-even is the number of students of "
+        intro=""
+        if teacher is None
+        else "The teacher runs once for all students. Break-even is the number of students of "
         "this length from which its pass costs less than the teacher in every training loop.",
         facts=tuple(facts),
         tables=(

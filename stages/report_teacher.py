@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
+from pipeline.artefacts.cache_join import ANYTHING, join_samples
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.hydration import HydratedCache
 from pipeline.artefacts.teacher_cache import TeacherCache
@@ -46,7 +46,7 @@ class TeacherFacts:
         None where the cache keeps too little to tell.
         """
         joined = join_samples(
-            self.cache, dataset.train.samples, place=str(dataset.train.path), accept=ANY_LABELS
+            self.cache, dataset.train.samples, place=str(dataset.train.path), accept=ANYTHING
         )
         hydrated = HydratedCache(cache=self.cache, joined=joined, folder=self.folder)
         kept = self.cache.manifest.identity.temperatures
@@ -100,7 +100,7 @@ def _test_cache(cache: TeacherCache, dataset: Dataset, folder: Path) -> TeacherC
 
 
 def _answers(cache: TeacherCache, beton: Beton, folder: Path) -> Answers | None:
-    joined = join_samples(cache, beton.samples, place=str(beton.path), accept=ANY_LABELS)
+    joined = join_samples(cache, beton.samples, place=str(beton.path), accept=ANYTHING)
     if not joined.known.all() or (
         cache.is_sparse and 1.0 not in cache.manifest.identity.temperatures
     ):

@@ -18,7 +18,7 @@ from pipeline.artefacts.cache_arrays import (
     TARGET_LOGIT,
     TOP_LOGIT,
 )
-from pipeline.artefacts.cache_join import join_samples
+from pipeline.artefacts.cache_join import ANYTHING, join_samples
 from pipeline.artefacts.dataset import open_samples
 from pipeline.artefacts.dataset_record import DatasetRecord, read_record
 from pipeline.artefacts.objects import ObjectStore
@@ -220,7 +220,7 @@ def _unseen(cache: TeacherCache, folder: Path, record: DatasetRecord) -> _Unseen
         return _Unseen(split="test", rows=np.arange(cache.shape.num_samples))
     samples = open_samples(folder, "train", record.train)
     try:
-        joined = join_samples(cache, samples, place=str(folder), accept=("labels", "pixels"))
+        joined = join_samples(cache, samples, place=str(folder), accept=ANYTHING)
     except ArtefactMismatch:  # no image in common
         return None
     rows = joined.rows[np.array(record.held_out, dtype=np.int64)]

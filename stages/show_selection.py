@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.artefacts.dataset_record import read_record
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
+from pipeline.artefacts.tables import flags
 from stages.selection_words import rule, sign_of, warnings_of_table
 from stages.show_places import find_table
 from stages.show_records import Histogram, histogram, name_of, number
@@ -114,8 +115,8 @@ def execute(place: str, overrides: Sequence[str] = ()) -> SelectionShown:
     table = SelectionTable.open(find_table(place, overrides))
     frame, record, names = table.frame, table.record, _class_names(table)
     candidates = frame["rank"].to_numpy() >= 0
-    selected = _flags(frame["selected"])
-    wrong = candidates & ~_flags(frame["teacher_correct"])
+    selected = flags(frame["selected"])
+    wrong = candidates & ~flags(frame["teacher_correct"])
     score = _score(table)
     helpful, harmful = _extremes(frame, score, names)
     return SelectionShown(
@@ -125,7 +126,7 @@ def execute(place: str, overrides: Sequence[str] = ()) -> SelectionShown:
         record=record,
         is_edited=int(selected.sum()) != record.num_selected,
         num_samples=len(frame),
-        num_held_out=int(_flags(frame["held_out"]).sum()),
+        num_held_out=int(flags(frame["held_out"]).sum()),
         num_candidates=int(candidates.sum()),
         num_selected=int(selected.sum()),
         num_wrong=int(wrong.sum()),
@@ -153,11 +154,6 @@ def _class_names(table: SelectionTable) -> list[str]:
     found = table.frame["label"].value_counts()
     is_same = found.eq(counts[counts > 0].reindex(found.index)).all()
     return record.class_names if is_same and len(table.frame) == counts.sum() else []
-
-
-def _flags(column: pd.Series) -> NDArray[np.bool_]:
-    """A column of bools; what is missing is false."""
-    return column.eq(True).fillna(False).to_numpy(dtype=bool)
 
 
 def _reasons(frame: pd.DataFrame) -> dict[str, int]:
@@ -211,7 +207,7 @@ def _threshold(identity: SelectionIdentity, score: str) -> float | None:
 def _histogram(frame: pd.DataFrame, score: str) -> Histogram:
     values = _values(frame, score)
     known = np.isfinite(values)
-    right = _flags(frame["teacher_correct"])[known]
+    right = flags(frame["teacher_correct"])[known]
     return histogram(values[known], right, _edges(values[known]))
 
 
@@ -242,12 +238,12 @@ def _label_issues(
 ) -> LabelIssues | None:
     if frame["label_issue"].isna().all():
         return None
-    issues = _flags(frame["label_issue"])
+    issues = flags(frame["label_issue"])
     probs = pd.Series(_values(frame, "p_refit"))[issues].fillna(np.inf)
     rows = frame.iloc[probs.nsmallest(SHOWN_SAMPLES).index.to_numpy()]
     return LabelIssues(
         num=int(issues.sum()),
-        num_selected=int((issues & _flags(frame["selected"])).sum()),
+        num_selected=int((issues & flags(frame["selected"])).sum()),
         likeliest=_samples(rows, score, names),
     )
 

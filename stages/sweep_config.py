@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator
 
-from stages.config_types import Section, Seed
+from stages.config_types import NamedOverrides, Section, Seeds
 
 AxisValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 Metric: TypeAlias = Literal["mean-of-last", "last", "best"]
@@ -16,10 +16,10 @@ class SweepConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sweep"
     """Of the folder of results below `sweeps` in the workspace."""
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: Seeds = (0,)
     axes: dict[str, tuple[AxisValue, ...]] = Field(default_factory=dict)
     """Dotted key -> its values; every combination is a point. "unset" takes the key out."""
-    points: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    points: NamedOverrides = Field(default_factory=dict)
     """Name of each further point -> its overrides, as for --set; they come first."""
     baseline: str | dict[str, AxisValue] = ""
     """Point that all are compared with: its name, or values that only it has; empty: the first."""
@@ -50,21 +50,6 @@ class SweepConfig(Section):
     @classmethod
     def _is_a_name_or_values(cls, value: object) -> object:
         return dict(_dotted(value)) if isinstance(value, Mapping) else value
-
-    @field_validator("seeds")
-    @classmethod
-    def _are_different(cls, seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"{list(seeds)} must be one or more different numbers")
-        return seeds
-
-    @field_validator("points")
-    @classmethod
-    def _have_names(cls, points: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name in points:
-            if not name.strip() or not name.isprintable() or "|" in name:
-                raise ValueError(f"{name!r} is no name (expected printable text without |)")
-        return points
 
 
 def _dotted(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -90,9 +90,9 @@ def teachers() -> str | None:
         axes.axhline(0.0, color=INK, linewidth=0.8)
         for number, method in enumerate(METHODS):
             points = [point for point in set(frame["point"]) if method_of(point) == method]
-            if not points:
+            found = sorted(filter(None, (against_plain(frame, point) for point in points)))
+            if not found:
                 continue
-            found = sorted(against_plain(frame, point) for point in points)
             where, mean, below, above = (
                 100 * np.array(column) for column in zip(*found, strict=True)
             )
@@ -113,11 +113,16 @@ def teachers() -> str | None:
         return on_paper(svg(figure))
 
 
-def against_plain(frame: pd.DataFrame, point: str) -> tuple[float, float, float, float]:
-    """The teacher's accuracy; the gain over plain training, and how far its interval reaches."""
+def against_plain(frame: pd.DataFrame, point: str) -> tuple[float, float, float, float] | None:
+    """The teacher's accuracy; the gain over plain training, and how far its interval reaches.
+
+    None: no seed in common.
+    """
     own = of_point(frame, point)
     found = difference(own, of_point(frame, "plain"))
-    mean = found.mean or 0.0
+    if found.mean is None:
+        return None
+    mean = found.mean
     low, high = (mean if end is None else end for end in (found.low, found.high))
     return float(own["teacher_accuracy_test"].iloc[0]), mean, mean - low, high - mean
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run, read_metrics
+from pipeline.artefacts.store import publishing_file
 from pipeline.artefacts.sweep import OK, sweep_folder
 from stages.config_file import load_config
 from stages.configs import Config
@@ -52,11 +53,12 @@ def studies() -> list[str]:
 def collect(workspace: Path) -> None:
     """Add what sweeps of the studies gave in ``workspace``; a run of the same name is replaced."""
     KEPT.mkdir(parents=True, exist_ok=True)
+    dataset = Dataset.open(workspace / "data")
     for name in studies():
         runs = of_teachers_kept(finished(workspace, name), name)
         if not runs:
             continue
-        rows = [row_of(run, key, workspace) for key, run in runs.items()]
+        rows = [row_of(run, key, workspace, dataset) for key, run in runs.items()]
         epochs = [line for key, run in runs.items() for line in epochs_of(run, key)]
         added(pd.DataFrame(rows), KEPT / f"{name}.parquet", name)
         added(pd.DataFrame(epochs), KEPT / f"{name}.epochs.parquet", name)
@@ -133,12 +135,12 @@ def finished(workspace: Path, name: str) -> Runs:
     }
 
 
-def row_of(run: Run, key: tuple[str, int], workspace: Path) -> dict[str, object]:
+def row_of(run: Run, key: tuple[str, int], workspace: Path, dataset: Dataset) -> dict[str, object]:
     result = run.result
     return {
         **dict(zip(KEY, key, strict=True)),
         **{field: getattr(result, field) for field in FIELDS},
-        **accuracies_of_teacher(workspace, result.inputs.cache),
+        **accuracies_of_teacher(workspace, result.inputs.cache, dataset),
         "dataset": result.inputs.dataset,
         "cache": result.inputs.cache,
         "run": result.id,
@@ -147,12 +149,12 @@ def row_of(run: Run, key: tuple[str, int], workspace: Path) -> dict[str, object]
     }
 
 
-def accuracies_of_teacher(workspace: Path, cache: str | None) -> dict[str, float]:
+def accuracies_of_teacher(workspace: Path, cache: str | None, dataset: Dataset) -> dict[str, float]:
     """In the clean view, on held-out and on test images; NaN: no teacher, or not cached."""
     found = {"teacher_accuracy_held_out": math.nan, "teacher_accuracy_test": math.nan}
     if cache is None:
         return found
-    teacher = teacher_of(workspace, cache, Dataset.open(workspace / "data"), None)
+    teacher = teacher_of(workspace, cache, dataset, None)
     if teacher is not None:
         found["teacher_accuracy_held_out"] = teacher.cache.summary.accuracy_held_out[0]
         if teacher.test is not None:
@@ -191,7 +193,8 @@ def added(new: pd.DataFrame, path: Path, name: str) -> None:
     new = new[new["point"].isin(order)]
     columns = [column for column in (*KEY, "epoch") if column in new]
     new = new.sort_values(columns, key=lambda c: c.map(order) if c.name == "point" else c)
-    new.reset_index(drop=True).to_parquet(path, index=False)
+    with publishing_file(path) as partial:
+        new.reset_index(drop=True).to_parquet(partial, index=False)
 
 
 def is_begun(name: str) -> bool:

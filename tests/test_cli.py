@@ -72,6 +72,36 @@ def test_an_interrupt_is_told_however_early_it_comes(tiny_toml, monkeypatch, mom
     assert done.err == "interrupted: nothing half-written was left under a final name\n"
 
 
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "could not be written: No space left on device. Free some space"),
+        (errno.EACCES, "could not be opened: Permission denied. Check its permissions"),
+        (errno.EISDIR, "could not be opened: Is a directory. Name a file."),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(tiny_toml, monkeypatch, number, told):
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, "", "some/where")
+
+    monkeypatch.setattr("cli.load", refused)
+    assert heartcut("train-teacher", tiny_toml).error_line.startswith(f"error: some/where {told}")
+
+
+def test_an_error_of_the_system_that_is_a_bug_keeps_its_traceback(tiny_toml, monkeypatch):
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EBADF, "", "some/where")
+
+    monkeypatch.setattr("cli.load", failing)
+    with pytest.raises(OSError, match="some/where"):
+        heartcut("train-teacher", tiny_toml)
+
+
+def test_a_folder_in_the_place_of_a_selection_table_is_not_to_be_removed(digits, tmp_path):
+    done = heartcut("report", digits.workspace, "--selection", tmp_path)
+    assert "Remove" not in done.error_line
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_it_answers_within_a_second(option):
     """Of processor time, which a busy machine does not stretch; the median of three."""

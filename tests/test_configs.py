@@ -104,13 +104,16 @@ def test_an_unknown_key_is_told_with_the_close_one_or_all(tree, told):
         ("train_student", "lambda_kd", -0.1),
         ("cache_teacher", "batch_size", 0),
         ("compare", "seeds", ["x"]),
+        ("compare", "seeds", []),
+        ("compare", "seeds", [0, 0]),
+        ("sweep", "seeds", [0, 0]),
         ("prepare", "resize", 2000),
     ],
 )
 def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, key, value):
     told = refusal_of({section: {key: value}})
     assert f"{section}.{key}" in told
-    found = value[0] if isinstance(value, list) else value
+    found = value[0] if value == ["x"] else value
     assert repr(found) in told
 
 
@@ -118,6 +121,7 @@ def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, k
     ("tree", "told"),
     [
         ({"prepare": {"skip_corrupt": True}}, "skip_corrupt has no effect with source = 'digits'"),
+        ({"compare": {"variants": {"a | b": []}}}, "'a | b' is no name"),
         ({"prepare": {"source": "folder"}}, "path must be set for source = 'folder'"),
         ({"prepare": {"source": "torchvision", "path": "x"}}, "name must be set"),
         (

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -9,17 +11,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
 from pipeline.report.page import Page, render
 from pipeline.sweep_statistics import t_quantile
-from stages import compare, report, sweep
+from stages import compare, report, sweep, train_student
 from stages.config_file import with_overrides
 from stages.configs import CompareConfig, Config
 from stages.report import ReportSettings
+from stages.report_charts import answers_section, drawn, influence_chart, on_test
 from stages.report_runs import find_runs
+from stages.report_samples import explorer
+from stages.report_tables import comparison_section, references
+from stages.report_teacher import teacher_of
 from stages.sweep_config import SweepConfig
 from tests.browser import Visit, chromium
 from tests.image_folders import textures
@@ -183,7 +190,7 @@ def test_presets_ask_the_whole_table(compared, text):
     assert members("Most harmful")[0] == scores.idxmin()
     helpful = scores[members("Most helpful")].to_numpy()
     assert (np.diff(helpful) <= 0).all()
-    assert len(helpful) == min(40, len(scores))
+    assert len(helpful) == min(40, (scores > 0).sum())
     assert helpful[-1] >= np.sort(scores)[-len(helpful)]
     wrong = frame[~frame["teacher_correct"]]
     assert presets["Teacher wrong"]["total"] == len(wrong)
@@ -198,7 +205,6 @@ def test_thumbnails_are_the_images(compared, text):
 
     from PIL import Image
 
-    from pipeline.artefacts.dataset import Dataset
     from pipeline.data.loaders import BatchLoader
 
     dataset = Dataset.open(compared.data_folder)
@@ -258,6 +264,13 @@ def test_a_click_sorts_a_table(browser, page):
     assert column(2) == sorted(column(2), reverse=True)
     visit.page.click("section:nth-of-type(2) thead th:nth-child(3) button")
     assert column(2) == sorted(column(2))
+    minus = "section:nth-of-type(2) thead th:nth-child(7) button"
+    for _ in range(2):  # what is no number is last in both directions
+        visit.page.click(minus)
+        cells = visit.page.eval_on_selector_all(
+            "section:nth-of-type(2) tbody tr", "rows => rows.map(row => row.cells[6].textContent)"
+        )
+        assert cells.index("-") == len(cells) - 1
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +397,183 @@ def test_a_baseline_can_be_named(compared, tmp_path):
     text = report.execute([compared.workspace], settings).read_text()
     assert "test, minus LR + DS &lt;b&gt;" in text
     assert "test, minus plain" not in text
+
+
+def edited(table: SelectionTable, **columns: object) -> SelectionTable:
+    """The table with other columns, as a user may have edited it."""
+    return replace(table, frame=table.frame.assign(**columns))
+
+
+def shown(config: Config, table: SelectionTable, *, most: int = 200) -> dict[str, Json] | None:
+    return explorer(table, None, None, Dataset.open(config.data_folder), most=most)
+
+
+def test_a_table_without_anything_to_look_at_has_no_samples(compared):
+    table = table_of(compared)
+    nothing = edited(
+        table, teacher_correct=True, selected=True, dloss_undistill=np.nan, label_issue=pd.NA
+    )
+    assert shown(compared, nothing) is None
+
+
+@pytest.mark.parametrize("most", [1, 7, 50])
+def test_no_more_samples_are_shown_than_asked_for(compared, most):
+    found = shown(compared, table_of(compared), most=most)
+    assert 0 < len(found["samples"]) <= most
+
+
+def test_helpful_rows_help_and_harmful_ones_harm(compared):
+    table = table_of(compared)
+    scores = np.full(len(table.frame), 1.0)
+    scores[::200] = -1.0
+    found = shown(compared, edited(table, dloss_undistill=scores))
+    members = {preset["name"]: preset["members"] for preset in found["presets"]}
+    for name, sign in (("Most helpful", 1.0), ("Most harmful", -1.0)):
+        influences = [found["samples"][position]["influence"] for position in members[name]]
+        assert set(influences) == {sign}
+
+
+def test_gaps_in_an_edited_table_are_not_known(compared):
+    table = table_of(compared)
+    rows = table.frame.index[~table.frame["held_out"]]
+    right = table.frame["teacher_correct"].astype("boolean")
+    right[rows[0]] = pd.NA
+    numbers = {name: table.frame[name].copy() for name in ("p_max", "p_target", "beta")}
+    for column in numbers.values():
+        column[rows[0]] = np.nan
+    scores = table.frame["dloss_undistill"].copy()
+    scores[rows[0]] = scores.max() + 1.0
+    gaps = edited(table, teacher_correct=right, dloss_undistill=scores, **numbers)
+    samples = {sample["index"]: sample for sample in shown(compared, gaps)["samples"]}
+    found = samples[int(rows[0])]
+    assert (found["right"], found["p_max"], found["beta"]) == (False, None, None)
+    assert found["teacher"] == []
+    assert influence_chart(gaps) is not None
+
+
+def test_calibration_without_a_known_held_out_row_says_nothing_of_the_teacher(compared):
+    table = table_of(compared)
+    groups = find_runs([compared.workspace], []).groups[:1]
+    dataset = Dataset.open(compared.data_folder)
+    frames, names = on_test(groups, dataset), dataset.record.class_names
+    for unknown, is_told in ((table, True), (edited(table, p_max=np.nan), False)):
+        answers = answers_section(groups, frames, None, unknown, names, num_groups=1)
+        assert ("teacher, held out" in answers.charts[0].svg) == is_told
+        assert "nan" not in answers.charts[0].svg
+
+
+def test_a_cache_of_other_pixels_that_a_run_accepted_is_looked_at(compared):
+    dataset = Dataset.open(compared.data_folder)
+    (group, *_) = [g for g in find_runs([compared.workspace], []).groups if not g.is_plain]
+    cache = group.runs[0].result.inputs.cache
+    samples = dataset.train.samples
+    pixels = samples.pixels.copy()
+    pixels[3] ^= 1
+    changed = replace(dataset.train, samples=replace(samples, pixels=pixels))
+    facts = teacher_of(compared.workspace, cache, dataset, None)
+    rows = np.arange(8)
+    expected = facts.probs(dataset, rows)
+    assert facts.probs(replace(dataset, train=changed), rows).equal(expected)
+
+
+@pytest.fixture
+def spare(compared, tmp_path) -> Config:
+    """A copy of the compared students, to change."""
+    workspace = linked_copy(compared.workspace, tmp_path / "spare")
+    return with_overrides(compared, [f"workspace={workspace}"])
+
+
+def test_another_seed_of_a_compared_student_joins_its_row(spare):
+    overrides = ["train_student.seed=2", *VARIANTS["KD"]]
+    train_student.execute(with_overrides(spare, overrides))
+    groups = {group.name: group for group in find_runs([spare.workspace], []).groups}
+    assert set(groups) == set(VARIANTS)
+    assert [run.result.seed for run in groups["KD"].runs] == [0, 1, 2]
+
+
+def test_runs_that_are_gone_are_left_out_of_a_workspace(spare):
+    gone = runs_of(spare, method=None)[0]
+    shutil.rmtree(gone.path)
+    groups = {group.name: group for group in find_runs([spare.workspace], []).groups}
+    assert [run.result.seed for run in groups["plain"].runs] == [1]
+    assert [run.result.seed for run in groups["KD"].runs] == [0, 1]
+
+
+def test_a_sweep_without_a_run_is_refused_where_it_is_asked_for_only(spare):
+    points = {"one": ("train_student.distil=false",)}
+    config = spare.model_copy(update={"sweep": SweepConfig(name="v", points=points)})
+    sweep.execute(config)
+    (path,) = {run.path for run in runs_of(spare, method=None) if run.result.seed == 0}
+    shutil.rmtree(path)
+    assert len(find_runs([spare.workspace], []).groups) == len(VARIANTS)
+    with pytest.raises(ArtefactNotFound, match="has no run that succeeded"):
+        find_runs([spare.workspace / "sweeps" / "v"], [])
+
+
+@pytest.mark.parametrize("damage", ["", '{"epoch": 1}\n', None])
+def test_damaged_metrics_are_told(spare, damage):
+    path = runs_of(spare, method=None)[0].path / "metrics.jsonl"
+    first, *_ = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    path.write_text(first if damage is None else damage)
+    told = r"has 1 epochs \(expected 2" if damage is None else "does not hold a line of numbers"
+    with pytest.raises(ArtefactMismatch, match=told):
+        report.execute([spare.workspace], ReportSettings())
+
+
+def test_damaged_settings_are_told(spare):
+    run = runs_of(spare, method=None)[0]
+    (run.path / "predictions.parquet").unlink()
+    settings = run.path / "config.toml"
+    kept = [line for line in settings.read_text().splitlines() if "precision" not in line]
+    settings.unlink()
+    settings.write_text("\n".join(kept))
+    with pytest.raises(ArtefactMismatch, match=r"config.toml is damaged: precision"):
+        report.execute([spare.workspace], ReportSettings())
+
+
+def test_a_teacher_is_no_plain_student(compared):
+    teacher = next(compared.runs_folder.glob("teacher-*"))
+    plain = runs_of(compared, method=None)[0].path
+    groups = find_runs([teacher, plain], []).groups
+    assert [group.name for group in references(groups, ())] == ["resnet8a, plain"]
+
+
+def test_means_of_several_numbers_of_epochs_have_no_number_in_their_title(compared):
+    first, second, *_ = find_runs([compared.workspace], []).groups
+    run = second.runs[0]
+    longer = replace(run, result=run.result.model_copy(update={"mean_of_last": 7}))
+    (table,) = comparison_section([first, replace(second, runs=(longer,))], []).tables
+    assert "mean of last" in table.header
+    (table,) = comparison_section([first, second], []).tables
+    assert f"mean of last {run.result.mean_of_last}" in table.header
+
+
+def test_more_baselines_than_lines_are_drawn_alone(compared):
+    group, *_ = find_runs([compared.workspace], []).groups
+    groups = [replace(group, name=f"{number:02d}") for number in range(30)]
+    assert drawn(groups, groups[:9]) == groups[:9]
+
+
+def test_plain_students_alone_have_no_teacher(compared, tmp_path):
+    plain = [run.path for run in runs_of(compared, method=None)]
+    text = report.execute(plain, ReportSettings(output=tmp_path / "r.html")).read_text()
+    assert "1 student of no teacher, 2 runs" in text
+    assert "The teacher runs once" not in text
+
+
+def test_an_output_that_is_a_folder_is_refused_before_any_work(compared, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "find_runs", None)
+    with pytest.raises(ConfigError, match="is a folder"):
+        report.execute([compared.workspace], ReportSettings(output=tmp_path))
+
+
+def test_ids_are_of_one_element_each(text):
+    found = re.findall(r'<[^>]*\sid="([^"]+)"', text)
+    assert len(found) > 100
+    assert len(found) == len(set(found))
+    for wanted in re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', text):
+        assert wanted in found
 
 
 def test_mistakes_are_one_line(compared, digits, tmp_path):

@@ -168,6 +168,9 @@ def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypa
     assert 100 * gain == pytest.approx(difference.mean())
     assert 100 * (gain - below) == pytest.approx(interval.low)
     assert 100 * (gain + above) == pytest.approx(interval.high)
+    alone = frame[(frame["point"] != "plain") | (frame["seed"] == 0)]
+    later = alone[(alone["point"] != "bad: LR + DS") | (alone["seed"] != 0)]
+    assert figures.against_plain(later, "bad: LR + DS") is None
 
 
 def test_the_figures_are_those_of_the_stored_results():

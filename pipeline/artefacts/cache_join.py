@@ -20,6 +20,8 @@ Difference: TypeAlias = Literal["labels", "pixels"]
 
 ANY_LABELS: Final[tuple[Difference, ...]] = ("labels",)
 """Where labels play no part: the teacher has not seen any."""
+ANYTHING: Final[tuple[Difference, ...]] = ("labels", "pixels")
+"""Where a cache is only looked at: the run that used it has refused or accepted what differs."""
 _EXAMPLES: Final = 3
 
 

@@ -34,6 +34,7 @@ METRICS, WEIGHTS, SETTINGS, RESULT = (
 )
 
 _LINE = TypeAdapter(dict[str, FiniteFloat])
+_IN_EVERY_LINE: Final = frozenset({"epoch", "seconds", "training_loss", "held_out_accuracy"})
 
 
 class Inputs(Record):
@@ -161,8 +162,10 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS
     remedy = f"Remove {folder} and train again."
     try:
-        lines = path.read_text().splitlines()
-        return [_LINE.validate_json(line) for line in lines]
+        lines = [_LINE.validate_json(line) for line in path.read_text().splitlines()]
+        if not lines or not all(line.keys() >= _IN_EVERY_LINE for line in lines):
+            raise ValueError("not what an epoch writes")
+        return lines
     except FileNotFoundError as error:
         raise ArtefactNotFound(f"{path} is missing. {remedy}") from error
     except ValueError as error:

@@ -89,6 +89,8 @@ def read_head(path: Path) -> pa.Table:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    if path.is_dir():
+        raise ArtefactMismatch(f"{path} is a folder (expected a parquet file of `{MADE_BY}`).")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
@@ -182,6 +184,11 @@ def as_frame(path: Path, stored: pa.Table) -> pd.DataFrame:
             f"sample_index, or run `{MADE_BY}` again."
         )
     return frame.astype(dict.fromkeys(NULLABLE & set(frame.columns), "boolean"))
+
+
+def flags(column: pd.Series) -> NDArray[np.bool_]:
+    """A column of bools; what is missing is false."""
+    return column.eq(True).fillna(False).to_numpy(dtype=bool)
 
 
 def digest(table: pa.Table, record: str) -> str:

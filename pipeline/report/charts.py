@@ -1,6 +1,8 @@
 """Charts as SVG text: readable on light and dark paper, the same bytes for the same numbers."""
 
+import hashlib
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,10 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib import style as styles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from pipeline.reliability import Reliability
@@ -19,9 +22,14 @@ from pipeline.reliability import Reliability
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8c6bb1")
 """Told apart by the colour-blind (Okabe and Ito 2008), on white and on black."""
 _STYLES: Final = ("-", "--", ":")
+_TAG: Final = re.compile(r"<[^>]+>")
+_ID: Final = re.compile(r'(\bid="|url\(#|xlink:href="#)')
+"""Where an id is given or referred to."""
 INK: Final = "#0a0b0c"
 """Stands for the colour of the page's text, which is put in its place."""
 _LONGEST_NAME: Final = 32
+_JOINER: Final = "\u2060"
+"""Is not seen; matplotlib leaves names that begin with an underscore out of its legends."""
 _PAPER: Final = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called $x$
@@ -115,14 +123,16 @@ def histogram(parts: Sequence[tuple[str, NDArray[np.float64]]], *, x: str) -> st
         axes.axvline(0.0, color=INK, linewidth=0.8)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         _label(axes, x=x, y="samples")
         axes.legend(fontsize=8)
         return svg(figure)
 
 
 def short_name(name: str) -> str:
-    """A name that leaves room for the chart."""
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    """A name that leaves room for the chart, and that the legend does not skip."""
+    shown = f"{_JOINER}{name}" if name.startswith("_") else name
+    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
 
 
 def _look(number: int) -> tuple[str, str]:
@@ -150,4 +160,10 @@ def svg(figure: Figure) -> str:
     figure.draw_without_rendering()  # a narrower plot has other ticks, which need other room
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    return _with_own_ids(text[text.index("<svg") :].replace(INK, "currentColor"))
+
+
+def _with_own_ids(text: str) -> str:
+    """Ids that no other chart of a page has: matplotlib numbers those of every figure from 1."""
+    own = hashlib.sha256(rcParams["svg.hashsalt"].encode()).hexdigest()[:8]
+    return _TAG.sub(lambda tag: _ID.sub(rf"\g<1>{own}-", tag[0]), text)

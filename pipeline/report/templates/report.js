@@ -13,9 +13,9 @@
     const number = parseFloat(text.replace(/,/g, ""));
     return Number.isNaN(number) ? text : number;
   };
-  const compare = (a, b) => {
-    if (typeof a === typeof b) return a < b ? -1 : a > b ? 1 : 0;
-    return typeof a === "number" ? -1 : 1;
+  const compare = (a, b, direction = 1) => {
+    if (typeof a === typeof b) return direction * (a < b ? -1 : a > b ? 1 : 0);
+    return typeof a === "number" ? -1 : 1;  // what is no number comes last, whatever the direction
   };
   for (const table of document.querySelectorAll("table.sortable")) {
     [...table.tHead.rows[0].cells].forEach((cell, column) => {
@@ -27,7 +27,7 @@
         for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
         cell.setAttribute("aria-sort", down ? "descending" : "ascending");
         const rows = [...table.tBodies[0].rows];
-        rows.sort((a, b) => (down ? -1 : 1) * compare(key(a, column), key(b, column)));
+        rows.sort((a, b) => compare(key(a, column), key(b, column), down ? -1 : 1));
         table.tBodies[0].append(...rows);
       });
     });
@@ -76,7 +76,7 @@
     box.append(top);
     box.append(bars("teacher, clean view", sample.teacher, sample.label));
     if (sample.revised.length)
-      box.append(bars(`revised label, beta ${sample.beta.toFixed(3)}`, sample.revised, sample.label));
+      box.append(bars(sample.beta === null ? "revised label" : `revised label, beta ${sample.beta.toFixed(3)}`, sample.revised, sample.label));
     const facts = make("div");
     if (sample.influence !== null) {
       const error = sample.error === null ? "" : ` ± ${sample.error.toExponential(1)}`;
