@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 from torch import nn
 
+from pipeline.words import counted
+
 Module = TypeVar("Module", bound=nn.Module)
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32", "fp64"]
@@ -61,7 +63,7 @@ class Runtime:
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
-            else f"{processor()}, {torch.get_num_threads()} threads"
+            else f"{processor()}, {counted(torch.get_num_threads(), 'thread')}"
         )
         return f"{name}, {self.precision}"
 

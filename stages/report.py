@@ -17,6 +17,7 @@ from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
 from pipeline.report.page import Page, Section, render
+from pipeline.words import counted
 from stages.report_charts import (
     answers_section,
     drawn,
@@ -115,17 +116,13 @@ def _intro(runs: Runs, dataset: Dataset, teacher: TeacherFacts | None) -> str:
     several = len(runs.caches) > 1
     teachers = ("no teacher", "one teacher", f"{len(runs.caches)} teacher caches")
     told = (
-        f"{_counted(len(runs.groups), 'student')} of {teachers[min(len(runs.caches), 2)]}, "
-        f"{_counted(runs.num_runs, 'run')}, "
+        f"{counted(len(runs.groups), 'student')} of {teachers[min(len(runs.caches), 2)]}, "
+        f"{counted(runs.num_runs, 'run')}, "
         f"{dataset.train.num_samples:,} training images of {dataset.num_classes} classes."
     )
     if several and teacher is not None:
         told += f" What is told of a teacher and of samples is of cache {short(teacher.cache.id)}."
     return told
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _references(groups: Sequence[Group], wanted: Sequence[str]) -> list[Group]:

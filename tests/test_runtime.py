@@ -27,7 +27,9 @@ def test_a_processor_without_a_name_is_told_by_its_instruction_set(text, tmp_pat
     assert runtime.processor() == f"{platform.machine()} CPU"
 
 
-def test_a_description_names_processor_threads_and_precision(monkeypatch):
+@pytest.mark.parametrize(("number", "threads"), [(1, "1 thread"), (2, "2 threads")])
+def test_a_description_names_processor_threads_and_precision(monkeypatch, number, threads):
     monkeypatch.setattr(runtime, "processor", lambda: "Some CPU")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
     described = runtime.Runtime(device=CPU, precision="bf16").description
-    assert described == f"Some CPU, {torch.get_num_threads()} threads, bf16"
+    assert described == f"Some CPU, {threads}, bf16"

@@ -131,7 +131,7 @@ def test_runs_on_other_processors_are_told():
     told = {(study, point) for study, _, _, points in rows for point in points[1:-1].split("*, *")}
     for name in (name for name in STUDIES if name != store.TIMED):
         frame = store.runs_of(name)
-        others = frame[frame["device"] != "AMD EPYC, 1 threads, bf16"]
+        others = frame[frame["device"] != "AMD EPYC, 1 thread, bf16"]
         assert {point for study, point in told if study == name} == set(others["point"])
         assert sum(int(row[2]) for row in rows if row[0] == name) == len(others)
 
