@@ -12,7 +12,7 @@ from pathlib import Path
 from studies.differences import DIFFERENCES, differences
 from studies.figures import draw
 from studies.store import ROOT, collect, left, studies
-from studies.tables import HEADLINE, MACHINES, headline, machines, table
+from studies.tables import HEADLINE, MACHINES, PROCESSORS, headline, machines, processors, table
 
 PAGES = (
     ROOT / "docs" / "results" / "study.md",
@@ -24,7 +24,8 @@ BEGIN, END = "<!-- table of {name}: studies/results.py -->", "<!-- end of table 
 
 def rendered(page: str) -> str:
     """A page with its tables made again."""
-    tables = {HEADLINE: headline, DIFFERENCES: differences, MACHINES: machines}
+    tables = {HEADLINE: headline, DIFFERENCES: differences}
+    tables |= {MACHINES: machines, PROCESSORS: processors}
     tables |= {name: partial(table, name) for name in studies()}
     for name, made in tables.items():
         begin = BEGIN.format(name=name)

@@ -4,6 +4,8 @@
                               accuracy in the clean view, ids of its data set, cache and run,
                               device, library versions
     <study>.epochs.parquet    one row per point, seed and epoch: seconds, held-out accuracy
+    <study>.replaced.parquet  rows as of <study>.parquet, whose runs were made again on a processor
+                              of another kind: what is compared ought to be of one kind
 
 Runs of many machines and days make one study, and a run that two studies ask for is made once.
 """
@@ -188,6 +190,8 @@ def added(new: pd.DataFrame, path: Path, name: str) -> None:
                 f"{', '.join(sorted(set(new['dataset'])))}). Prepare the same images, or remove it."
             )
         replaced = pd.MultiIndex.from_frame(old[KEY]).isin(pd.MultiIndex.from_frame(new[KEY]))
+        if "device" in old:
+            put_aside(old[replaced], new, name)
         new = pd.concat([old[~replaced], new], ignore_index=True)
     order = {point: place for place, point in enumerate(sweep_of(name).points)}
     new = new[new["point"].isin(order)]
@@ -195,6 +199,21 @@ def added(new: pd.DataFrame, path: Path, name: str) -> None:
     new = new.sort_values(columns, key=lambda c: c.map(order) if c.name == "point" else c)
     with publishing_file(path) as partial:
         new.reset_index(drop=True).to_parquet(partial, index=False)
+
+
+def put_aside(old: pd.DataFrame, new: pd.DataFrame, name: str) -> None:
+    """Keep those of the rows ``old`` that give place to a run on another kind of processor."""
+    now = old[KEY].merge(new, on=KEY)["device"].map(processor_of).to_numpy()
+    aside = old[old["device"].map(processor_of).to_numpy() != now]
+    if len(aside):
+        kept = pd.concat([replaced_runs_of(name), aside]).drop_duplicates("run")
+        with publishing_file(KEPT / f"{name}.replaced.parquet") as partial:
+            kept.to_parquet(partial, index=False)
+
+
+def processor_of(device: str) -> str:
+    """The first part of a description: threads and precision follow."""
+    return device.split(",")[0]
 
 
 def is_begun(name: str) -> bool:
@@ -210,6 +229,12 @@ def keys_of(frame: pd.DataFrame) -> set[tuple[str, int]]:
 def runs_of(name: str) -> pd.DataFrame:
     """The rows of a study."""
     return pd.read_parquet(KEPT / f"{name}.parquet")
+
+
+def replaced_runs_of(name: str) -> pd.DataFrame:
+    """The rows that were put aside; none: an empty table."""
+    path = KEPT / f"{name}.replaced.parquet"
+    return pd.read_parquet(path) if path.exists() else runs_of(name).head(0)
 
 
 def epochs_of_study(name: str) -> pd.DataFrame:

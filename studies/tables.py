@@ -7,9 +7,12 @@ import pandas as pd
 
 from pipeline.sweep_statistics import Difference, paired_difference, spread
 from studies.store import (
+    KEY,
     TIMED,
     epochs_of_study,
     is_begun,
+    processor_of,
+    replaced_runs_of,
     runs_of,
     studies,
     sweep_of,
@@ -23,6 +26,8 @@ COMPARED = ("plain", "KD", "base")
 """Points that the others are compared with, where a study has them."""
 HEADLINE = "headline"
 """The table of README.md: both students, the points that matter most."""
+PROCESSORS = "processors"
+"""The table of runs that were made on two."""
 MACHINES = "machines"
 """The table of runs that were made on another processor than most."""
 STUDENTS = {"ResNet-8": "ablation-resnet8", "ResNet-20": "ablation-resnet20"}
@@ -160,6 +165,19 @@ def headline() -> str:
             cells += ["" if other == point else gain(own, rows) for other, rows in others.items()]
             lines.append(cells)
     return table_of(header, lines)
+
+
+def processors() -> str:
+    """What runs that were made again on another kind of processor differ by, in points."""
+    rows = []
+    for name in filter(is_begun, studies()):
+        pairs = replaced_runs_of(name).merge(runs_of(name), on=KEY, suffixes=("", " again"))
+        for devices, own in pairs.groupby(["device", "device again"]):
+            fields = (TEST, "held_out_accuracy_mean_of_last")
+            shifts = [percent(own[f"{field} again"] - own[field]) for field in fields]
+            rows.append([name, *map(processor_of, devices), str(len(own)), *shifts])
+    header = ["study", "made on", "again on", "n", "test", "held out, mean of last"]
+    return table_of(header, rows)
 
 
 def machines() -> str:

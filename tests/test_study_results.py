@@ -18,7 +18,7 @@ from stages.sweep_tasks import Part
 from studies import figures, results, store, tables
 from tests.documentation import ROOT, cells_of
 
-STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if ".epochs" not in path.name]
+STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if "." not in path.stem]
 NUMBER = re.compile(r"\d+\.\d")
 
 
@@ -242,6 +242,26 @@ def test_results_of_parts_add_up_and_what_is_left_is_told(study, capsys):
         assert row["dataset"] == Dataset.open(study.data_folder).record.id
     store.collect(study.workspace)
     pd.testing.assert_frame_equal(store.runs_of("small"), kept)
+
+
+def test_runs_of_another_processor_that_are_made_again_are_put_aside(study, monkeypatch):
+    monkeypatch.setattr(tables, "studies", store.studies)
+    sweep.execute(study, Part(points=("plain",)))
+    store.collect(study.workspace)
+    kept = store.runs_of("small")
+    assert tables.processors().count("\n") == 1
+    store.collect(study.workspace)  # the very runs
+    assert store.replaced_runs_of("small").empty
+    fields = ["test_accuracy", "held_out_accuracy_mean_of_last"]
+    older = kept.assign(device="Some CPU, 1 thread, bf16", run=["a", "b"])
+    older[fields] -= np.array([[0.01, 0.02], [0.03, 0.02]])
+    older.to_parquet(store.KEPT / "small.parquet", index=False)
+    for _ in range(2):
+        store.collect(study.workspace)
+        pd.testing.assert_frame_equal(store.runs_of("small"), kept)
+        pd.testing.assert_frame_equal(store.replaced_runs_of("small"), older)
+    _, ((_, before, _, num, test, held_out),) = cells_of(tables.processors())
+    assert (before, num, test, held_out) == ("Some CPU", "2", "2.00 ± 1.41", "2.00 ± 0.00")
 
 
 def test_results_of_other_images_are_not_mixed_in(study):
