@@ -97,11 +97,6 @@ def test_an_error_of_the_system_that_is_a_bug_keeps_its_traceback(tiny_toml, mon
         heartcut("train-teacher", tiny_toml)
 
 
-def test_a_folder_in_the_place_of_a_selection_table_is_not_to_be_removed(digits, tmp_path):
-    done = heartcut("report", digits.workspace, "--selection", tmp_path)
-    assert "Remove" not in done.error_line
-
-
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_it_answers_within_a_second(option):
     """Of processor time, which a busy machine does not stretch; the median of three."""

@@ -568,6 +568,11 @@ def test_an_output_that_is_a_folder_is_refused_before_any_work(compared, tmp_pat
         report.execute([compared.workspace], ReportSettings(output=tmp_path))
 
 
+def test_a_folder_in_the_place_of_a_selection_table_is_told(compared, tmp_path):
+    with pytest.raises(ArtefactMismatch, match=r"is a folder \(expected a parquet file"):
+        report.execute([compared.workspace], ReportSettings(selection=tmp_path))
+
+
 def test_ids_are_of_one_element_each(text):
     found = re.findall(r'<[^>]*\sid="([^"]+)"', text)
     assert len(found) > 100
