@@ -35,6 +35,7 @@ SECRETS = {
 }
 """Identity -> (access key, secret): words that occur nowhere else, so that a leak is found."""
 READY_SECONDS = 30
+_WHILE_STARTING = ("status 500", "could not be reached")
 
 # The kernel kills the server when the thread that started it ends, however that comes about.
 # (A `preexec_fn` would do the same, but it forks a process that may have threads.)
@@ -85,8 +86,8 @@ class Server:
     def restart(self, kept: ObjectStore, key: str) -> None:
         """Kill it and start it again on the same data and port.
 
-        It answers before it has found its data again, and 500 to readers and writers until then:
-        wait until it gives back ``key`` of ``kept`` and takes an object beside it.
+        It answers before it has found its data again, and 500 or nothing to readers and writers
+        until then: wait until it gives back ``key`` of ``kept`` and takes an object beside it.
         """
         self.kill()
         self.start()
@@ -98,7 +99,8 @@ class Server:
                 beside.create(uuid.uuid4().hex, os.urandom(20_000))
                 return
             except PipelineError as error:
-                if "status 500" not in str(error) or time.monotonic() > deadline:
+                is_starting = any(told in str(error) for told in _WHILE_STARTING)
+                if not is_starting or time.monotonic() > deadline:
                     raise
             time.sleep(0.05)
 
