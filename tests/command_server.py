@@ -112,6 +112,8 @@ def serve() -> None:
 
 def _look_after(request: _Request) -> None:
     """Fork the command's processes; tell their pids, then their codes. Those processes return."""
+    # Until `_run`: an interrupt before the command's own code is not the command's to tell.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with Path(request.folder, "events").open("w", buffering=1) as events:
         store = None if request.world is None else _store()
         pids: list[int] = []
@@ -146,6 +148,18 @@ def _become(rank: int, request: _Request, store: object) -> None:
     sys.argv = ["heartcut", *request.arguments]
 
 
+def _run() -> None:
+    """`cli.main`, in which interrupts come from the moment on when it can tell of them."""
+    app = cli.app
+
+    def interruptible() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        app()
+
+    cli.app = interruptible
+    cli.main()
+
+
 if __name__ == "__main__":
     # What commands import when they need it; the first optimiser imports `_dynamo`.
     import torchvision  # noqa: F401
@@ -155,4 +169,4 @@ if __name__ == "__main__":
     from stages import compare  # noqa: F401 - torch, ffcv and all stages load here
 
     serve()
-    cli.main()
+    _run()
