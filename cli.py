@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import cli_exit
-from cli_cache import cache_app
-from cli_common import (
+from commands.cache import cache_app
+from commands.exit import run_and_exit
+from commands.launch import launch
+from commands.one_voice import is_one_of_many, prefix
+from commands.runs import compare, report, sweep
+from commands.shared import (
     INTERRUPTED,
     AcceptMismatch,
     ConfigFile,
@@ -30,10 +33,7 @@ from cli_common import (
     tell_interrupt,
     with_selection,
 )
-from cli_launch import launch
-from cli_runs import compare, report, sweep
-from cli_show import show_app
-from pipeline.telling import is_one_of_many, prefix
+from commands.show import show_app
 
 
 class _Commands(TyperGroup):
@@ -62,7 +62,7 @@ app.add_typer(show_app, name="show")
 
 def main() -> None:
     """Entry point of the `heartcut` command."""
-    cli_exit.run(_command)
+    run_and_exit(_command)
 
 
 def _command() -> None:

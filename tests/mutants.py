@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 PROJECT = Path(__file__).parents[1]
-COPIED = ("pipeline", "stages", "tests", "pyproject.toml")
+COPIED = ("cli.py", "commands", "pipeline", "stages", "tests", "pyproject.toml")
 TESTS = ("test_head_influence.py", "test_influence_oracles.py", "test_influence_truth.py")
 
 
@@ -115,8 +115,6 @@ def copy_project(folder: Path) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, folder / name)
-    for script in PROJECT.glob("cli*.py"):
-        shutil.copy2(script, folder / script.name)
     return folder
 
 

@@ -9,7 +9,7 @@ from tests.commands import ROOT, Finished
 
 PROGRAM = """
 import atexit, os, sys, threading, time
-import cli_exit
+from commands import exit as ending
 
 class Taken:
     def __del__(self):
@@ -25,7 +25,7 @@ def command():
     threading.Thread(target=late).start()
     print("x" * 100_000)
     {end}
-cli_exit.run(command)
+ending.run_and_exit(command)
 """
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import cli_launch
-from cli_common import FAILED, PEER_LOST
+from commands import launch
+from commands.shared import FAILED, PEER_LOST
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED
@@ -235,9 +235,9 @@ def test_the_launcher_tells_the_cause_once(capsys, codes, rank, told):
         rank: SimpleNamespace(exitcode=code, timestamp=rank, message="a traceback")
         for rank, code in codes.items()
     }
-    found, failure = cli_launch._cause(failures)
+    found, failure = launch._cause(failures)
     assert found == rank
-    cli_launch._tell(found, failure, processes=2)
+    launch._tell(found, failure, processes=2)
     line = capsys.readouterr().err
     assert line.startswith(f"error: {told}")
     assert line.count("\n") == 1

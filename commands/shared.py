@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from commands.one_voice import (
+    is_one_of_many,
+    leave_for_torchrun,
+    prefix,
+    tells,
+)
 from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineError, Terminated
-from pipeline.telling import is_one_of_many, leave_for_torchrun, prefix, tells
 
 if TYPE_CHECKING:
     from pipeline.ranks import Ranks

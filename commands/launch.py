@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from cli_common import (
+from commands.shared import (
     FAILED,
     INTERRUPTED,
     LAUNCHED,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cli_common import (
+from commands.shared import (
     DAMAGED,
     DIFFERENT,
     INCOMPLETE,

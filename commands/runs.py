@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli_common import (
+from commands.shared import (
     INCOMPLETE,
     ConfigFile,
     Overrides,

@@ -14,7 +14,7 @@ _code: int | None = None
 """What to end with; None = as Python does."""
 
 
-def run(command: Callable[[], None]) -> None:
+def run_and_exit(command: Callable[[], None]) -> None:
     """Call the entry point of a process, then let the process end at once.
 
     Raises:
