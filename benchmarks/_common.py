@@ -15,7 +15,7 @@ from pipeline.artefacts import dataset as dataset_format
 from pipeline.artefacts.dataset import Beton, Samples
 from pipeline.data.betons import write_beton
 from pipeline.provenance import pixel_key
-from pipeline.runtime import num_cores, processor, versions
+from pipeline.runtime.device import num_cores, processor, versions
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 

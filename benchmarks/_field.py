@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import BatchLoader
-from pipeline.runtime import num_cores
+from pipeline.runtime.device import num_cores
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):

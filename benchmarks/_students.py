@@ -18,7 +18,7 @@ from pipeline.models.zoo import build
 from pipeline.normalisation import Normaliser
 from pipeline.online_teacher import OnlineTeacher
 from pipeline.optimisation import make_optimizer, make_schedule
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
 from pipeline.student_loss import DistillationLoss, Weights
 from pipeline.training import EpochSize, Learner, Totals, outputs_of
 

@@ -26,7 +26,7 @@ from pipeline.data.views import ViewSpec
 from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.teacher_pass import cache_views
 
 CLASSES = 10

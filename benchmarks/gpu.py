@@ -22,7 +22,7 @@ from cache_teacher import cached
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ALL, ViewSpec
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training import EpochSize
 
 SAMPLES, CLASSES = 50_000, 100

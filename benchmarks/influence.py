@@ -36,7 +36,7 @@ from pipeline.methods.head_influence import heldout_gradient, score_rows
 from pipeline.methods.head_preconditioner import Preconditioner
 from pipeline.methods.head_problem import HeadProblem, Linearisation
 from pipeline.methods.head_solver import fit, solve
-from pipeline.runtime import versions
+from pipeline.runtime.device import versions
 
 L2 = 1e-4
 SUBSAMPLE = 100_000

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_solver import fit
-from pipeline.progress import Progress, progress
-from pipeline.runtime import num_cores, versions
+from pipeline.runtime.device import num_cores, versions
+from pipeline.runtime.progress import Progress, progress
 from stages import cache_teacher, prepare, train_teacher
 from stages.config_file import load_config
 

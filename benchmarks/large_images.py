@@ -27,8 +27,8 @@ from torchvision.transforms import v2
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.resized_crops import ResizedCropSpec
-from pipeline.parallel import read_ahead
-from pipeline.runtime import num_cores
+from pipeline.runtime.device import num_cores
+from pipeline.runtime.read_ahead import read_ahead
 from stages import prepare
 from stages.config_file import load_config
 

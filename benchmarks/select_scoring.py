@@ -30,7 +30,7 @@ from _head_data import FeatureRows, LabelRows, Synthetic, synthetic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.runtime import num_cores, versions
+from pipeline.runtime.device import num_cores, versions
 from pipeline.scoring import score_influence
 from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.targets import Target, Targets

@@ -33,7 +33,7 @@ from torch import Tensor
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.data.views import ViewSpec
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training import EpochSize
 
 TARGETS = {  # of the ratios to the field's loop and to our own online mode

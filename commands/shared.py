@@ -20,7 +20,7 @@ from commands.one_voice import (
 from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineError, Terminated
 
 if TYPE_CHECKING:
-    from pipeline.ranks import Ranks
+    from pipeline.runtime.ranks import Ranks
     from stages.configs import Config
 
 FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 6, 130, 143
@@ -80,7 +80,7 @@ def tell(line: str, *, patience: float = 0.0) -> None:
 @contextmanager
 def ranks_of_job() -> Iterator["Ranks"]:
     """The processes that torchrun started for this command; this one alone without it."""
-    from pipeline.ranks import joined_ranks
+    from pipeline.runtime.ranks import joined_ranks
 
     with joined_ranks() as ranks:
         yield ranks

@@ -15,8 +15,8 @@ from pipeline.artefacts.cache_receipts import Note
 from pipeline.artefacts.cache_record import CacheSummary, Fidelity
 from pipeline.artefacts.cache_writer import CacheWriter, Unit
 from pipeline.artefacts.zarr_arrays import top_and_class
-from pipeline.progress import progress
-from pipeline.runtime import versions
+from pipeline.runtime.device import versions
+from pipeline.runtime.progress import progress
 
 
 def summarise_cache(

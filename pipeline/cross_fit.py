@@ -23,7 +23,7 @@ from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
 from pipeline.methods.head_solver import HeadFit, NotConverged, fit
 from pipeline.methods.sharing import agreed
-from pipeline.ranks import ALONE, Ranks
+from pipeline.runtime.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pipeline.ranks import Ranks
+from pipeline.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)

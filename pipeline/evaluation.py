@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from pipeline.data.batches import Batch
 from pipeline.normalisation import Normaliser
-from pipeline.ranks import ALONE, Ranks
 from pipeline.reliability import reliability
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
+from pipeline.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)

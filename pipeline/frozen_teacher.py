@@ -13,7 +13,7 @@ from pipeline.data.batches import Batch
 from pipeline.data.view_kinds import Views
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)

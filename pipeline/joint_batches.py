@@ -22,7 +22,7 @@ from pipeline.joint_norms import join_norms
 from pipeline.methods.floats import at_least_float32
 from pipeline.models import Classifier
 from pipeline.models.headed_network import HeadedNetwork
-from pipeline.ranks import Ranks
+from pipeline.runtime.ranks import Ranks
 from pipeline.student_loss import Outputs
 
 Forward: TypeAlias = Callable[[Classifier, Tensor], Outputs]

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from pipeline.models.reused_head import VectorNorm
-from pipeline.ranks import Ranks
+from pipeline.runtime.ranks import Ranks
 
 _stats = torch.ops.aten.batch_norm_update_stats
 _normalise = torch.ops.aten.native_batch_norm

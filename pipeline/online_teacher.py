@@ -12,7 +12,7 @@ from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.normalisation import Normaliser
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
 from pipeline.methods.head_solver import NotConverged
 from pipeline.provenance import array_sha256
-from pipeline.ranks import ALONE, Ranks
+from pipeline.runtime.ranks import ALONE, Ranks
 
 CLEAN = 0
 

@@ -31,7 +31,7 @@ from pipeline.methods.head_sets import undistil_effect
 from pipeline.methods.head_solver import NotConverged, fit
 from pipeline.methods.parameter_change import undistil_order
 from pipeline.methods.sharing import agreed
-from pipeline.progress import Progress, progress
+from pipeline.runtime.progress import Progress, progress
 from pipeline.score_sums import ScoreSums, placed
 from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.scoring_points import Point, score_point

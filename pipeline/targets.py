@@ -14,7 +14,7 @@ from pipeline.methods.head_data import PickedRows, Rows, read_rows, runs
 from pipeline.methods.head_influence import heldout_gradient
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_rows import with_bias_input
-from pipeline.ranks import ALONE, Ranks
+from pipeline.runtime.ranks import ALONE, Ranks
 
 _ROWS = 16_384
 

@@ -43,8 +43,8 @@ from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.sparse_logits import reconstruct, summarise
-from pipeline.progress import Progress, progress
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
+from pipeline.runtime.progress import Progress, progress
 
 logger = logging.getLogger(__name__)
 

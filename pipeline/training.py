@@ -22,8 +22,8 @@ from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
 from pipeline.methods.floats import at_least_float32
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
+from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.student_loss import Outputs, StudentLoss
 
 CHECK_EVERY = 50

@@ -18,8 +18,8 @@ from pipeline.artefacts.zarr_arrays import decode, encode
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models import Classifier
-from pipeline.progress import progress
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
+from pipeline.runtime.progress import progress
 from stages.cache_sizes import CacheSize
 
 PRODUCTS: Final = 300

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.artefacts.dataset import Dataset
 from pipeline.models import Classifier
 from pipeline.models.zoo import build
-from pipeline.runtime import resolve_runtime
+from pipeline.runtime.device import resolve_runtime
 from stages import cache_costs
 from stages.cache_costs import UnitCosts
 from stages.cache_sizes import CacheSize

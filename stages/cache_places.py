@@ -9,7 +9,7 @@ from pipeline.artefacts.objects import ObjectStore, open_objects
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactNotFound
 from pipeline.provenance import short
-from pipeline.runtime import resolve_runtime
+from pipeline.runtime.device import resolve_runtime
 from stages.configs import Config
 from stages.requests import cache_request
 

@@ -26,8 +26,8 @@ from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.provenance import short
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime
+from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher_pass import cache_views
 from stages.cache_places import cache_place, caches_of, is_sealed
 from stages.configs import Config

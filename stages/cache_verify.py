@@ -16,9 +16,9 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import views_from_json
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
 from pipeline.frozen_teacher import Teacher, teacher_outputs
-from pipeline.progress import progress
 from pipeline.provenance import short
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime
+from pipeline.runtime.progress import progress
 from stages.cache_places import find_cache, made_cache
 from stages.configs import Config
 from stages.teacher import load_teacher

@@ -6,8 +6,8 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import Views
 from pipeline.normalisation import Normaliser
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
+from pipeline.runtime.ranks import ALONE, Ranks
 from stages.requests import seen_size
 
 EVALUATION_BATCH = 1000

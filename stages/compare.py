@@ -15,7 +15,7 @@ from pipeline.artefacts import comparison
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.errors import ConfigError
-from pipeline.ranks import ALONE, Ranks
+from pipeline.runtime.ranks import ALONE, Ranks
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.cache_places import find_cache, made_cache
 from stages.config_file import with_overrides

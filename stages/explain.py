@@ -14,7 +14,7 @@ from pipeline.artefacts.dataset_record import read_record
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ConfigError
-from pipeline.ranks import ALONE, Ranks
+from pipeline.runtime.ranks import ALONE, Ranks
 from stages import select
 from stages.configs import Config
 from stages.selection_words import rule

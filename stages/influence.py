@@ -12,11 +12,11 @@ from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, S
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import array_sha256, short
-from pipeline.ranks import ALONE, Ranks
 from pipeline.repair import TeacherRows
+from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.runtime.shared_files import is_missing, write_once
 from pipeline.scoring import Influence, score_influence
 from pipeline.scoring_inputs import InfluenceSettings
-from pipeline.shared_files import is_missing, write_once
 from stages.cache_places import made_cache
 from stages.configs import Config
 from stages.influence_sources import Sources

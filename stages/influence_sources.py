@@ -15,8 +15,8 @@ from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head_data import ProjectedRows, Rows, principal_components
-from pipeline.ranks import Ranks
 from pipeline.repair import TeacherRows
+from pipeline.runtime.ranks import Ranks
 from pipeline.scoring_inputs import ScoredRows
 from pipeline.targets import Target, Targets
 from stages.influence_target import external_cache

@@ -17,7 +17,7 @@ from pipeline.models import Classifier
 from pipeline.models.checkpoints import load_into, load_weights
 from pipeline.models.zoo import build
 from pipeline.provenance import short
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime
 from stages.clean_images import clean_images, normaliser
 from stages.config_types import TrainingPrecision
 

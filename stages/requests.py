@@ -18,7 +18,7 @@ from pipeline.data.view_kinds import Views
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import Json, identity
-from pipeline.runtime import resolve_runtime
+from pipeline.runtime.device import resolve_runtime
 from stages.configs import CacheTeacherConfig, Config, ViewsConfig
 from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
 from stages.training_config import METHOD_TABLES, OptimiserConfig, TrainStudentConfig

@@ -16,8 +16,8 @@ from pipeline.artefacts.soft_labels import SoftLabelIdentity
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.methods.sparse_labels import pack
-from pipeline.progress import Progress, progress
 from pipeline.repair import RepairedCache, TeacherRows
+from pipeline.runtime.progress import Progress, progress
 
 logger = logging.getLogger(__name__)
 

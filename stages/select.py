@@ -29,10 +29,10 @@ from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.data_selection import Selection
 from pipeline.provenance import short
-from pipeline.ranks import ALONE, Ranks
 from pipeline.repair import TeacherRows, repair_head
-from pipeline.runtime import num_cores, versions
-from pipeline.shared_files import is_missing, write_once
+from pipeline.runtime.device import num_cores, versions
+from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.runtime.shared_files import is_missing, write_once
 from stages.cache_places import find_cache
 from stages.configs import Config
 from stages.influence import open_scores

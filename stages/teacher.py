@@ -13,7 +13,7 @@ from pipeline.models.checkpoints import load_into, load_weights, weights_digest
 from pipeline.models.class_map import keep_classes, read_class_names, teacher_rows
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
 from stages.config_types import Triple
 from stages.configs import CacheTeacherConfig, Config
 from stages.requests import seen_size, teacher_run_path, view_spec

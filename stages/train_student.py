@@ -25,8 +25,8 @@ from pipeline.models.reused_head import ReusedHead
 from pipeline.models.zoo import build
 from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json, array_sha256
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime
+from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
 from stages.cache_places import made_cache
 from stages.configs import Config

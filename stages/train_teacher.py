@@ -13,8 +13,8 @@ from pipeline.artefacts.run import Inputs, Run
 from pipeline.data.label_noise import noisy_labels
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import resolve_runtime
+from pipeline.runtime.device import resolve_runtime
+from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.student_loss import PlainLoss
 from stages.configs import Config
 from stages.requests import fresh_views, seen_size, teacher_run_path, training_settings

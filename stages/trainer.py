@@ -15,18 +15,18 @@ from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.normalisation import Normaliser
 from pipeline.optimisation import make_optimizer, make_schedule
-from pipeline.progress import Progress, progress
 from pipeline.provenance import Json
-from pipeline.rank_states import (
+from pipeline.runtime.device import Runtime
+from pipeline.runtime.progress import Progress, progress
+from pipeline.runtime.rank_states import (
     all_states,
     own_state,
     random_state,
     random_stream,
     set_random_state,
 )
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import Runtime
-from pipeline.stopping import SharedWish, hearing_stop_wishes
+from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.runtime.stopping import SharedWish, hearing_stop_wishes
 from pipeline.training import EpochSize, Learner, StepRules, Totals
 from pipeline.training_log import events_into
 from stages.clean_images import clean_images, normaliser

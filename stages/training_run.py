@@ -21,8 +21,8 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.evaluation import Evaluation, agreement
 from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import Runtime, versions
+from pipeline.runtime.device import Runtime, versions
+from pipeline.runtime.ranks import ALONE, Ranks
 from stages.predictions import write_predictions
 from stages.trainer import Trainer, Training
 

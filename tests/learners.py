@@ -10,7 +10,7 @@ from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
 from pipeline.optimisation import make_optimizer, make_schedule
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
 from pipeline.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
 from pipeline.training import EpochMetrics, EpochSize, Learner, Totals
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from pipeline.ranks import Ranks
+from pipeline.runtime.ranks import Ranks
 
 LONGEST_SECONDS = 300
 _WAIT = timedelta(seconds=60)

@@ -43,7 +43,7 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from pipeline.frozen_teacher import Teacher, cache_identity, teacher_outputs
 from pipeline.models.zoo import build
 from pipeline.normalisation import Normaliser
-from pipeline.runtime import resolve_runtime
+from pipeline.runtime.device import resolve_runtime
 from pipeline.teacher_pass import cache_views
 from stages import cache_gc
 from stages.requests import teacher_run_path

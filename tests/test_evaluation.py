@@ -16,7 +16,7 @@ from pipeline.evaluation import (
 from pipeline.models.zoo import build
 from pipeline.normalisation import Normaliser
 from pipeline.reliability import CALIBRATION_BINS
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
 from tests.strategies import logit_batches
 
 FP32 = Runtime(device=torch.device("cpu"), precision="fp32")

@@ -8,7 +8,7 @@ import torch
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.errors import PipelineError
-from pipeline.runtime import Runtime
+from pipeline.runtime.device import Runtime
 from pipeline.student_loss import PlainLoss
 from pipeline.training import Learner, StepRules
 from tests.learners import CPU, learner_of, optimizer_of, train_epoch

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import progress as module
-from pipeline.progress import progress
+from pipeline.runtime import progress as module
+from pipeline.runtime.progress import progress
 
 ROOT = Path(__file__).parents[1]
 WORK = """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
-from pipeline.ranks import ALONE, Ranks, part_of
+from pipeline.runtime.ranks import ALONE, Ranks, part_of
 
 VIEWS = ViewSpec(padding=1, flip=True, count=2)
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.data import sources
 from pipeline.data.reading import read_split, second_reading, statistics
-from pipeline.parallel import read_ahead
+from pipeline.runtime.read_ahead import read_ahead
 
 
 def test_reading_ahead_keeps_the_order():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import runtime
+from pipeline.runtime import device as runtime
 from tests.learners import CPU
 
 

@@ -25,7 +25,7 @@ from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.head_sets import undistil_effect
 from pipeline.methods.head_solver import fit, solve
 from pipeline.methods.parameter_change import undistil_order
-from pipeline.ranks import ALONE, Ranks
+from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.scoring import score_influence
 from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.targets import Target, Targets

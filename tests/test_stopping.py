@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from pipeline.errors import Terminated
-from pipeline.stopping import hearing_stop_wishes
+from pipeline.runtime.stopping import hearing_stop_wishes
 
 
 @pytest.mark.parametrize(

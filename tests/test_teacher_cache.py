@@ -45,7 +45,7 @@ from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed, PipelineError
 from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.models.zoo import build
-from pipeline.runtime import resolve_runtime
+from pipeline.runtime.device import resolve_runtime
 from pipeline.teacher_pass import cache_views
 from stages import cache_teacher
 from stages.cache_places import find_cache

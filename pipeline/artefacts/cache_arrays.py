@@ -23,8 +23,8 @@ from pipeline.artefacts.zarr_arrays import (
     group_metadata,
 )
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
-from pipeline.parallel import read_ahead
 from pipeline.provenance import short
+from pipeline.runtime.read_ahead import read_ahead
 
 DATA: Final = "data.zarr"
 LABELS, KEYS, PIXELS, HEAD_WEIGHT, HEAD_BIAS = (

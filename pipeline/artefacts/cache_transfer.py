@@ -23,8 +23,8 @@ from pipeline.artefacts.cache_receipts import (
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, Damaged
-from pipeline.progress import progress
 from pipeline.provenance import short
+from pipeline.runtime.progress import progress
 
 
 def copy_cache(cache: TeacherCache, target: ObjectStore) -> TeacherCache:

@@ -13,7 +13,7 @@ from pipeline.artefacts.cache_receipts import MANIFEST, SEAL, read_receipt, rece
 from pipeline.artefacts.objects import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.progress import progress
+from pipeline.runtime.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ from pipeline.artefacts.store import publish_json, publishing_file
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import Damaged, PipelineError
 from pipeline.methods.sparse_logits import SparseLogits, reconstruct
-from pipeline.progress import progress
 from pipeline.provenance import array_sha256, file_sha256, short
+from pipeline.runtime.progress import progress
 
 HYDRATED: Final = ".hydrated"
 _SPARSE: Final = (TOP_CLASS, TOP_LOGIT, TARGET_LOGIT, LOGSUMEXP)

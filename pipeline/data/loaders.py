@@ -33,8 +33,8 @@ from pipeline.data.supervision import Supervision, gathers, require_fitting
 from pipeline.data.view_kinds import Views, views_of_epoch
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
-from pipeline.ranks import ALONE, Ranks
-from pipeline.runtime import num_cores
+from pipeline.runtime.device import num_cores
+from pipeline.runtime.ranks import ALONE, Ranks
 
 __all__ = ["Batch", "BatchLoader", "Supervision"]
 

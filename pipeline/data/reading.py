@@ -16,10 +16,10 @@ from pipeline.data.image_files import UnreadableImage
 from pipeline.data.sources import Split
 from pipeline.data.storage import Storage
 from pipeline.errors import ArtefactMismatch
-from pipeline.parallel import read_ahead
-from pipeline.progress import progress
 from pipeline.provenance import pixel_key
-from pipeline.runtime import num_cores
+from pipeline.runtime.device import num_cores
+from pipeline.runtime.progress import progress
+from pipeline.runtime.read_ahead import read_ahead
 
 T = TypeVar("T")
 

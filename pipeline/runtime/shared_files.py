@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.ranks import Ranks
+from pipeline.runtime.ranks import Ranks
 
 
 def is_missing(path: Path, ranks: Ranks) -> bool:

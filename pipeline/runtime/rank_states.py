@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pipeline.ranks import Ranks
+from pipeline.runtime.ranks import Ranks
 
 RankState: TypeAlias = dict[str, Any]
 """``totals``: a `Totals.state_dict`; ``random``: a `random_state`."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.errors import Terminated
-from pipeline.ranks import Poll, Ranks
+from pipeline.runtime.ranks import Poll, Ranks
 
 ENDED = "terminated: nothing half-written was left under a final name"
 
