@@ -39,7 +39,7 @@ from pipeline.artefacts.cache_units import writing_behind
 from pipeline.artefacts.cache_verify import check_cache
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
 from pipeline.artefacts.hydration import HydratedCache
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.teacher_cache import TeacherCache
 
 CLASSES, FEATURES = 1000, 2048

@@ -20,7 +20,7 @@ from _students import fresh_teacher
 
 from pipeline.artefacts.cache_record import CacheLayout
 from pipeline.artefacts.dataset import Beton
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.frozen_teacher import Teacher, cache_identity

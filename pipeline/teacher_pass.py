@@ -36,7 +36,7 @@ from pipeline.artefacts.cache_record import (
 from pipeline.artefacts.cache_units import as_float16, writing_behind
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Beton
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import Views

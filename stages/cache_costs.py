@@ -13,7 +13,7 @@ import torch
 
 from pipeline.artefacts.cache_arrays import LOGITS, array_specs
 from pipeline.artefacts.cache_receipts import facts_of
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.zarr_arrays import decode, encode
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels

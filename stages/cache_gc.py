@@ -10,8 +10,8 @@ from pathlib import Path
 from pipeline.artefacts.cache_arrays import array_specs, object_key, object_names
 from pipeline.artefacts.cache_receipts import MANIFEST, SEAL, read_manifest, receipt_key
 from pipeline.artefacts.hydration import HYDRATED
-from pipeline.artefacts.objects import open_objects
-from pipeline.artefacts.store import PARTIAL, one_line_disk_errors
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.publishing import PARTIAL, one_line_disk_errors
 from pipeline.errors import ArtefactNotFound, ConfigError
 
 

@@ -11,7 +11,8 @@ from pipeline.artefacts.cache_arrays import num_objects
 from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
 from pipeline.artefacts.cache_record import CacheManifest, CacheSummary
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.objects import ObjectStore, open_objects
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record, printable
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.view_kinds import views_from_json

@@ -18,8 +18,9 @@ from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
 from pipeline.artefacts.cache_record import CacheIdentity, CacheLayout
 from pipeline.artefacts.cache_transfer import copy_cache
 from pipeline.artefacts.dataset import Beton, Dataset
-from pipeline.artefacts.objects import ObjectStore, open_objects
-from pipeline.artefacts.remote_objects import require_conditional_create
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.objects.protocol import ObjectStore
+from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import Views

@@ -10,7 +10,7 @@ from pipeline.artefacts.cache_arrays import LOGITS, TARGET_LOGIT, TOP_CLASS, TOP
 from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
 from pipeline.artefacts.cache_verify import check_cache
 from pipeline.artefacts.dataset import Beton, Dataset
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import views_from_json

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.artefacts import dataset as dataset_format
 from pipeline.artefacts.dataset import Dataset, Samples
 from pipeline.artefacts.dataset_record import DatasetRecord, read_record, write_record
-from pipeline.artefacts.store import publishing_folder
+from pipeline.artefacts.publishing import publishing_folder
 from pipeline.data import betons, sources
 from pipeline.data.reading import ReadSplit, by_pixels, read_split, second_reading, statistics
 from pipeline.data.sources import Source, Split

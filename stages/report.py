@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.publishing import publishing_file
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.scores import Diagnostics
 from pipeline.artefacts.selection import SelectionTable, read_selection_record
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
 from pipeline.report.page import Page, Section, render

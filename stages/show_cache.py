@@ -21,7 +21,7 @@ from pipeline.artefacts.cache_arrays import (
 from pipeline.artefacts.cache_join import ANYTHING, join_samples
 from pipeline.artefacts.dataset import open_samples
 from pipeline.artefacts.dataset_record import DatasetRecord, read_record
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch

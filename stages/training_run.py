@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.artefacts import run as run_format
+from pipeline.artefacts.publishing import publish_json, publishing_folder
 from pipeline.artefacts.run import Cost, Run, RunResult, run_id
-from pipeline.artefacts.store import publish_json, publishing_folder
 from pipeline.artefacts.unfinished_run import (
     UnfinishedRun,
     require_same_training,

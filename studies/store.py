@@ -18,8 +18,8 @@ from typing import TypeAlias
 import pandas as pd
 
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.publishing import publishing_file
 from pipeline.artefacts.run import Run, read_metrics
-from pipeline.artefacts.store import publishing_file
 from pipeline.artefacts.sweep import OK, sweep_folder
 from stages.config_file import load_config
 from stages.configs import Config

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artefacts.objects import ObjectStore, open_objects
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import PipelineError
 
 BUCKET = "cache"

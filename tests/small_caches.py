@@ -18,7 +18,7 @@ from pipeline.artefacts.cache_receipts import Note
 from pipeline.artefacts.cache_record import CacheIdentity, CacheLayout, CacheShape, CacheSummary
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Samples
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.methods.sparse_logits import summarise
 

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.artefacts.cache_receipts import Seal, record_bytes
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build

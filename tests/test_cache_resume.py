@@ -33,8 +33,9 @@ from pipeline.artefacts.cache_record import CacheLayout, CacheShape
 from pipeline.artefacts.cache_units import writing_behind
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.local_objects import LocalObjects
-from pipeline.artefacts.objects import missing, open_objects
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.objects.local import LocalObjects
+from pipeline.artefacts.objects.protocol import missing
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.artefacts.zarr_arrays import encode
 from pipeline.data.loaders import BatchLoader

@@ -12,7 +12,7 @@ import torch
 from pipeline.artefacts import soft_labels as soft_format
 from pipeline.artefacts.cache_record import CacheLayout
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
 from pipeline.artefacts.teacher_cache import TeacherCache

@@ -20,7 +20,7 @@ from pipeline.artefacts.cache_record import (
 )
 from pipeline.artefacts.cache_verify import check_cache
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
-from pipeline.artefacts.local_objects import LocalObjects
+from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.teacher_cache import TeacherCache
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artefacts import remote_clients, remote_objects
-from pipeline.artefacts.local_objects import LocalObjects
-from pipeline.artefacts.objects import PROBE_KEY, open_objects
-from pipeline.artefacts.remote_objects import require_conditional_create
+from pipeline.artefacts.objects import clients as remote_clients
+from pipeline.artefacts.objects import remote as remote_objects
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.objects.local import LocalObjects
+from pipeline.artefacts.objects.protocol import PROBE_KEY
+from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError, PipelineError
 from tests.servers import (
     BUCKET,
@@ -472,8 +474,8 @@ def test_addresses_outside_of_their_prefix_are_refused():
 
 def test_local_work_does_not_load_the_client_library(tmp_path):
     code = (
-        "import sys; from pipeline.artefacts.objects import open_objects\n"
-        "from pipeline.artefacts.remote_objects import require_conditional_create\n"
+        "import sys; from pipeline.artefacts.objects.protocol import open_objects\n"
+        "from pipeline.artefacts.objects.remote import require_conditional_create\n"
         f"store = open_objects({str(tmp_path)!r}); require_conditional_create(store)\n"
         "store.create('a', b'1'); print('obstore' in sys.modules)"
     )

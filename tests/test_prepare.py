@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.store import _HOST
+from pipeline.artefacts.publishing import _HOST
 from pipeline.data import sources
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound, PipelineError
 from stages import prepare

@@ -15,7 +15,7 @@ from pipeline.artefacts.cache_arrays import FEATURES, LOGITS
 from pipeline.artefacts.cache_receipts import Note
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.selection import SelectionTable, key_text
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.artefacts.teacher_cache import TeacherCache

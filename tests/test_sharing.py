@@ -25,8 +25,8 @@ from pipeline.artefacts.cache_receipts import (
 )
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.hydration import HydratedCache
-from pipeline.artefacts.local_objects import LocalObjects
-from pipeline.artefacts.objects import open_objects
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path

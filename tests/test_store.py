@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline.artefacts.store import (
+from pipeline.artefacts.publishing import (
     _HOST,
     publish_json,
     publishing_file,

@@ -18,8 +18,8 @@ import pytest
 import scipy.stats
 
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.publishing import publish_json
 from pipeline.artefacts.run import RESULT, WEIGHTS, Run, run_id
-from pipeline.artefacts.store import publish_json
 from pipeline.artefacts.sweep import ACCURACIES, OK, SweepRow, sweep_folder
 from pipeline.errors import ArtefactMismatch, ConfigError, PipelineError, Terminated
 from stages import select, sweep, sweep_preview, sweep_runs

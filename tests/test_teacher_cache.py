@@ -36,7 +36,7 @@ from pipeline.artefacts.cache_units import as_float16, writing_behind
 from pipeline.artefacts.cache_verify import Checked, check_cache
 from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.local_objects import LocalObjects
+from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.artefacts.zarr_arrays import encode
 from pipeline.cache_summary import storage_fidelity, summarise_cache

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.artefacts.store import PARTIAL
+from pipeline.artefacts.publishing import PARTIAL
 from pipeline.errors import PipelineError
 from stages.config_file import load_config
 from stages.configs import Config

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts.cache_receipts import MANIFEST, Facts, record_bytes
 from pipeline.artefacts.cache_record import MADE_BY, MAX_SHARD_BYTES, CacheManifest
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.zarr_arrays import (
     ArraySpec,
     DType,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.artefacts.cache_record import MADE_BY
-from pipeline.artefacts.store import publish_json, read_json
+from pipeline.artefacts.publishing import publish_json, read_json
 from pipeline.provenance import Json, short
 
 

@@ -22,7 +22,7 @@ from pipeline.artefacts.cache_record import (
     Fidelity,
     stored_json,
 )
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import AnyRecord, Record, parse_record
 from pipeline.artefacts.zarr_arrays import extremes
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged, NotSealed

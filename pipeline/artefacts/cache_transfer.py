@@ -20,7 +20,7 @@ from pipeline.artefacts.cache_receipts import (
     receipt_key,
     record_bytes,
 )
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, Damaged
 from pipeline.provenance import short

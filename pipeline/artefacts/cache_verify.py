@@ -10,7 +10,7 @@ from pipeline.artefacts.cache_arrays import (
     read_in_threads,
 )
 from pipeline.artefacts.cache_receipts import MANIFEST, SEAL, read_receipt, receipt_key
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.runtime.progress import progress

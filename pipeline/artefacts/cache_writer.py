@@ -49,7 +49,7 @@ from pipeline.artefacts.cache_record import (
     CacheShape,
     CacheSummary,
 )
-from pipeline.artefacts.objects import ObjectStore
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.zarr_arrays import ArraySpec, encode, extremes
 from pipeline.errors import ArtefactMismatch, Damaged, PipelineError
 

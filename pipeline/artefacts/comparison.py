@@ -6,8 +6,8 @@
 from pathlib import Path
 from typing import Final, Literal
 
+from pipeline.artefacts.publishing import publish_json
 from pipeline.artefacts.records import Record, read_record
-from pipeline.artefacts.store import publish_json
 
 FILE: Final = "compared.json"
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from pipeline.artefacts.store import publish_json, read_json
+from pipeline.artefacts.publishing import publish_json, read_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 

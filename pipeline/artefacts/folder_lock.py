@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from pipeline.artefacts.store import one_line_disk_errors
+from pipeline.artefacts.publishing import one_line_disk_errors
 
 _NO_LOCKS: Final = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What a network file system answers where a folder cannot be held."""

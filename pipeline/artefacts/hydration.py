@@ -32,8 +32,8 @@ from pipeline.artefacts.cache_arrays import (
 )
 from pipeline.artefacts.cache_join import Joined
 from pipeline.artefacts.folder_lock import one_at_a_time
+from pipeline.artefacts.publishing import publish_json, publishing_file
 from pipeline.artefacts.records import Record, read_record
-from pipeline.artefacts.store import publish_json, publishing_file
 from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import Damaged, PipelineError
 from pipeline.methods.sparse_logits import SparseLogits, reconstruct

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.artefacts.store import read_json
+from pipeline.artefacts.publishing import read_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 

@@ -20,8 +20,8 @@ from typing import Final, Literal, Self
 
 from pydantic import FiniteFloat, TypeAdapter
 
+from pipeline.artefacts.publishing import publishing_file
 from pipeline.artefacts.records import Record, read_record
-from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import Json, file_sha256, identity, short
 

@@ -23,9 +23,9 @@ from typing import Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artefacts.publishing import publish_json, publishing_folder
 from pipeline.artefacts.records import Record, read_record
 from pipeline.artefacts.repair_record import RepairIdentity, RepairReport
-from pipeline.artefacts.store import publish_json, publishing_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
 from pipeline.provenance import Json, file_sha256, identity, short

@@ -48,8 +48,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artefacts import tables
+from pipeline.artefacts.publishing import one_line_disk_errors, publish_json, publishing_file
 from pipeline.artefacts.records import parse_record
-from pipeline.artefacts.store import one_line_disk_errors, publish_json, publishing_file
 from pipeline.artefacts.sweep_record import Chosen, SweepRecord, Value, shown
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.provenance import Json, short

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.artefacts.publishing import publishing_file
 from pipeline.artefacts.records import AnyRecord, parse_record, printable
-from pipeline.artefacts.store import publishing_file
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import Json, array_sha256, identity, short
 

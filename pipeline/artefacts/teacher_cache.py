@@ -61,7 +61,8 @@ from pipeline.artefacts.cache_receipts import (
     receipt_key,
 )
 from pipeline.artefacts.cache_record import CacheManifest, CacheShape, CacheSummary
-from pipeline.artefacts.objects import ObjectStore, open_objects
+from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.zarr_arrays import extremes, top_and_class
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
 

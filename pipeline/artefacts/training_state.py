@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.artefacts.store import publishing_file
+from pipeline.artefacts.publishing import publishing_file
 from pipeline.errors import ArtefactMismatch
 
 State: TypeAlias = Any

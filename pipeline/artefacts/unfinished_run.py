@@ -19,12 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipeline.artefacts.publishing import one_line_disk_errors, publish_json, read_json
 from pipeline.artefacts.run import Inputs, write_metrics
-from pipeline.artefacts.store import (
-    one_line_disk_errors,
-    publish_json,
-    read_json,
-)
 from pipeline.artefacts.training_state import State, read_state, write_state
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.provenance import Json

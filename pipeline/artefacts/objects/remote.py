@@ -9,7 +9,8 @@ ever shown, and no error here carries one as its cause.
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from pipeline.artefacts.objects import (
+from pipeline.artefacts.objects.clients import Clients, failure_line, refuse_after_fork
+from pipeline.artefacts.objects.protocol import (
     PROBE_KEY,
     ObjectStore,
     check_key,
@@ -18,7 +19,6 @@ from pipeline.artefacts.objects import (
     is_listed,
     too_large,
 )
-from pipeline.artefacts.remote_clients import Clients, failure_line, refuse_after_fork
 from pipeline.errors import PipelineError
 
 LARGE_BYTES = 1 << 20

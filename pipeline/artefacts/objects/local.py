@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.artefacts.objects import (
+from pipeline.artefacts.objects.protocol import (
     check_key,
     check_new_key,
     create_or_compare,
@@ -22,7 +22,7 @@ from pipeline.artefacts.objects import (
     missing,
     too_large,
 )
-from pipeline.artefacts.store import PARTIAL, one_line_disk_errors
+from pipeline.artefacts.publishing import PARTIAL, one_line_disk_errors
 from pipeline.errors import ArtefactMismatch, PipelineError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

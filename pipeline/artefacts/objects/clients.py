@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.artefacts.objects import missing
+from pipeline.artefacts.objects.protocol import missing
 from pipeline.errors import ConfigError, PipelineError
 
 CONNECT_SECONDS = 5.0
