@@ -7,9 +7,9 @@ from _kronfluence import DEFAULT_DAMPING, kronfluence_fit
 from _refits import Centre, Target
 from torch import Tensor
 
-from pipeline.artefacts.cache_join import join_samples
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import join_samples
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.hydration import HydratedCache
 from pipeline.methods.head_ekfac import ekfac
 from pipeline.methods.head_influence import HeadScores, heldout_gradient, score_rows
 from pipeline.methods.head_problem import HeadProblem, centred

@@ -25,22 +25,22 @@ from pathlib import Path
 import numpy as np
 from _common import machine
 
-from pipeline.artefacts.cache_arrays import LOGITS, SHARD_ROWS, view_arrays
-from pipeline.artefacts.cache_join import Joined
-from pipeline.artefacts.cache_receipts import Note
-from pipeline.artefacts.cache_record import (
+from pipeline.artefacts.cache.arrays import LOGITS, SHARD_ROWS, view_arrays
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import Joined
+from pipeline.artefacts.cache.receipts import Note
+from pipeline.artefacts.cache.record import (
     CacheIdentity,
     CacheLayout,
     CacheManifest,
     CacheShape,
     CacheSummary,
 )
-from pipeline.artefacts.cache_units import writing_behind
-from pipeline.artefacts.cache_verify import check_cache
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
-from pipeline.artefacts.hydration import HydratedCache
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.units import writing_behind
+from pipeline.artefacts.cache.verify import check_cache
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
 from pipeline.artefacts.objects.addresses import open_objects
-from pipeline.artefacts.teacher_cache import TeacherCache
 
 CLASSES, FEATURES = 1000, 2048
 BLOCK = 1 << 22

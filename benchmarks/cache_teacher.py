@@ -18,7 +18,7 @@ import torch
 from _common import MEAN, STD, Target, device_is_done, interleaved, report, synthetic_beton
 from _students import fresh_teacher
 
-from pipeline.artefacts.cache_record import CacheLayout
+from pipeline.artefacts.cache.record import CacheLayout
 from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.data.loaders import BatchLoader

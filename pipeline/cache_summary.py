@@ -4,17 +4,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     LOGITS,
     TARGET_LOGIT,
     TOP_CLASS,
     TOP_LOGIT,
     read_in_threads,
 )
-from pipeline.artefacts.cache_receipts import Note
-from pipeline.artefacts.cache_record import CacheSummary, Fidelity
-from pipeline.artefacts.cache_writer import CacheWriter, Unit
-from pipeline.artefacts.zarr_arrays import top_and_class
+from pipeline.artefacts.cache.receipts import Note
+from pipeline.artefacts.cache.record import CacheSummary, Fidelity
+from pipeline.artefacts.cache.writer import CacheWriter, Unit
+from pipeline.artefacts.cache.zarr_arrays import top_and_class
 from pipeline.runtime.device import versions
 from pipeline.runtime.progress import progress
 

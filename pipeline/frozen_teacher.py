@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.artefacts.cache_record import CacheIdentity
+from pipeline.artefacts.cache.record import CacheIdentity
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.batches import Batch
 from pipeline.data.view_kinds import Views

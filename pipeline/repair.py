@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.artefacts.cache_join import Joined
+from pipeline.artefacts.cache.hydration import HydratedCache, LogitBlock
+from pipeline.artefacts.cache.join import Joined
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.hydration import HydratedCache, LogitBlock
 from pipeline.artefacts.repair_record import HeadQuality, RepairReport
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.cross_fit import CrossFit, L2Choice, choose_l2, cross_fit
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate_logits

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     FEATURES,
     LOGITS,
     LOGSUMEXP,
@@ -26,15 +26,15 @@ from pipeline.artefacts.cache_arrays import (
     TOP_CLASS,
     TOP_LOGIT,
 )
-from pipeline.artefacts.cache_receipts import Note
-from pipeline.artefacts.cache_record import (
+from pipeline.artefacts.cache.receipts import Note
+from pipeline.artefacts.cache.record import (
     CacheIdentity,
     CacheLayout,
     CacheShape,
     Fidelity,
 )
-from pipeline.artefacts.cache_units import as_float16, writing_behind
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
+from pipeline.artefacts.cache.units import as_float16, writing_behind
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.cache_summary import storage_fidelity, summarise_cache

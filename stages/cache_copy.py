@@ -1,9 +1,9 @@
 """cache push, pull: complete caches between this machine and the team's place."""
 
-from pipeline.artefacts.cache_transfer import copy_cache
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.transfer import copy_cache
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.remote import require_conditional_create
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from stages.cache_info import configuration, places
 from stages.cache_places import cache_place

@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from pipeline.artefacts.cache_arrays import LOGITS, array_specs
-from pipeline.artefacts.cache_receipts import facts_of
+from pipeline.artefacts.cache.arrays import LOGITS, array_specs
+from pipeline.artefacts.cache.receipts import facts_of
+from pipeline.artefacts.cache.zarr_arrays import decode, encode
 from pipeline.artefacts.objects.addresses import open_objects
-from pipeline.artefacts.zarr_arrays import decode, encode
 from pipeline.methods.head_problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models import Classifier

@@ -7,14 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.artefacts.cache_arrays import num_objects
-from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
-from pipeline.artefacts.cache_record import CacheManifest, CacheSummary
+from pipeline.artefacts.cache.arrays import num_objects
+from pipeline.artefacts.cache.receipts import MANIFEST, read_manifest
+from pipeline.artefacts.cache.record import CacheManifest, CacheSummary
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record, printable
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.view_kinds import views_from_json
 from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
 from pipeline.provenance import short

@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pipeline.artefacts.cache_index import recall
-from pipeline.artefacts.cache_receipts import MANIFEST, SEAL
+from pipeline.artefacts.cache.index import recall
+from pipeline.artefacts.cache.receipts import MANIFEST, SEAL
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactNotFound
 from pipeline.provenance import short
 from pipeline.runtime.device import resolve_runtime

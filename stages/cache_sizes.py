@@ -5,14 +5,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from pipeline.artefacts.cache_arrays import KEYS, LABELS, PIXELS, array_specs, view_arrays
-from pipeline.artefacts.cache_record import (
+from pipeline.artefacts.cache.arrays import (
+    KEYS,
+    LABELS,
+    PIXELS,
+    array_specs,
+    view_arrays,
+)
+from pipeline.artefacts.cache.record import (
     MAX_SHARD_BYTES,
     CacheIdentity,
     CacheManifest,
     CacheShape,
 )
-from pipeline.artefacts.zarr_arrays import CRC_BYTES, ArraySpec
+from pipeline.artefacts.cache.zarr_arrays import CRC_BYTES, ArraySpec
 from stages.configs import CacheTeacherConfig
 from stages.requests import cache_layout
 

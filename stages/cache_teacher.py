@@ -13,15 +13,15 @@ from typing import Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_index import remember
-from pipeline.artefacts.cache_receipts import MANIFEST, read_manifest
-from pipeline.artefacts.cache_record import CacheIdentity, CacheLayout
-from pipeline.artefacts.cache_transfer import copy_cache
+from pipeline.artefacts.cache.index import remember
+from pipeline.artefacts.cache.receipts import MANIFEST, read_manifest
+from pipeline.artefacts.cache.record import CacheIdentity, CacheLayout
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.transfer import copy_cache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.objects.remote import require_conditional_create
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch, ConfigError

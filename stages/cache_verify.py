@@ -6,12 +6,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_arrays import LOGITS, TARGET_LOGIT, TOP_CLASS, TOP_LOGIT
-from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
-from pipeline.artefacts.cache_verify import check_cache
+from pipeline.artefacts.cache.arrays import (
+    LOGITS,
+    TARGET_LOGIT,
+    TOP_CLASS,
+    TOP_LOGIT,
+)
+from pipeline.artefacts.cache.join import ANY_LABELS, join_samples
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.verify import check_cache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_kinds import views_from_json
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged

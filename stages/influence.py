@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.artefacts import scores as score_format
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, ScoreTable
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import array_sha256, short
 from pipeline.repair import TeacherRows

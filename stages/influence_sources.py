@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artefacts.cache_join import Joined, join_samples
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import Joined, join_samples
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.hydration import HydratedCache
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.folds import stratified_folds, stratified_parts

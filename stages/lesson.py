@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_join import Difference, join_samples
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import Difference, join_samples
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.hydration import HydratedCache
 from pipeline.artefacts.selection import (
     SelectionTable,
     require_same_selection,
     selection_path,
 )
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import Supervision
 from pipeline.data.view_kinds import Views, views_from_json
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound

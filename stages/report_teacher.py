@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_join import ANYTHING, join_samples
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import ANYTHING, join_samples
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Beton, Dataset
-from pipeline.artefacts.hydration import HydratedCache
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import PipelineError
 from pipeline.provenance import short
 from stages.configs import Config

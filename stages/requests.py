@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.artefacts.cache_arrays import default_shard_rows
-from pipeline.artefacts.cache_record import CacheLayout
+from pipeline.artefacts.cache.arrays import default_shard_rows
+from pipeline.artefacts.cache.record import CacheLayout
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.repair_record import RepairIdentity
 from pipeline.artefacts.run import Inputs, run_id, run_path
 from pipeline.artefacts.scores import ScoreIdentity
 from pipeline.artefacts.selection import SelectionIdentity
 from pipeline.artefacts.soft_labels import SoftLabelIdentity
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.resized_crops import ResizedCropSpec
 from pipeline.data.view_kinds import Views
 from pipeline.data.views import ALL, ViewSpec

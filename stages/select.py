@@ -13,9 +13,10 @@ import torch
 
 from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts import soft_labels as soft_format
-from pipeline.artefacts.cache_join import join_samples
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import join_samples
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.hydration import HydratedCache
 from pipeline.artefacts.repair_record import RepairReport
 from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import (
@@ -25,7 +26,6 @@ from pipeline.artefacts.selection import (
     require_same_selection,
 )
 from pipeline.artefacts.soft_labels import SoftLabels
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.data_selection import Selection
 from pipeline.provenance import short

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     LOGITS,
     LOGSUMEXP,
     TARGET_LOGIT,
     TOP_LOGIT,
 )
-from pipeline.artefacts.cache_join import ANYTHING, join_samples
+from pipeline.artefacts.cache.join import ANYTHING, join_samples
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import open_samples
 from pipeline.artefacts.dataset_record import DatasetRecord, read_record
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch
 from pipeline.reliability import reliability
 from stages import cache_info

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
+from pipeline.artefacts.cache.join import ANY_LABELS, join_samples
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.supervision import Supervision
 from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch

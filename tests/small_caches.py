@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     FEATURES,
     LOGITS,
     LOGSUMEXP,
@@ -14,12 +14,17 @@ from pipeline.artefacts.cache_arrays import (
     TOP_CLASS,
     TOP_LOGIT,
 )
-from pipeline.artefacts.cache_receipts import Note
-from pipeline.artefacts.cache_record import CacheIdentity, CacheLayout, CacheShape, CacheSummary
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
+from pipeline.artefacts.cache.receipts import Note
+from pipeline.artefacts.cache.record import (
+    CacheIdentity,
+    CacheLayout,
+    CacheShape,
+    CacheSummary,
+)
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Samples
 from pipeline.artefacts.objects.addresses import open_objects
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.methods.sparse_logits import summarise
 
 NUM_FEATURES = 4

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artefacts.cache_receipts import Seal, record_bytes
+from pipeline.artefacts.cache.receipts import Seal, record_bytes
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
 from stages import cache_verify

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artefacts.cache_join import ANY_LABELS, join_samples
+from pipeline.artefacts.cache.join import ANY_LABELS, join_samples
 from pipeline.artefacts.dataset import Samples
 from pipeline.errors import ArtefactMismatch
 from tests.small_caches import sealed_cache, some_samples

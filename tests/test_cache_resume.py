@@ -18,8 +18,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.artefacts.cache_arrays import FEATURES, LOGITS, array_specs, object_key
-from pipeline.artefacts.cache_receipts import (
+from pipeline.artefacts.cache.arrays import (
+    FEATURES,
+    LOGITS,
+    array_specs,
+    object_key,
+)
+from pipeline.artefacts.cache.receipts import (
     SEAL,
     Note,
     Receipt,
@@ -29,15 +34,15 @@ from pipeline.artefacts.cache_receipts import (
     read_receipt,
     receipt_key,
 )
-from pipeline.artefacts.cache_record import CacheLayout, CacheShape
-from pipeline.artefacts.cache_units import writing_behind
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
+from pipeline.artefacts.cache.record import CacheLayout, CacheShape
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.units import writing_behind
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
+from pipeline.artefacts.cache.zarr_arrays import encode
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.objects.protocol import missing
-from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.artefacts.zarr_arrays import encode
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError

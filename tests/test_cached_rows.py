@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from pipeline.artefacts.cache_join import join_samples
-from pipeline.artefacts.hydration import HydratedCache
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import join_samples
 from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
 from pipeline.methods.head_data import PickedRows, ProjectedRows, principal_components, read_rows
 from pipeline.methods.head_influence import heldout_gradient, score_rows

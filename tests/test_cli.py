@@ -15,7 +15,7 @@ import torch
 
 import cli
 from pipeline.artefacts import soft_labels as soft_format
-from pipeline.artefacts.cache_index import recall
+from pipeline.artefacts.cache.index import recall
 from pipeline.artefacts.dataset import Dataset, beton_path
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable

@@ -187,7 +187,7 @@ class Reader:
 
     def cache_id(self) -> str:
         """Of the cache of the training images of my.toml."""
-        from pipeline.artefacts.teacher_cache import TeacherCache
+        from pipeline.artefacts.cache.teacher_cache import TeacherCache
 
         folder = load_config(self.workspace / "my.toml").caches_folder
         paths = [path.parent for path in folder.glob("*/manifest.json")]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import NotSealed
 from stages.config_file import with_overrides
 from stages.configs import Config

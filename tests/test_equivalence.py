@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pipeline.artefacts import soft_labels as soft_format
-from pipeline.artefacts.cache_record import CacheLayout
+from pipeline.artefacts.cache.record import CacheLayout
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.frozen_teacher import Teacher, cache_identity, teacher_outputs

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.artefacts.cache_index import recall
+from pipeline.artefacts.cache.index import recall
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.selection import COLUMNS, SelectionTable, write
 from pipeline.errors import ConfigError

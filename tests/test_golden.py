@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.artefacts.cache_receipts import Note
-from pipeline.artefacts.cache_record import (
+from pipeline.artefacts.cache.receipts import Note
+from pipeline.artefacts.cache.record import (
     FORMAT_VERSION,
     CacheIdentity,
     CacheLayout,
@@ -18,10 +18,10 @@ from pipeline.artefacts.cache_record import (
     CacheSummary,
     Fidelity,
 )
-from pipeline.artefacts.cache_verify import check_cache
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.verify import check_cache
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
 from pipeline.artefacts.objects.local import LocalObjects
-from pipeline.artefacts.teacher_cache import TeacherCache
 
 GOLDEN = Path(__file__).parent / "golden"
 NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES, NUM_FEATURES, SHARD_ROWS, TOP_K = 2, 7, 5, 3, 4, 2

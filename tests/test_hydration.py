@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artefacts.cache_arrays import LOGITS
-from pipeline.artefacts.cache_join import join_samples
+from pipeline.artefacts.cache.arrays import LOGITS
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import join_samples
 from pipeline.artefacts.dataset import Samples
-from pipeline.artefacts.hydration import HydratedCache
 from pipeline.errors import ArtefactMismatch, Damaged
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.provenance import file_sha256

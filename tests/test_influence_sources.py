@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import score_path
 from pipeline.artefacts.selection import SelectionTable
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head_ekfac import ekfac
 from pipeline.methods.head_influence import heldout_gradient, score_added, score_rows

@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
-from pipeline.artefacts.cache_join import join_samples
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import join_samples
 from pipeline.artefacts.dataset import Dataset, Samples
-from pipeline.artefacts.hydration import HydratedCache
 from pipeline.cross_fit import choose_l2, cross_fit
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.evaluation import calibration_error

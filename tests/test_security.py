@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artefacts.cache_join import Joined
-from pipeline.artefacts.cache_receipts import read_manifest, read_receipt, read_seal
-from pipeline.artefacts.cache_record import stored_json
-from pipeline.artefacts.cache_verify import check_cache
-from pipeline.artefacts.hydration import HydratedCache
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import Joined
+from pipeline.artefacts.cache.receipts import read_manifest, read_receipt, read_seal
+from pipeline.artefacts.cache.record import stored_json
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.verify import check_cache
 from pipeline.artefacts.selection import (
     COLUMNS,
     SelectionIdentity,
@@ -29,7 +30,6 @@ from pipeline.artefacts.selection import (
     SelectionTable,
 )
 from pipeline.artefacts.selection import write as write_selection
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.provenance import short
 from tests.test_teacher_cache import SmallCache, edited, reseal
 from tests.workspaces import read_or_refusal

@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.selection import SelectionTable, key_text
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ConfigError
 from pipeline.methods.label_revision import softened_probs
 from stages import select

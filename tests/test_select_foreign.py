@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.artefacts.cache_arrays import FEATURES, LOGITS
-from pipeline.artefacts.cache_receipts import Note
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter
+from pipeline.artefacts.cache.arrays import FEATURES, LOGITS
+from pipeline.artefacts.cache.receipts import Note
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.selection import SelectionTable, key_text
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.sparse_labels import unpack
 from pipeline.provenance import sample_key

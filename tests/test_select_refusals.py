@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import score_path
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import PipelineError
 from pipeline.provenance import array_sha256
 from stages import cache_teacher, select, train_student

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.artefacts.cache_arrays import LOGITS, array_specs, object_key
-from pipeline.artefacts.cache_join import join_samples
-from pipeline.artefacts.cache_receipts import (
+from pipeline.artefacts.cache.arrays import LOGITS, array_specs, object_key
+from pipeline.artefacts.cache.hydration import HydratedCache
+from pipeline.artefacts.cache.join import join_samples
+from pipeline.artefacts.cache.receipts import (
     Note,
     Receipt,
     Seal,
@@ -23,15 +24,14 @@ from pipeline.artefacts.cache_receipts import (
     receipt_key,
     record_bytes,
 )
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.zarr_arrays import encode
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.hydration import HydratedCache
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.artefacts.zarr_arrays import encode
 from pipeline.data.views import ViewSpec, view_codes
 from pipeline.errors import ArtefactNotFound
 from pipeline.models.checkpoints import load_weights, save_weights, weights_digest

@@ -12,7 +12,7 @@ import pytest
 import torch
 import zarr
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     FEATURES,
     LOGITS,
     LOGSUMEXP,
@@ -23,8 +23,8 @@ from pipeline.artefacts.cache_arrays import (
     object_names,
     view_arrays,
 )
-from pipeline.artefacts.cache_receipts import Note, Seal, record_bytes
-from pipeline.artefacts.cache_record import (
+from pipeline.artefacts.cache.receipts import Note, Seal, record_bytes
+from pipeline.artefacts.cache.record import (
     CacheIdentity,
     CacheLayout,
     CacheManifest,
@@ -32,13 +32,13 @@ from pipeline.artefacts.cache_record import (
     Fidelity,
     stored_json,
 )
-from pipeline.artefacts.cache_units import as_float16, writing_behind
-from pipeline.artefacts.cache_verify import Checked, check_cache
-from pipeline.artefacts.cache_writer import CacheContents, CacheWriter, Unit
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.cache.units import as_float16, writing_behind
+from pipeline.artefacts.cache.verify import Checked, check_cache
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
+from pipeline.artefacts.cache.zarr_arrays import encode
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.local import LocalObjects
-from pipeline.artefacts.teacher_cache import TeacherCache
-from pipeline.artefacts.zarr_arrays import encode
 from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec

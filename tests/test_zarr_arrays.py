@@ -16,7 +16,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from pipeline.artefacts.zarr_arrays import (
+from pipeline.artefacts.cache.zarr_arrays import (
     ArraySpec,
     array_metadata,
     decode,

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_receipts import Note
-from pipeline.artefacts.cache_writer import CacheWriter, Float32, Unit
+from pipeline.artefacts.cache.receipts import Note
+from pipeline.artefacts.cache.writer import CacheWriter, Float32, Unit
 from pipeline.errors import PipelineError
 
 _FLOAT16_MAX = 65_504.0

@@ -11,8 +11,8 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Samples
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch
 
 Difference: TypeAlias = Literal["labels", "pixels"]

@@ -33,7 +33,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     FEATURES,
     HEAD_BIAS,
     HEAD_WEIGHT,
@@ -52,7 +52,7 @@ from pipeline.artefacts.cache_arrays import (
     remedy,
     sealed_metadata,
 )
-from pipeline.artefacts.cache_receipts import (
+from pipeline.artefacts.cache.receipts import (
     MANIFEST,
     Facts,
     Seal,
@@ -60,10 +60,10 @@ from pipeline.artefacts.cache_receipts import (
     read_seal,
     receipt_key,
 )
-from pipeline.artefacts.cache_record import CacheManifest, CacheShape, CacheSummary
+from pipeline.artefacts.cache.record import CacheManifest, CacheShape, CacheSummary
+from pipeline.artefacts.cache.zarr_arrays import extremes, top_and_class
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.zarr_arrays import extremes, top_and_class
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
 
 Float16 = NDArray[np.float16]

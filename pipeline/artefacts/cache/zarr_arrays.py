@@ -23,7 +23,7 @@ import torch
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_record import Codec, stored_json
+from pipeline.artefacts.cache.record import Codec, stored_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 

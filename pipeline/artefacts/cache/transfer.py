@@ -4,13 +4,13 @@ So a reader of the target never sees half a cache. Every object is checked again
 way; what the target has a receipt of is not sent again, so a copy that was cut off goes on.
 """
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     metadata_objects,
     object_key,
     object_names,
     read_in_threads,
 )
-from pipeline.artefacts.cache_receipts import (
+from pipeline.artefacts.cache.receipts import (
     MANIFEST,
     SEAL,
     create_receipt,
@@ -20,8 +20,8 @@ from pipeline.artefacts.cache_receipts import (
     receipt_key,
     record_bytes,
 )
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import ArtefactMismatch, Damaged
 from pipeline.provenance import short
 from pipeline.runtime.progress import progress

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     FEATURES,
     LOGITS,
     LOGSUMEXP,
@@ -30,11 +30,11 @@ from pipeline.artefacts.cache_arrays import (
     TOP_CLASS,
     TOP_LOGIT,
 )
-from pipeline.artefacts.cache_join import Joined
+from pipeline.artefacts.cache.join import Joined
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.folder_lock import one_at_a_time
 from pipeline.artefacts.publishing import publish_json, publishing_file
 from pipeline.artefacts.records import Record, read_record
-from pipeline.artefacts.teacher_cache import TeacherCache
 from pipeline.errors import Damaged, PipelineError
 from pipeline.methods.sparse_logits import SparseLogits, reconstruct
 from pipeline.provenance import array_sha256, file_sha256, short

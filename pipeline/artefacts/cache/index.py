@@ -9,7 +9,7 @@ do not forget each other's.
 from pathlib import Path
 from typing import Literal
 
-from pipeline.artefacts.cache_record import MADE_BY
+from pipeline.artefacts.cache.record import MADE_BY
 from pipeline.artefacts.publishing import publish_json, read_json
 from pipeline.provenance import Json, short
 

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_arrays import (
+from pipeline.artefacts.cache.arrays import (
     HEAD_BIAS,
     HEAD_WEIGHT,
     KEYS,
@@ -28,7 +28,7 @@ from pipeline.artefacts.cache_arrays import (
     sealed_metadata,
     view_arrays,
 )
-from pipeline.artefacts.cache_receipts import (
+from pipeline.artefacts.cache.receipts import (
     MANIFEST,
     Facts,
     Note,
@@ -42,15 +42,15 @@ from pipeline.artefacts.cache_receipts import (
     read_receipt,
     receipt_key,
 )
-from pipeline.artefacts.cache_record import (
+from pipeline.artefacts.cache.record import (
     CacheIdentity,
     CacheLayout,
     CacheManifest,
     CacheShape,
     CacheSummary,
 )
+from pipeline.artefacts.cache.zarr_arrays import ArraySpec, encode, extremes
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.zarr_arrays import ArraySpec, encode, extremes
 from pipeline.errors import ArtefactMismatch, Damaged, PipelineError
 
 Float32 = NDArray[np.float32]

@@ -12,16 +12,16 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache_receipts import MANIFEST, Facts, record_bytes
-from pipeline.artefacts.cache_record import MADE_BY, MAX_SHARD_BYTES, CacheManifest
-from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.zarr_arrays import (
+from pipeline.artefacts.cache.receipts import MANIFEST, Facts, record_bytes
+from pipeline.artefacts.cache.record import MADE_BY, MAX_SHARD_BYTES, CacheManifest
+from pipeline.artefacts.cache.zarr_arrays import (
     ArraySpec,
     DType,
     array_metadata,
     decode,
     group_metadata,
 )
+from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
 from pipeline.provenance import short
 from pipeline.runtime.read_ahead import read_ahead

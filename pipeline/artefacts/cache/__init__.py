@@ -1,0 +1,1 @@
+"""The teacher cache: one module for each part of its format."""
