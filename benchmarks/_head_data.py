@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.methods.head_data import Samples
+from pipeline.methods.head.data import Samples
 
 NOISE = 2.2
 BLOCK = 1 << 16

@@ -10,11 +10,11 @@ from torch import Tensor
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
 from pipeline.artefacts.dataset import Dataset
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import HeadScores, heldout_gradient, score_rows
-from pipeline.methods.head_problem import HeadProblem, centred
-from pipeline.methods.head_rows import with_bias_input
-from pipeline.methods.head_solver import solve
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import HeadScores, heldout_gradient, score_rows
+from pipeline.methods.head.problem import HeadProblem, centred
+from pipeline.methods.head.rows import with_bias_input
+from pipeline.methods.head.solver import solve
 from pipeline.methods.label_revision import softened_probs
 from stages.cache_places import find_cache
 from stages.configs import Config

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.head.problem import HeadProblem
 
 BATCH = 4096
 DEFAULT_DAMPING = ScoreArguments().damping_factor

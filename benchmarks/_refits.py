@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_problem import HeadProblem, Linearisation
-from pipeline.methods.head_rows import with_bias_input
-from pipeline.methods.head_solver import fit
+from pipeline.methods.head.problem import HeadProblem, Linearisation
+from pipeline.methods.head.rows import with_bias_input
+from pipeline.methods.head.solver import fit
 
 GTOL = 1e-12
 CHORD_STEPS = 60

@@ -27,8 +27,8 @@ from _heads import EXACT, Data, Head, Setting, midway, pushes, swap_residuals
 from _refits import GTOL, Centre, without
 from torch import Tensor
 
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_solver import fit
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.solver import fit
 from pipeline.runtime.device import num_cores, versions
 from pipeline.runtime.progress import Progress, progress
 from stages import cache_teacher, prepare, train_teacher

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_data import Samples
+from pipeline.methods.head.data import Samples
 from pipeline.methods.label_revision import soft_labels
 from pipeline.repair import TeacherRows
 

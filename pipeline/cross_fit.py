@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from pipeline.head_precision import least_gradient, with_precision
-from pipeline.methods.head_data import Rows
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_rows import with_bias_input
-from pipeline.methods.head_solver import HeadFit, NotConverged, fit
-from pipeline.methods.sharing import agreed
+from pipeline.methods.head.data import Rows
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.rows import with_bias_input
+from pipeline.methods.head.solver import HeadFit, NotConverged, fit
+from pipeline.methods.rank_sums import agreed
 from pipeline.runtime.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)

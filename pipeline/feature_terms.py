@@ -23,7 +23,7 @@ from pipeline.methods.feature_distillation import (
     rkd_loss,
     sp_loss,
 )
-from pipeline.methods.floats import at_least_float32
+from pipeline.methods.precision import at_least_float32
 
 Relation: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Of student and teacher features of the same rows, (n, D_s) and (n, D_t): a scalar."""

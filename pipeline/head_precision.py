@@ -5,7 +5,7 @@ from typing import Final
 
 import torch
 
-from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.head.problem import HeadProblem
 
 _MIXED_FROM: Final = 1e9  # flop of a Hessian product; below it float32 saves nothing
 _SINGLE_FROM: Final = 1e12  # flop of a pass; above it float64 would take minutes

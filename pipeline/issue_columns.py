@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cross_fit import cross_fit
-from pipeline.methods.head_data import read_rows, runs
+from pipeline.methods.head.data import read_rows, runs
 from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.scoring_inputs import ScoredRows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_influence import RowScores
+from pipeline.methods.head.influence import RowScores
 
 
 @dataclass(kw_only=True)

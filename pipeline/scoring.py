@@ -23,14 +23,14 @@ from pipeline.cross_fit import choose_l2, simplest_within_error
 from pipeline.errors import PipelineError
 from pipeline.head_precision import least_gradient, with_precision
 from pipeline.issue_columns import issue_columns
-from pipeline.methods.head_difficulty import score_difficulty
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import score_added
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_sets import undistil_effect
-from pipeline.methods.head_solver import NotConverged, fit
-from pipeline.methods.parameter_change import undistil_order
-from pipeline.methods.sharing import agreed
+from pipeline.methods.head.difficulty import score_difficulty
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import score_added
+from pipeline.methods.head.parameter_change import undistil_order
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.set_effects import undistil_effect
+from pipeline.methods.head.solver import NotConverged, fit
+from pipeline.methods.rank_sums import agreed
 from pipeline.runtime.progress import Progress, progress
 from pipeline.score_sums import ScoreSums, placed
 from pipeline.scoring_inputs import InfluenceSettings, ScoredRows

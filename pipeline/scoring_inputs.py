@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.methods.head_data import Rows
+from pipeline.methods.head.data import Rows
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.scoring_points import Solver
 

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from pipeline.data.batches import Batch
 from pipeline.feature_terms import FeatureTerm
 from pipeline.methods.distillation import distillation_loss, kd_loss_rows, supervised_loss
-from pipeline.methods.floats import at_least_float32
 from pipeline.methods.logit_distillation import (
     dist_loss,
     dkd_rows,
@@ -26,6 +25,7 @@ from pipeline.methods.logit_distillation import (
     nkd_rows,
     standardised,
 )
+from pipeline.methods.precision import at_least_float32
 from pipeline.methods.sparse_labels import unpack
 
 Settings: TypeAlias = Mapping[str, float | int | tuple[float, ...]]

@@ -19,7 +19,7 @@ from pipeline.data.batches import Batch
 from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
 from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
-from pipeline.methods.floats import at_least_float32
+from pipeline.methods.precision import at_least_float32
 from pipeline.models import Classifier
 from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import Runtime

@@ -14,7 +14,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.folds import stratified_folds, stratified_parts
-from pipeline.methods.head_data import ProjectedRows, Rows, principal_components
+from pipeline.methods.head.data import ProjectedRows, Rows, principal_components
 from pipeline.repair import TeacherRows
 from pipeline.runtime.ranks import Ranks
 from pipeline.scoring_inputs import ScoredRows

@@ -8,9 +8,9 @@ import dataclasses
 import torch
 from torch.nn import functional as F
 
-from pipeline.methods.head_influence import heldout_gradient, score_rows
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_solver import fit, solve
+from pipeline.methods.head.influence import heldout_gradient, score_rows
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.solver import fit, solve
 
 
 def problem_of(

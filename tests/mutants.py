@@ -36,7 +36,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "transposed eigenbasis",
-        "pipeline/methods/head_ekfac.py",
+        "pipeline/methods/head/ekfac.py",
         """\
         rotated = self.class_basis.T @ right_side @ self.input_basis
         return self.class_basis @ (rotated / (self.eigenvalues + self.l2)) @ self.input_basis.T
@@ -48,7 +48,7 @@ MUTANTS = (
     ),
     Mutant(
         "bias appended by flatten and reshape",
-        "pipeline/methods/head_rows.py",
+        "pipeline/methods/head/rows.py",
         "    return F.pad(features, (0, 1), value=1.0)\n",
         """\
     ones = torch.ones_like(features[:, 0])
@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     Mutant(
         "sum of per-batch inverses",
-        "pipeline/methods/head_solver.py",
+        "pipeline/methods/head/solver.py",
         """\
     right_side = right_side.double()
     _require_right_side(right_side, linear=linear)
@@ -79,19 +79,19 @@ MUTANTS = (
     ),
     Mutant(
         "wrong sign",
-        "pipeline/methods/head_influence.py",
+        "pipeline/methods/head/influence.py",
         "remove.add((residuals * pulls)",
         "remove.add(-(residuals * pulls)",
     ),
     Mutant(
         "missing 1 / N",
-        "pipeline/methods/head_influence.py",
+        "pipeline/methods/head/influence.py",
         "scaled = values.double() / self._problem.num_samples\n",
         "scaled = values.double()\n",
     ),
     Mutant(
         "mean over views before the outer product",
-        "pipeline/methods/head_influence.py",
+        "pipeline/methods/head/influence.py",
         "            remove.add((residuals * pulls).sum(dim=1), group=group)\n",
         """\
             views = (linear.problem.num_views, -1, pulls.shape[1])
@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     Mutant(
         "regularised bias",
-        "pipeline/methods/head_problem.py",
+        "pipeline/methods/head/problem.py",
         "        mask[:, -1] = float(self.regularise_bias)\n",
         "        mask[:, -1] = 1.0\n",
     ),

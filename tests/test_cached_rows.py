@@ -11,9 +11,14 @@ from torch.testing import assert_close
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
 from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
-from pipeline.methods.head_data import PickedRows, ProjectedRows, principal_components, read_rows
-from pipeline.methods.head_influence import heldout_gradient, score_rows
-from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.head.data import (
+    PickedRows,
+    ProjectedRows,
+    principal_components,
+    read_rows,
+)
+from pipeline.methods.head.influence import heldout_gradient, score_rows
+from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
 from pipeline.targets import Target, Targets
 from tests.small_caches import NUM_FEATURES, sealed_cache, some_samples

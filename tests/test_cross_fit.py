@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from pipeline.cross_fit import L2_GRID, choose_l2, cross_fit, simplest_within_error
 from pipeline.methods.folds import stratified_folds
-from pipeline.methods.head_problem import HeadProblem, centred
-from pipeline.methods.head_rows import with_bias_input
-from pipeline.methods.head_solver import NotConverged, fit
+from pipeline.methods.head.problem import HeadProblem, centred
+from pipeline.methods.head.rows import with_bias_input
+from pipeline.methods.head.solver import NotConverged, fit
 
 L2 = 3e-3
 NUM_FOLDS, NUM_CLASSES, NUM_FEATURES = 3, 10, 64

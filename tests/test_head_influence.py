@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import heldout_gradient, score_rows, sum_rule_error
-from pipeline.methods.head_preconditioner import class_blocks
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_solver import NotConverged, fit, solve
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import heldout_gradient, score_rows, sum_rule_error
+from pipeline.methods.head.preconditioner import class_blocks
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.solver import NotConverged, fit, solve
 from tests.head_problems import (
     class_factor,
     data_hessian,

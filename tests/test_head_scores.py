@@ -7,17 +7,18 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from pipeline.methods.head_data import PickedRows, ProjectedRows, principal_components, read_rows
-from pipeline.methods.head_difficulty import score_difficulty
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import (
-    heldout_gradient,
-    score_added,
-    score_rows,
+from pipeline.methods.head.data import (
+    PickedRows,
+    ProjectedRows,
+    principal_components,
+    read_rows,
 )
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_sets import undistil_effect
-from pipeline.methods.head_solver import fit, solve
+from pipeline.methods.head.difficulty import score_difficulty
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import heldout_gradient, score_added, score_rows
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.set_effects import undistil_effect
+from pipeline.methods.head.solver import fit, solve
 from tests.head_problems import (
     dense_hessian,
     dense_solve,

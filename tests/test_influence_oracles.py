@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import heldout_gradient, score_rows
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_solver import fit, solve
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import heldout_gradient, score_rows
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.solver import fit, solve
 from tests.head_problems import (
     class_factor,
     data_hessian,

@@ -19,10 +19,10 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import score_path
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.methods.folds import stratified_folds, stratified_parts
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import heldout_gradient, score_added, score_rows
-from pipeline.methods.head_problem import HeadProblem, centred
-from pipeline.methods.head_solver import fit, solve
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import heldout_gradient, score_added, score_rows
+from pipeline.methods.head.problem import HeadProblem, centred
+from pipeline.methods.head.solver import fit, solve
 from pipeline.methods.label_issues import label_issues
 from pipeline.provenance import array_sha256
 from stages import select

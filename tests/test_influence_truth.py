@@ -17,10 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import HeadScores, heldout_gradient, score_rows
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_solver import fit, solve
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import HeadScores, heldout_gradient, score_rows
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.solver import fit, solve
 from tests.head_problems import heldout_loss, refit
 
 N, C, D = 400, 5, 8

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_solver import fit
-from pipeline.methods.parameter_change import undistil_order
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.parameter_change import undistil_order
+from pipeline.methods.head.solver import fit
 from tests.head_problems import problem_of, random_head
 
 

@@ -15,7 +15,7 @@ from pipeline.cross_fit import choose_l2, cross_fit
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.evaluation import calibration_error
 from pipeline.methods.folds import stratified_folds, stratified_parts
-from pipeline.methods.head_problem import HeadProblem
+from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.sample_scores import score_samples
 from pipeline.provenance import array_sha256
 from pipeline.repair import RepairedCache, repair_head

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pipeline.cross_fit import cross_fit
-from pipeline.methods.head_data import principal_components
-from pipeline.methods.head_difficulty import score_difficulty
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_influence import heldout_gradient, score_added, score_rows
-from pipeline.methods.head_preconditioner import class_blocks
-from pipeline.methods.head_problem import HeadProblem
-from pipeline.methods.head_sets import undistil_effect
-from pipeline.methods.head_solver import fit, solve
-from pipeline.methods.parameter_change import undistil_order
+from pipeline.methods.head.data import principal_components
+from pipeline.methods.head.difficulty import score_difficulty
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.influence import heldout_gradient, score_added, score_rows
+from pipeline.methods.head.parameter_change import undistil_order
+from pipeline.methods.head.preconditioner import class_blocks
+from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.set_effects import undistil_effect
+from pipeline.methods.head.solver import fit, solve
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.scoring import score_influence
 from pipeline.scoring_inputs import InfluenceSettings, ScoredRows

@@ -9,7 +9,7 @@ Shapes: B batch, C classes.
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.methods.floats import at_least_float32
+from pipeline.methods.precision import at_least_float32
 
 IGNORED = -100  # what F.nll_loss skips: the row adds nothing to the value or the gradient
 

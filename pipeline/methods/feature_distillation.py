@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.methods.floats import at_least_float32
+from pipeline.methods.precision import at_least_float32
 
 CHUNK_ELEMENTS = 2**23  # of the tensors of `rkd_loss`: 32 MiB; smaller ones fragment glibc's heap
 PKT_EPSILON = 1e-7  # keeps the logarithm finite where features point in opposite directions

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.methods.floats import at_least_float32
+from pipeline.methods.precision import at_least_float32
 
 Revision = Literal["none", "wrong", "all", "swap", "drop-wrong"]
 

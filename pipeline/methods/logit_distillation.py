@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.methods.distillation import kd_loss_rows
 from pipeline.methods.feature_distillation import unit_rows
-from pipeline.methods.floats import at_least_float32
+from pipeline.methods.precision import at_least_float32
 
 DIST_EPSILON = 1e-8  # of DIST's published code: what hardly varies, as improbable classes, is quiet
 

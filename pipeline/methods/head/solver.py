@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_conjugate_gradients import HeadSolution, conjugate_gradients
-from pipeline.methods.head_descent import QuasiNewton, line_search
-from pipeline.methods.head_preconditioner import Preconditioner
-from pipeline.methods.head_preconditioner import preconditioner as made_for
-from pipeline.methods.head_problem import HeadProblem, Linearisation, centred
-from pipeline.methods.sharing import agreed
+from pipeline.methods.head.conjugate_gradients import HeadSolution, conjugate_gradients
+from pipeline.methods.head.preconditioner import Preconditioner
+from pipeline.methods.head.preconditioner import preconditioner as made_for
+from pipeline.methods.head.problem import HeadProblem, Linearisation, centred
+from pipeline.methods.head.quasi_newton import QuasiNewton, line_search
+from pipeline.methods.rank_sums import agreed
 
 FIRST_PART = 8  # a fit begins on every eighth sample, which costs an eighth and leaves little to do
 WORTH_A_PART = 16_384

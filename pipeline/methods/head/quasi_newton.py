@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_preconditioner import Preconditioner
-from pipeline.methods.head_problem import Linearisation, centred
-from pipeline.methods.sharing import agreed, decided
+from pipeline.methods.head.preconditioner import Preconditioner
+from pipeline.methods.head.problem import Linearisation, centred
+from pipeline.methods.rank_sums import agreed, decided
 
 SMALLEST_STEP = 2.0**-40
 SUFFICIENT_DECREASE = 1e-4  # Armijo's constant, the customary value

@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_ekfac import ekfac
-from pipeline.methods.head_problem import Linearisation
-from pipeline.methods.sharing import Sharing, largest, summed
+from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.problem import Linearisation
+from pipeline.methods.rank_sums import Sharing, largest, summed
 
 BLOCK_BYTES = 3 * 2**29  # 1,000 classes and 512 features need 1.05 GB in float32
 DOUBLE_BYTES = 2**28  # blocks below this are factored in float64

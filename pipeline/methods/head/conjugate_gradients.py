@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_preconditioner import Preconditioner
-from pipeline.methods.head_problem import Linearisation, centred
-from pipeline.methods.sharing import agreed, decided, led
+from pipeline.methods.head.preconditioner import Preconditioner
+from pipeline.methods.head.problem import Linearisation, centred
+from pipeline.methods.rank_sums import agreed, decided, led
 
 CYCLE = 1e-5  # float32 products carry a residual no further; then it is measured anew
 

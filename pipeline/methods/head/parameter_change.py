@@ -17,10 +17,10 @@ Shapes: N samples, K views, D features, C classes, M = K n rows of a chunk of n 
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_ekfac import Ekfac
-from pipeline.methods.head_problem import Linearisation
-from pipeline.methods.head_rows import LinearRows
-from pipeline.methods.sharing import led, summed
+from pipeline.methods.head.ekfac import Ekfac
+from pipeline.methods.head.problem import Linearisation
+from pipeline.methods.head.rows import LinearRows
+from pipeline.methods.rank_sums import led, summed
 
 
 def undistil_order(linear: Linearisation, *, factors: Ekfac, block: int | None = None) -> Tensor:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_problem import Linearisation
-from pipeline.methods.sharing import led, summed
+from pipeline.methods.head.problem import Linearisation
+from pipeline.methods.rank_sums import led, summed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_ekfac import Ekfac, class_variances
-from pipeline.methods.head_problem import Linearisation
+from pipeline.methods.head.ekfac import Ekfac, class_variances
+from pipeline.methods.head.problem import Linearisation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

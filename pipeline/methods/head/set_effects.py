@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head_influence import swap_residuals
-from pipeline.methods.head_problem import HeadProblem, Linearisation
-from pipeline.methods.head_solver import solve
-from pipeline.methods.sharing import summed
+from pipeline.methods.head.influence import swap_residuals
+from pipeline.methods.head.problem import HeadProblem, Linearisation
+from pipeline.methods.head.solver import solve
+from pipeline.methods.rank_sums import summed
 
 
 @dataclass(frozen=True, kw_only=True)

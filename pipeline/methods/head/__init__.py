@@ -1,0 +1,1 @@
+"""The linear softmax head on cached features: its objective, its solver, influence by it."""
