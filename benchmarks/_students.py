@@ -13,7 +13,7 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ViewSpec
 from pipeline.frozen_teacher import Teacher
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
 from pipeline.normalisation import Normaliser
 from pipeline.online_teacher import OnlineTeacher

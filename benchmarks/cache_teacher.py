@@ -24,7 +24,7 @@ from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.frozen_teacher import Teacher, cache_identity
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.teacher_pass import cache_views

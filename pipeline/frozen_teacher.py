@@ -11,7 +11,7 @@ from pipeline.artefacts.cache.record import CacheIdentity
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.batches import Batch
 from pipeline.data.view_kinds import Views
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import Runtime
 

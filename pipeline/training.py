@@ -20,7 +20,7 @@ from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
 from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
 from pipeline.methods.precision import at_least_float32
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks

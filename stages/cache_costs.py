@@ -17,7 +17,7 @@ from pipeline.artefacts.cache.zarr_arrays import decode, encode
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.progress import progress
 from stages.cache_sizes import CacheSize

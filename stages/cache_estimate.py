@@ -4,7 +4,7 @@ costs, how long every stage will take. Of a prepared data set, or on paper."""
 from dataclasses import dataclass
 
 from pipeline.artefacts.dataset import Dataset
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from stages import cache_costs

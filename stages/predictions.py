@@ -13,8 +13,8 @@ from pipeline.artefacts.run import SETTINGS, Run, read_settings
 from pipeline.data.view_kinds import Views, views_from_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.models import Classifier
 from pipeline.models.checkpoints import load_into, load_weights
+from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
 from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime

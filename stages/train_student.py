@@ -19,7 +19,7 @@ from pipeline.data.supervision import Supervision
 from pipeline.data.view_kinds import Views
 from pipeline.errors import ArtefactMismatch
 from pipeline.feature_terms import feature_term
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.models.probing import require_image_size
 from pipeline.models.reused_head import ReusedHead
 from pipeline.models.zoo import build

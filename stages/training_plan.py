@@ -11,7 +11,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Inputs
 from pipeline.data.loaders import Supervision
 from pipeline.data.view_kinds import Views
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json
 from pipeline.student_loss import StudentLoss

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 
 
 def with_dropout(*, num_classes: int) -> nn.Module:

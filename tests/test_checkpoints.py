@@ -351,7 +351,10 @@ def test_the_malicious_pickle_would_have_worked(tmp_path):
 
 def test_a_whole_pickled_network_is_refused(tmp_path):
     line = refusal(lambda: load_weights(saved(network(), tmp_path / "w.pt")))
-    assert "holds pickled code (pipeline.models.cifar_resnet.CifarResNet) and is refused" in line
+    assert (
+        "holds pickled code (pipeline.models.networks.cifar_resnet.CifarResNet) and is refused"
+        in line
+    )
 
 
 def test_a_missing_file_is_not_found(tmp_path):

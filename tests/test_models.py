@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.models.cifar_resnet import CifarResNet, option_a_shortcut
+from pipeline.models.networks.cifar_resnet import CifarResNet, option_a_shortcut
 from pipeline.models.zoo import architectures, build
 
 OPTION_A = [arch for arch in architectures() if arch.endswith("a")]

@@ -7,12 +7,12 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoints import load_into, load_weights
-from pipeline.models.convolutions import shuffle_channels
-from pipeline.models.four_stage_resnet import FourStageResNet
+from pipeline.models.networks.convolutions import shuffle_channels
+from pipeline.models.networks.four_stage_resnet import FourStageResNet
+from pipeline.models.networks.projection_resnet import ProjectionResNet
+from pipeline.models.networks.vgg import Vgg
+from pipeline.models.networks.wide_resnet import WideResNet
 from pipeline.models.probing import name_of, require_image_size
-from pipeline.models.projection_resnet import ProjectionResNet
-from pipeline.models.vgg import Vgg
-from pipeline.models.wide_resnet import WideResNet
 from pipeline.models.zoo import build
 from tests import zoo_oracles as oracles
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 
 CONTAINERS = ("state_dict", "model", "model_state_dict")
 WRAPPER_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")

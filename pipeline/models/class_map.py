@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.models.probing import (
     UNFIT,
     evaluating,

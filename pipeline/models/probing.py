@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 
 UNFIT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, ArithmeticError)
 """What networks raise on images, or on values inside, that they are not made for."""

@@ -7,7 +7,7 @@ arXiv:2203.14001.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 from pipeline.models.probing import name_of, without_module
 
 SUFFIX = "+simkd"

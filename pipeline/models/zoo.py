@@ -15,20 +15,20 @@ from functools import partial
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.models import Classifier
-from pipeline.models.cifar_resnet import CifarResNet
 from pipeline.models.foreign_networks import foreign_network
-from pipeline.models.four_stage_resnet import FourStageResNet
 from pipeline.models.headed_network import HeadedNetwork, found_head
-from pipeline.models.mobilenet_v1 import MobileNetV1
-from pipeline.models.mobilenet_v2 import MobileNetV2
+from pipeline.models.networks.cifar_resnet import CifarResNet
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.four_stage_resnet import FourStageResNet
+from pipeline.models.networks.mobilenet_v1 import MobileNetV1
+from pipeline.models.networks.mobilenet_v2 import MobileNetV2
+from pipeline.models.networks.projection_resnet import ProjectionResNet
+from pipeline.models.networks.shufflenet_v1 import ShuffleNetV1
+from pipeline.models.networks.shufflenet_v2 import ShuffleNetV2
+from pipeline.models.networks.vgg import Vgg
+from pipeline.models.networks.wide_resnet import WideResNet
 from pipeline.models.probing import name_of
-from pipeline.models.projection_resnet import ProjectionResNet
 from pipeline.models.reused_head import SUFFIX, ReusedHead
-from pipeline.models.shufflenet_v1 import ShuffleNetV1
-from pipeline.models.shufflenet_v2 import ShuffleNetV2
-from pipeline.models.vgg import Vgg
-from pipeline.models.wide_resnet import WideResNet
 
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 ZOO: dict[str, Callable[..., Classifier]] = {

@@ -10,8 +10,8 @@ biases.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
-from pipeline.models.convolutions import (
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.convolutions import (
     global_average,
     initialise_convolutions,
     initialise_head,

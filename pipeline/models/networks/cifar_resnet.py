@@ -9,7 +9,7 @@ quarter resolution; 64 features; RGB images of 8 x 8 pixels or more.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
+from pipeline.models.networks.classifier import Classifier
 
 WIDTHS = (16, 32, 64)
 

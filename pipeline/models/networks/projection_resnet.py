@@ -9,8 +9,8 @@ load. Three stages of n blocks at full, half and quarter resolution, of 16, 32 a
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
-from pipeline.models.convolutions import (
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.convolutions import (
     conv,
     conv_norm,
     global_average,

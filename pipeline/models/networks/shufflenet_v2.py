@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
-from pipeline.models.convolutions import conv, global_average, shuffle_channels
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.convolutions import conv, global_average, shuffle_channels
 
 STEM, WIDTHS, LAST = 24, (116, 232, 464), 1024
 NUM_UNITS = (3, 7, 3)

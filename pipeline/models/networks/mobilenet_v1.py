@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
-from pipeline.models.convolutions import conv_norm, global_average, relu
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.convolutions import conv_norm, global_average, relu
 
 WIDTHS = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)
 

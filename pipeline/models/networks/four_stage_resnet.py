@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
-from pipeline.models.convolutions import (
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.convolutions import (
     conv,
     conv_norm,
     global_average,

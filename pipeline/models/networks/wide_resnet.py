@@ -8,8 +8,8 @@ channels wide, at full, half and quarter resolution.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
-from pipeline.models.convolutions import conv, global_average, initialise_convolutions
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.convolutions import conv, global_average, initialise_convolutions
 
 STEM = 16
 

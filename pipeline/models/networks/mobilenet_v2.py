@@ -8,8 +8,8 @@ resolution, no dropout.
 
 from torch import Tensor, nn
 
-from pipeline.models import Classifier
-from pipeline.models.convolutions import (
+from pipeline.models.networks.classifier import Classifier
+from pipeline.models.networks.convolutions import (
     conv_norm,
     global_average,
     initialise_convolutions,
