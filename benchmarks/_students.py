@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ViewSpec
 from pipeline.frozen_teacher import Teacher
 from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
-from pipeline.normalisation import Normaliser
 from pipeline.online_teacher import OnlineTeacher
 from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.runtime.device import Runtime

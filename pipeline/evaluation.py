@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.batches import Batch
-from pipeline.normalisation import Normaliser
+from pipeline.data.normalisation import Normaliser
 from pipeline.reliability import reliability
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks

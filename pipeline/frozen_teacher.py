@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from pipeline.artefacts.cache.record import CacheIdentity
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.batches import Batch
-from pipeline.data.view_kinds import Views
+from pipeline.data.normalisation import Normaliser
+from pipeline.data.view_specs import Views
 from pipeline.models.networks.classifier import Classifier
-from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import Runtime
 
 

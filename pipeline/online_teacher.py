@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from pipeline.data.batches import Batch
+from pipeline.data.normalisation import Normaliser
 from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
-from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import Runtime
 
 

@@ -39,7 +39,7 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import BatchLoader
-from pipeline.data.view_kinds import Views
+from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.sparse_logits import reconstruct, summarise

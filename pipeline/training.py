@@ -16,12 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.data.batches import Batch
+from pipeline.data.normalisation import Normaliser
 from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
 from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
 from pipeline.methods.precision import at_least_float32
 from pipeline.models.networks.classifier import Classifier
-from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.student_loss import Outputs, StudentLoss

@@ -15,7 +15,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record, printable
-from pipeline.data.view_kinds import views_from_json
+from pipeline.data.view_specs import views_from_json
 from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
 from pipeline.provenance import short
 from stages.cache_places import begun_cache, find_cache, is_sealed

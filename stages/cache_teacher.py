@@ -23,7 +23,7 @@ from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.data.loaders import BatchLoader
-from pipeline.data.view_kinds import Views
+from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.provenance import short

@@ -18,7 +18,7 @@ from pipeline.artefacts.cache.verify import check_cache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.data.loaders import BatchLoader
-from pipeline.data.view_kinds import views_from_json
+from pipeline.data.view_specs import views_from_json
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
 from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.provenance import short

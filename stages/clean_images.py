@@ -4,8 +4,8 @@ from typing import Literal
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
-from pipeline.data.view_kinds import Views
-from pipeline.normalisation import Normaliser
+from pipeline.data.normalisation import Normaliser
+from pipeline.data.view_specs import Views
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages.requests import seen_size

@@ -16,7 +16,7 @@ from pipeline.artefacts.selection import (
 )
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.data.loaders import Supervision
-from pipeline.data.view_kinds import Views, views_from_json
+from pipeline.data.view_specs import Views, views_from_json
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import refusal
 from pipeline.provenance import short

@@ -10,7 +10,7 @@ from pipeline.artefacts import predictions as prediction_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.predictions import HELD_OUT, TEST, PredictionRecord, Predictions
 from pipeline.artefacts.run import SETTINGS, Run, read_settings
-from pipeline.data.view_kinds import Views, views_from_json
+from pipeline.data.view_specs import Views, views_from_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.models.checkpoints import load_into, load_weights

@@ -14,7 +14,7 @@ from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
 from pipeline.artefacts.tables import flags
 from pipeline.data.loaders import CLEAN, BatchLoader
-from pipeline.data.view_kinds import views_from_json
+from pipeline.data.view_specs import views_from_json
 from pipeline.methods.sparse_labels import unpack
 from pipeline.provenance import Json
 from pipeline.report.thumbnails import data_uri

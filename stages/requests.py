@@ -14,7 +14,7 @@ from pipeline.artefacts.scores import ScoreIdentity
 from pipeline.artefacts.selection import SelectionIdentity
 from pipeline.artefacts.soft_labels import SoftLabelIdentity
 from pipeline.data.resized_crops import ResizedCropSpec
-from pipeline.data.view_kinds import Views
+from pipeline.data.view_specs import Views
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import Json, identity

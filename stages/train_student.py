@@ -16,7 +16,7 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path
 from pipeline.data.supervision import Supervision
-from pipeline.data.view_kinds import Views
+from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch
 from pipeline.feature_terms import feature_term
 from pipeline.models.networks.classifier import Classifier

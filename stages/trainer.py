@@ -12,8 +12,8 @@ from torch import nn
 from pipeline.artefacts.predictions import HELD_OUT, TEST
 from pipeline.artefacts.unfinished_run import UnfinishedRun
 from pipeline.data.loaders import Batch, BatchLoader
+from pipeline.data.normalisation import Normaliser
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.normalisation import Normaliser
 from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.provenance import Json
 from pipeline.runtime.device import Runtime

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Inputs
 from pipeline.data.loaders import Supervision
-from pipeline.data.view_kinds import Views
+from pipeline.data.view_specs import Views
 from pipeline.models.networks.classifier import Classifier
 from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json

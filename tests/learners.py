@@ -7,8 +7,8 @@ import torch
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import Batch, BatchLoader
+from pipeline.data.normalisation import Normaliser
 from pipeline.models.networks.classifier import Classifier
-from pipeline.normalisation import Normaliser
 from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.runtime.device import Runtime
 from pipeline.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights

@@ -44,11 +44,11 @@ from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.objects.protocol import missing
 from pipeline.data.loaders import BatchLoader
+from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from pipeline.frozen_teacher import Teacher, cache_identity, teacher_outputs
 from pipeline.models.zoo import build
-from pipeline.normalisation import Normaliser
 from pipeline.runtime.device import resolve_runtime
 from pipeline.teacher_pass import cache_views
 from stages import cache_gc

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
+from pipeline.data.normalisation import Normaliser
 from pipeline.evaluation import (
     agreement,
     calibration_error,
@@ -14,7 +15,6 @@ from pipeline.evaluation import (
     evaluate_logits,
 )
 from pipeline.models.zoo import build
-from pipeline.normalisation import Normaliser
 from pipeline.reliability import CALIBRATION_BINS
 from pipeline.runtime.device import Runtime
 from tests.strategies import logit_batches

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import showing, views
+from pipeline.data import replay_operations as showing
+from pipeline.data import views
 from pipeline.data.loaders import BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch

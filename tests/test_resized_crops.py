@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from pipeline.data import resized_crops
 from pipeline.data.resized_crops import ResizedCropSpec, crop_boxes
-from pipeline.data.view_kinds import views_from_json, views_of_epoch
+from pipeline.data.view_specs import views_from_json, views_of_epoch
 from pipeline.data.views import ALL, ViewSpec
 from tests.test_views import hashed, key_words, mixed, sample_keys, sha256
 

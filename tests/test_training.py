@@ -15,11 +15,11 @@ from torchvision.transforms import functional as vision
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import PipelineError
 from pipeline.methods.sparse_labels import pack
 from pipeline.models.zoo import build
-from pipeline.normalisation import Normaliser
 from pipeline.student_loss import Outputs, PlainLoss
 from stages import train_student
 from stages.config_file import with_overrides

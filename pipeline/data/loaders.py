@@ -27,10 +27,10 @@ from pipeline.data.ffcv_compat import (
     ToTensor,
 )
 from pipeline.data.ffcv_epochs import EndingEpoch
-from pipeline.data.operations import Flags, Gather
-from pipeline.data.showing import ShownViews, shown_views
+from pipeline.data.gather_operations import Flags, Gather
+from pipeline.data.replay_operations import ShownViews, shown_views
 from pipeline.data.supervision import Supervision, gathers, require_fitting
-from pipeline.data.view_kinds import Views, views_of_epoch
+from pipeline.data.view_specs import Views, views_of_epoch
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
 from pipeline.runtime.device import num_cores

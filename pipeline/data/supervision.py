@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import Beton
-from pipeline.data.operations import Gather, LabelTable
-from pipeline.data.view_kinds import Views
+from pipeline.data.gather_operations import Gather, LabelTable
+from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch
 from pipeline.methods.sparse_labels import packed_width
 

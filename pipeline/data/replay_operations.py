@@ -32,7 +32,7 @@ from pipeline.data.hashing import Keys
 from pipeline.data.image_kernels import show_views
 from pipeline.data.replay_kernel import replay_stored
 from pipeline.data.resized_crops import ResizedCropSpec, crop_boxes
-from pipeline.data.view_kinds import Views
+from pipeline.data.view_specs import Views
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch
 
