@@ -17,10 +17,10 @@ from pipeline.frozen_teacher import Teacher
 from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
 from pipeline.online_teacher import OnlineTeacher
-from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.runtime.device import Runtime
-from pipeline.student_loss import DistillationLoss, Weights
-from pipeline.training import EpochSize, Learner, Totals, outputs_of
+from pipeline.training.learner import EpochSize, Learner, Totals, outputs_of
+from pipeline.training.optimisation import make_optimizer, make_schedule
+from pipeline.training.student_loss import DistillationLoss, Weights
 
 TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # the CIFAR-100 recipes of the field
 SETTINGS = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}

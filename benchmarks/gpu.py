@@ -23,7 +23,7 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.runtime.device import Runtime, resolve_runtime
-from pipeline.training import EpochSize
+from pipeline.training.learner import EpochSize
 
 SAMPLES, CLASSES = 50_000, 100
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"

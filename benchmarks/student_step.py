@@ -34,7 +34,7 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.runtime.device import Runtime, resolve_runtime
-from pipeline.training import EpochSize
+from pipeline.training.learner import EpochSize
 
 TARGETS = {  # of the ratios to the field's loop and to our own online mode
     ("resnet32x4", "resnet8x4"): (5.0, 2.2),

@@ -24,7 +24,6 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.repair_record import HeadQuality, RepairReport
 from pipeline.cross_fit import CrossFit, L2Choice, choose_l2, cross_fit
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.evaluation import evaluate_logits
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.data import runs
 from pipeline.methods.head.problem import HeadProblem
@@ -32,6 +31,7 @@ from pipeline.methods.head.rows import with_bias_input
 from pipeline.methods.head.solver import NotConverged
 from pipeline.provenance import array_sha256
 from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.training.evaluation import evaluate_logits
 
 CLEAN = 0
 

@@ -12,7 +12,6 @@ from pipeline.artefacts.run import METRICS, Run, read_metrics
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.tables import flags
 from pipeline.errors import ArtefactMismatch
-from pipeline.reliability import Reliability, reliability
 from pipeline.report.charts import (
     Curve,
     class_chart,
@@ -22,6 +21,7 @@ from pipeline.report.charts import (
 )
 from pipeline.report.page import Chart, Section
 from pipeline.runtime.progress import progress
+from pipeline.training.reliability import Reliability, reliability
 from stages.predictions import open_predictions
 from stages.report_runs import Group
 from stages.report_samples import SCORE

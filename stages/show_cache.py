@@ -25,7 +25,7 @@ from pipeline.artefacts.dataset_record import DatasetRecord, read_record
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record
 from pipeline.errors import ArtefactMismatch
-from pipeline.reliability import reliability
+from pipeline.training.reliability import reliability
 from stages import cache_info
 from stages.cache_info import CacheInfo
 from stages.show_places import kind_of, refusal, require_no_overrides

@@ -18,7 +18,6 @@ from pipeline.artefacts.run import Inputs, Run, run_id, run_path
 from pipeline.data.supervision import Supervision
 from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch
-from pipeline.feature_terms import feature_term
 from pipeline.models.networks.classifier import Classifier
 from pipeline.models.probing import require_image_size
 from pipeline.models.reused_head import ReusedHead
@@ -27,7 +26,8 @@ from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json, array_sha256
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
+from pipeline.training.feature_terms import feature_term
+from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
 from stages.cache_places import made_cache
 from stages.configs import Config
 from stages.lesson import (

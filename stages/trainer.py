@@ -13,8 +13,6 @@ from pipeline.artefacts.predictions import HELD_OUT, TEST
 from pipeline.artefacts.unfinished_run import UnfinishedRun
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.data.normalisation import Normaliser
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.provenance import Json
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.progress import Progress, progress
@@ -27,8 +25,10 @@ from pipeline.runtime.rank_states import (
 )
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.stopping import SharedWish, hearing_stop_wishes
-from pipeline.training import EpochSize, Learner, StepRules, Totals
-from pipeline.training_log import events_into
+from pipeline.training.evaluation import Evaluation, evaluate
+from pipeline.training.learner import EpochSize, Learner, StepRules, Totals
+from pipeline.training.optimisation import make_optimizer, make_schedule
+from pipeline.training.tensorboard_log import events_into
 from stages.clean_images import clean_images, normaliser
 from stages.training_plan import TeacherClasses, Training
 

@@ -14,7 +14,7 @@ from pipeline.data.view_specs import Views
 from pipeline.models.networks.classifier import Classifier
 from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json
-from pipeline.student_loss import StudentLoss
+from pipeline.training.student_loss import StudentLoss
 from stages.training_config import OptimiserConfig
 
 

@@ -18,11 +18,11 @@ from pipeline.artefacts.unfinished_run import (
     unfinished_path,
 )
 from pipeline.errors import ArtefactMismatch, ConfigError
-from pipeline.evaluation import Evaluation, agreement
 from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256
 from pipeline.runtime.device import Runtime, versions
 from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.training.evaluation import Evaluation, agreement
 from stages.predictions import write_predictions
 from stages.trainer import Trainer, Training
 

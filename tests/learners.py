@@ -9,10 +9,10 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import Batch, BatchLoader
 from pipeline.data.normalisation import Normaliser
 from pipeline.models.networks.classifier import Classifier
-from pipeline.optimisation import make_optimizer, make_schedule
 from pipeline.runtime.device import Runtime
-from pipeline.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
-from pipeline.training import EpochMetrics, EpochSize, Learner, Totals
+from pipeline.training.learner import EpochMetrics, EpochSize, Learner, Totals
+from pipeline.training.optimisation import make_optimizer, make_schedule
+from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
 
 CPU = torch.device("cpu")
 FP32 = Runtime(device=CPU, precision="fp32")

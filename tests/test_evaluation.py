@@ -8,15 +8,10 @@ from torch.nn import functional as F
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
-from pipeline.evaluation import (
-    agreement,
-    calibration_error,
-    evaluate,
-    evaluate_logits,
-)
 from pipeline.models.zoo import build
-from pipeline.reliability import CALIBRATION_BINS
 from pipeline.runtime.device import Runtime
+from pipeline.training.evaluation import agreement, calibration_error, evaluate, evaluate_logits
+from pipeline.training.reliability import CALIBRATION_BINS
 from tests.strategies import logit_batches
 
 FP32 = Runtime(device=torch.device("cpu"), precision="fp32")

@@ -9,8 +9,8 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.errors import PipelineError
 from pipeline.runtime.device import Runtime
-from pipeline.student_loss import PlainLoss
-from pipeline.training import Learner, StepRules
+from pipeline.training.learner import Learner, StepRules
+from pipeline.training.student_loss import PlainLoss
 from tests.learners import CPU, learner_of, optimizer_of, train_epoch
 from tests.networks import Small
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.joint_batches import average_gradients
-from pipeline.joint_norms import join_norms, joint_batch_norm
 from pipeline.models.reused_head import VectorNorm
 from pipeline.runtime.ranks import ALONE, Poll, Ranks
+from pipeline.training.rank_batch_norm import join_norms, joint_batch_norm
+from pipeline.training.rank_batches import average_gradients
 from tests.rank_processes import on_ranks
 
 WORLD = 3

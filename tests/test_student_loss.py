@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.data.loaders import Batch
-from pipeline.feature_terms import feature_term
 from pipeline.methods.catalogue import METHODS
 from pipeline.methods.logit_distillation import standardised
-from pipeline.student_loss import DistillationLoss, Outputs, PlainLoss, Weights
+from pipeline.training.feature_terms import feature_term
+from pipeline.training.student_loss import DistillationLoss, Outputs, PlainLoss, Weights
 from stages.training_config import TrainStudentConfig
 
 NUM_ROWS, NUM_CLASSES, STUDENT_DIM, TEACHER_DIM = 24, 5, 6, 7

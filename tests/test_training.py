@@ -20,7 +20,7 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import PipelineError
 from pipeline.methods.sparse_labels import pack
 from pipeline.models.zoo import build
-from pipeline.student_loss import Outputs, PlainLoss
+from pipeline.training.student_loss import Outputs, PlainLoss
 from stages import train_student
 from stages.config_file import with_overrides
 from stages.configs import Config

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batches import Batch
-from pipeline.joint_norms import join_norms
 from pipeline.methods.precision import at_least_float32
 from pipeline.models.headed_network import HeadedNetwork
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.ranks import Ranks
-from pipeline.student_loss import Outputs
+from pipeline.training.rank_batch_norm import join_norms
+from pipeline.training.student_loss import Outputs
 
 Forward: TypeAlias = Callable[[Classifier, Tensor], Outputs]
 

@@ -17,14 +17,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.data.batches import Batch
 from pipeline.data.normalisation import Normaliser
-from pipeline.epochs import EpochMetrics, EpochSize, Place, Totals
 from pipeline.errors import PipelineError
-from pipeline.joint_batches import JointNetwork, average_gradients, whole_batch
 from pipeline.methods.precision import at_least_float32
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.student_loss import Outputs, StudentLoss
+from pipeline.training.epochs import EpochMetrics, EpochSize, Place, Totals
+from pipeline.training.rank_batches import JointNetwork, average_gradients, whole_batch
+from pipeline.training.student_loss import Outputs, StudentLoss
 
 CHECK_EVERY = 50
 """Batches between two looks at whether the loss is finite, where a look makes a device wait."""

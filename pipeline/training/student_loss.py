@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.batches import Batch
-from pipeline.feature_terms import FeatureTerm
 from pipeline.methods.distillation import distillation_loss, kd_loss_rows, supervised_loss
 from pipeline.methods.logit_distillation import (
     dist_loss,
@@ -27,6 +26,7 @@ from pipeline.methods.logit_distillation import (
 )
 from pipeline.methods.precision import at_least_float32
 from pipeline.methods.sparse_labels import unpack
+from pipeline.training.feature_terms import FeatureTerm
 
 Settings: TypeAlias = Mapping[str, float | int | tuple[float, ...]]
 """A method's own settings, by name."""

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from pipeline.data.batches import Batch
 from pipeline.data.normalisation import Normaliser
-from pipeline.reliability import reliability
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.training.reliability import reliability
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Training a network: the learner, its losses, its optimiser, batches of several ranks."""
