@@ -13,11 +13,11 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ViewSpec
-from pipeline.frozen_teacher import Teacher
 from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
-from pipeline.online_teacher import OnlineTeacher
 from pipeline.runtime.device import Runtime
+from pipeline.teacher.frozen import Teacher
+from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.learner import EpochSize, Learner, Totals, outputs_of
 from pipeline.training.optimisation import make_optimizer, make_schedule
 from pipeline.training.student_loss import DistillationLoss, Weights

@@ -24,10 +24,10 @@ from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ViewSpec
-from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime, resolve_runtime
-from pipeline.teacher_pass import cache_views
+from pipeline.teacher.caching import cache_views
+from pipeline.teacher.frozen import Teacher, cache_identity
 
 CLASSES = 10
 BARE = "bare forward, resident tensors"

@@ -25,11 +25,11 @@ from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch, ConfigError
-from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.teacher_pass import cache_views
+from pipeline.teacher.caching import cache_views
+from pipeline.teacher.frozen import Teacher, cache_identity
 from stages.cache_places import cache_place, caches_of, is_sealed
 from stages.configs import Config
 from stages.requests import cache_layout, cache_request, view_spec

@@ -20,10 +20,10 @@ from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_specs import views_from_json
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
-from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.progress import progress
+from pipeline.teacher.frozen import Teacher, teacher_outputs
 from stages.cache_places import find_cache, made_cache
 from stages.configs import Config
 from stages.teacher import load_teacher

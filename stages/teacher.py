@@ -8,12 +8,12 @@ import torch
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
-from pipeline.frozen_teacher import Teacher
 from pipeline.models.checkpoints import load_into, load_weights, weights_digest
 from pipeline.models.class_map import keep_classes, read_class_names, teacher_rows
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
 from pipeline.runtime.device import Runtime
+from pipeline.teacher.frozen import Teacher
 from stages.config_types import Triple
 from stages.configs import CacheTeacherConfig, Config
 from stages.requests import seen_size, teacher_run_path, view_spec

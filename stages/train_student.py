@@ -22,10 +22,10 @@ from pipeline.models.networks.classifier import Classifier
 from pipeline.models.probing import require_image_size
 from pipeline.models.reused_head import ReusedHead
 from pipeline.models.zoo import build
-from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json, array_sha256
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.feature_terms import feature_term
 from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
 from stages.cache_places import made_cache

@@ -12,8 +12,8 @@ from pipeline.artefacts.run import Inputs
 from pipeline.data.loaders import Supervision
 from pipeline.data.view_specs import Views
 from pipeline.models.networks.classifier import Classifier
-from pipeline.online_teacher import OnlineTeacher
 from pipeline.provenance import Json
+from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.student_loss import StudentLoss
 from stages.training_config import OptimiserConfig
 

@@ -47,10 +47,10 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
-from pipeline.frozen_teacher import Teacher, cache_identity, teacher_outputs
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
-from pipeline.teacher_pass import cache_views
+from pipeline.teacher.caching import cache_views
+from pipeline.teacher.frozen import Teacher, cache_identity, teacher_outputs
 from stages import cache_gc
 from stages.requests import teacher_run_path
 from tests.commands import heartcut

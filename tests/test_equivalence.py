@@ -18,11 +18,11 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.views import ALL, ViewSpec
-from pipeline.frozen_teacher import Teacher, cache_identity, teacher_outputs
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.zoo import build
 from pipeline.provenance import array_sha256
-from pipeline.teacher_pass import cache_views
+from pipeline.teacher.caching import cache_views
+from pipeline.teacher.frozen import Teacher, cache_identity, teacher_outputs
 from stages import train_student
 from stages.config_file import with_overrides
 from stages.requests import teacher_run_path

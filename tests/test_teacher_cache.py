@@ -39,14 +39,14 @@ from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.cache.zarr_arrays import encode
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.local import LocalObjects
-from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed, PipelineError
-from pipeline.frozen_teacher import Teacher, cache_identity
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
-from pipeline.teacher_pass import cache_views
+from pipeline.teacher.caching import cache_views
+from pipeline.teacher.frozen import Teacher, cache_identity
+from pipeline.teacher.summary import storage_fidelity, summarise_cache
 from stages import cache_teacher
 from stages.cache_places import find_cache
 from stages.config_file import with_overrides

@@ -37,14 +37,14 @@ from pipeline.artefacts.cache.units import as_float16, writing_behind
 from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.cache_summary import storage_fidelity, summarise_cache
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch, PipelineError
-from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.progress import Progress, progress
+from pipeline.teacher.frozen import Teacher, teacher_outputs
+from pipeline.teacher.summary import storage_fidelity, summarise_cache
 
 logger = logging.getLogger(__name__)
 

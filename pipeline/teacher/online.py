@@ -9,10 +9,10 @@ import torch
 
 from pipeline.data.batches import Batch
 from pipeline.data.normalisation import Normaliser
-from pipeline.frozen_teacher import Teacher, teacher_outputs
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.runtime.device import Runtime
+from pipeline.teacher.frozen import Teacher, teacher_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
