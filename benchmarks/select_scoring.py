@@ -30,10 +30,10 @@ from _head_data import FeatureRows, LabelRows, Synthetic, synthetic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.influence.inputs import Target, Targets
+from pipeline.influence.scoring import score_influence
+from pipeline.influence.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.runtime.device import num_cores, versions
-from pipeline.scoring import score_influence
-from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
-from pipeline.targets import Target, Targets
 
 RATIO = 3.0
 BYTES_A_SAMPLE = 1_000

@@ -11,14 +11,14 @@ from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import Joined, join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
 from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.influence.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
+from pipeline.influence.inputs import Target, Targets
+from pipeline.influence.repair import TeacherRows
+from pipeline.influence.scoring_inputs import ScoredRows
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.data import ProjectedRows, Rows, principal_components
-from pipeline.repair import TeacherRows
 from pipeline.runtime.ranks import Ranks
-from pipeline.scoring_inputs import ScoredRows
-from pipeline.targets import Target, Targets
 from stages.influence_target import external_cache
 from stages.requests import influence_target
 from stages.select_config import SelectConfig

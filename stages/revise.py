@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from pipeline.artefacts import soft_labels as soft_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.soft_labels import SoftLabelIdentity
+from pipeline.influence.repair import RepairedCache, TeacherRows
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.methods.sparse_labels import pack
-from pipeline.repair import RepairedCache, TeacherRows
 from pipeline.runtime.progress import Progress, progress
 
 logger = logging.getLogger(__name__)

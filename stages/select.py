@@ -27,9 +27,9 @@ from pipeline.artefacts.selection import (
 )
 from pipeline.artefacts.soft_labels import SoftLabels
 from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.influence.repair import TeacherRows, repair_head
 from pipeline.methods.data_selection import Selection
 from pipeline.provenance import short
-from pipeline.repair import TeacherRows, repair_head
 from pipeline.runtime.device import num_cores, versions
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once

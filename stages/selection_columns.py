@@ -12,10 +12,10 @@ from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import key_text
+from pipeline.influence.repair import TeacherRows
 from pipeline.methods.data_selection import Selection
 from pipeline.methods.label_revision import revision_beta, softened_probs
 from pipeline.methods.sample_scores import SampleScores, score_samples
-from pipeline.repair import TeacherRows
 from stages.select_config import SelectConfig
 
 NOT_CACHED = "not in the cache"

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
-from pipeline.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
+from pipeline.influence.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
+from pipeline.influence.inputs import Target, Targets
 from pipeline.methods.head.data import (
     PickedRows,
     ProjectedRows,
@@ -20,7 +21,6 @@ from pipeline.methods.head.data import (
 from pipeline.methods.head.influence import heldout_gradient, score_rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
-from pipeline.targets import Target, Targets
 from tests.small_caches import NUM_FEATURES, sealed_cache, some_samples
 
 NUM_CACHED, NUM_CLASSES, NUM_VIEWS = 41, 5, 3

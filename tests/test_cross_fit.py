@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from pipeline.cross_fit import L2_GRID, choose_l2, cross_fit, simplest_within_error
+from pipeline.influence.cross_fit import L2_GRID, choose_l2, cross_fit, simplest_within_error
 from pipeline.methods.folds import stratified_folds
 from pipeline.methods.head.problem import HeadProblem, centred
 from pipeline.methods.head.rows import with_bias_input
@@ -77,7 +77,7 @@ def test_rows_may_be_predicted_in_any_order_and_number(rows, fitted, monkeypatch
     turned = torch.randperm(len(folds), generator=torch.Generator().manual_seed(0))
     again = fitted.logits_of(features[0][turned], folds[turned])
     torch.testing.assert_close(again, whole[turned])
-    monkeypatch.setattr("pipeline.cross_fit._ROWS", 11)
+    monkeypatch.setattr("pipeline.influence.cross_fit._ROWS", 11)
     torch.testing.assert_close(fitted.logits_of(features[0], folds), whole)
 
 

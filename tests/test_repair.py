@@ -11,13 +11,13 @@ from sklearn.metrics import accuracy_score, log_loss
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
 from pipeline.artefacts.dataset import Dataset, Samples
-from pipeline.cross_fit import choose_l2, cross_fit
 from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.influence.cross_fit import choose_l2, cross_fit
+from pipeline.influence.repair import RepairedCache, repair_head
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.sample_scores import score_samples
 from pipeline.provenance import array_sha256
-from pipeline.repair import RepairedCache, repair_head
 from pipeline.training.evaluation import calibration_error
 from stages.cache_places import find_cache
 from tests.small_caches import sealed_cache, some_samples

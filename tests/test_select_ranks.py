@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from pipeline.cross_fit import cross_fit
+from pipeline.influence.cross_fit import cross_fit
+from pipeline.influence.inputs import Target, Targets
+from pipeline.influence.scoring import score_influence
+from pipeline.influence.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.methods.head.data import principal_components
 from pipeline.methods.head.difficulty import score_difficulty
 from pipeline.methods.head.ekfac import ekfac
@@ -26,9 +29,6 @@ from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.set_effects import undistil_effect
 from pipeline.methods.head.solver import fit, solve
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.scoring import score_influence
-from pipeline.scoring_inputs import InfluenceSettings, ScoredRows
-from pipeline.targets import Target, Targets
 from stages import select
 from stages.config_file import with_overrides
 from stages.configs import Config

@@ -17,11 +17,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from pipeline.head_precision import least_gradient, with_precision
 from pipeline.methods.head.data import Rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input
 from pipeline.methods.head.solver import HeadFit, NotConverged, fit
+from pipeline.methods.head.solver_precision import least_gradient, with_precision
 from pipeline.methods.rank_sums import agreed
 from pipeline.runtime.ranks import ALONE, Ranks
 

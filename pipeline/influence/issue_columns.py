@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cross_fit import cross_fit
+from pipeline.influence.cross_fit import cross_fit
+from pipeline.influence.scoring_inputs import ScoredRows
 from pipeline.methods.head.data import read_rows, runs
 from pipeline.methods.label_issues import confident_thresholds, label_issues
-from pipeline.scoring_inputs import ScoredRows
 
 _ROWS: Final = 16_384
 

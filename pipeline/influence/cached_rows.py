@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline.influence.repair import TeacherRows
 from pipeline.methods.head.data import Samples
 from pipeline.methods.label_revision import soft_labels
-from pipeline.repair import TeacherRows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pipeline.influence.points import Solver
 from pipeline.methods.head.data import Rows
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.scoring_points import Solver
 
 
 @dataclass(frozen=True, kw_only=True)

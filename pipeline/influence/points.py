@@ -12,14 +12,18 @@ from torch import Tensor
 
 from pipeline.artefacts.scores import SolveRecord
 from pipeline.errors import PipelineError
-from pipeline.head_precision import describe_precision, least_gradient, least_residual
+from pipeline.influence.inputs import Target
 from pipeline.methods.head.conjugate_gradients import HeadSolution
 from pipeline.methods.head.ekfac import Ekfac, ekfac
 from pipeline.methods.head.influence import HeadScores, score_rows, sum_rule_error
 from pipeline.methods.head.preconditioner import Preconditioner
 from pipeline.methods.head.problem import HeadProblem, Linearisation, centred
 from pipeline.methods.head.solver import NotConverged, fit, solve
-from pipeline.targets import Target
+from pipeline.methods.head.solver_precision import (
+    describe_precision,
+    least_gradient,
+    least_residual,
+)
 
 logger = logging.getLogger(__name__)
 
