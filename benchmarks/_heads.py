@@ -17,7 +17,7 @@ from pipeline.methods.head.rows import with_bias_input
 from pipeline.methods.head.solver import solve
 from pipeline.methods.label_revision import softened_probs
 from stages.cache_places import find_cache
-from stages.configs import Config
+from stages.config.root import Config
 
 EXACT, EKFAC, GRAD_DOT = "exact solve", "EK-FAC", "grad-dot"
 KRONFLUENCE, KRONFLUENCE_L2 = "kronfluence", "kronfluence, damping = l2"

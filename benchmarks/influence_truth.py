@@ -32,7 +32,7 @@ from pipeline.methods.head.solver import fit
 from pipeline.runtime.device import num_cores, versions
 from pipeline.runtime.progress import Progress, progress
 from stages import cache_teacher, prepare, train_teacher
-from stages.config_file import load_config
+from stages.config.file import load_config
 
 DIGITS = Path("configs/digits.toml")
 ALONE, SWAPPED, SUBSETS = 200, 100, 60

@@ -30,7 +30,7 @@ from pipeline.data.resized_crops import ResizedCropSpec
 from pipeline.runtime.device import num_cores
 from pipeline.runtime.read_ahead import read_ahead
 from stages import prepare
-from stages.config_file import load_config
+from stages.config.file import load_config
 
 BATCH = 256
 SIDES = (300, 600)

@@ -21,7 +21,7 @@ from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineErr
 
 if TYPE_CHECKING:
     from pipeline.runtime.ranks import Ranks
-    from stages.configs import Config
+    from stages.config.root import Config
 
 FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 6, 130, 143
 """Exit codes; 2 is a wrong command line."""
@@ -99,7 +99,7 @@ def show(result: object, ranks: "Ranks") -> None:
 
 
 def load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config":
-    from stages.config_file import load_config
+    from stages.config.file import load_config
 
     return load_config(path, overrides=[*(overrides or []), *extra])
 
@@ -125,7 +125,7 @@ def with_selection(config: "Config", selection: str) -> "Config":
 
     A bare name means a table of the workspace; what has a slash or ends in .parquet is a path.
     """
-    from stages.config_file import with_overrides
+    from stages.config.file import with_overrides
 
     is_path = "/" in selection or os.sep in selection or selection.endswith(".parquet")
     path = Path(selection) if is_path else config.selections_folder / f"{selection}.parquet"

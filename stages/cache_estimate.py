@@ -10,7 +10,7 @@ from pipeline.runtime.device import resolve_runtime
 from stages import cache_costs
 from stages.cache_costs import UnitCosts
 from stages.cache_sizes import CacheSize
-from stages.configs import CacheTeacherConfig, Config
+from stages.config.root import CacheTeacherConfig, Config
 from stages.requests import seen_size, view_spec
 
 _TOP_K = 16

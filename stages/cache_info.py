@@ -19,8 +19,8 @@ from pipeline.data.view_specs import views_from_json
 from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
 from pipeline.provenance import short
 from stages.cache_places import begun_cache, find_cache, is_sealed
-from stages.config_file import load_config
-from stages.configs import Config
+from stages.config.file import load_config
+from stages.config.root import Config
 
 _EXAMPLES = 3
 

@@ -11,7 +11,7 @@ from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactNotFound
 from pipeline.provenance import short
 from pipeline.runtime.device import resolve_runtime
-from stages.configs import Config
+from stages.config.root import Config
 from stages.requests import cache_request
 
 

@@ -19,7 +19,7 @@ from pipeline.artefacts.cache.record import (
     CacheShape,
 )
 from pipeline.artefacts.cache.zarr_arrays import CRC_BYTES, ArraySpec
-from stages.configs import CacheTeacherConfig
+from stages.config.root import CacheTeacherConfig
 from stages.requests import cache_layout
 
 KEY_BYTES: Final = 16

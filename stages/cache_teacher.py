@@ -31,7 +31,7 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher.caching import cache_views
 from pipeline.teacher.frozen import Teacher, cache_identity
 from stages.cache_places import cache_place, caches_of, is_sealed
-from stages.configs import Config
+from stages.config.root import Config
 from stages.requests import cache_layout, cache_request, view_spec
 from stages.teacher import load_teacher
 

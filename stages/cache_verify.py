@@ -25,7 +25,7 @@ from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.progress import progress
 from pipeline.teacher.frozen import Teacher, teacher_outputs
 from stages.cache_places import find_cache, made_cache
-from stages.configs import Config
+from stages.config.root import Config
 from stages.teacher import load_teacher
 
 TOLERANCES = {"fp32": 0.005, "bf16": 0.05}

@@ -16,7 +16,7 @@ from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ConfigError
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages import select
-from stages.configs import Config
+from stages.config.root import Config
 from stages.selection_words import rule
 
 _WIDTH = 80

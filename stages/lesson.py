@@ -21,7 +21,7 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import refusal
 from pipeline.provenance import short
 from stages.cache_places import find_cache
-from stages.configs import Config
+from stages.config.root import Config
 from stages.requests import selection_identity
 
 

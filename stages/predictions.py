@@ -19,7 +19,7 @@ from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training.evaluation import Evaluation, evaluate
 from stages.clean_images import clean_images, normaliser
-from stages.config_types import TrainingPrecision
+from stages.config.types import TrainingPrecision
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from pipeline.data.sources import Source, Split
 from pipeline.data.storage import Storage
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import array_sha256, identity, short
-from stages.configs import Config, PrepareConfig
+from stages.config.root import Config, PrepareConfig
 
 logger = logging.getLogger(__name__)
 

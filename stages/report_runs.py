@@ -17,8 +17,8 @@ from pipeline.artefacts.soft_labels import SoftLabelRecord, soft_label_path
 from pipeline.artefacts.sweep import OK, RESULTS, SweepFolder, sweep_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import identity, short
-from stages.config_file import load_config
-from stages.configs import Config
+from stages.config.file import load_config
+from stages.config.root import Config
 
 _NAMES_OF_REVISION: Final = {
     "wrong": "LR of wrong rows",

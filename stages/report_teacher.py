@@ -13,7 +13,7 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.errors import PipelineError
 from pipeline.provenance import short
-from stages.configs import Config
+from stages.config.root import Config
 
 
 @dataclass(frozen=True, kw_only=True)

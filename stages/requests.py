@@ -19,9 +19,9 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime.device import resolve_runtime
-from stages.configs import CacheTeacherConfig, Config, ViewsConfig
-from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
-from stages.training_config import METHOD_TABLES, OptimiserConfig, TrainStudentConfig
+from stages.config.root import CacheTeacherConfig, Config, ViewsConfig
+from stages.config.select import INFLUENCE_STRATEGIES, SelectConfig
+from stages.config.training import METHOD_TABLES, OptimiserConfig, TrainStudentConfig
 
 _WITHOUT_QUOTA = ("class-balanced", "all", "none")
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels", "checkpoint_minutes"}

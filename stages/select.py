@@ -34,7 +34,7 @@ from pipeline.runtime.device import num_cores, versions
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once
 from stages.cache_places import find_cache
-from stages.configs import Config
+from stages.config.root import Config
 from stages.influence import open_scores
 from stages.requests import selection_identity, soft_label_identity
 from stages.revise import revise_views

@@ -7,7 +7,7 @@ from pipeline.artefacts.scores import ScoreTable
 from pipeline.errors import ConfigError
 from pipeline.methods.data_selection import Selection, select_samples
 from pipeline.methods.data_selection_rules import Rule, Samples
-from stages.select_config import SelectConfig
+from stages.config.select import SelectConfig
 from stages.selection_columns import Clean
 from stages.selection_words import sign_of
 

@@ -16,7 +16,7 @@ from pipeline.influence.repair import TeacherRows
 from pipeline.methods.data_selection import Selection
 from pipeline.methods.label_revision import revision_beta, softened_probs
 from pipeline.methods.sample_scores import SampleScores, score_samples
-from stages.select_config import SelectConfig
+from stages.config.select import SelectConfig
 
 NOT_CACHED = "not in the cache"
 """Reason of a sample that the teacher never saw."""

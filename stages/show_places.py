@@ -121,7 +121,7 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Path:
     from pipeline.artefacts.dataset import Dataset
     from pipeline.artefacts.selection import selection_path
     from stages.cache_places import find_cache  # loads torch, which a table does not need
-    from stages.config_file import load_config
+    from stages.config.file import load_config
     from stages.requests import selection_identity
 
     config = load_config(path, overrides=list(overrides))

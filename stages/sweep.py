@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pipeline.artefacts.sweep import OK, SweepFolder, SweepRow, sweep_folder
 from pipeline.artefacts.sweep_record import SweepRecord
 from stages import prepare
-from stages.configs import Config
+from stages.config.root import Config
 from stages.sweep_points import Point, baseline_of, sweep_points
 from stages.sweep_report import describe, duration
 from stages.sweep_results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics

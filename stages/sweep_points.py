@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from pipeline.artefacts.sweep_record import Value, shown
 from pipeline.errors import ConfigError
 from pipeline.provenance import identity
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 
 UNSET = "unset"
 _SHARED = ("workspace", "caches", "share", "prepare", "compare", "sweep")

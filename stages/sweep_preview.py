@@ -3,7 +3,7 @@
 from collections import Counter
 
 from pipeline.artefacts.sweep import FAILED, OK, sweep_folder
-from stages.configs import Config
+from stages.config.root import Config
 from stages.sweep_points import baseline_of, sweep_points
 from stages.sweep_report import as_table, duration
 from stages.sweep_results import seconds_left

@@ -10,7 +10,7 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.sweep import ACCURACIES, FAILED, OK, SweepFolder, SweepRow
 from pipeline.artefacts.sweep_record import Chosen, Gain, Measured, PointResult, SweepRecord
 from pipeline.sweep_statistics import Difference, Spread, paired_difference, spread
-from stages.sweep_config import Metric
+from stages.config.sweep import Metric
 from stages.sweep_points import Point
 
 COLUMN_OF: Final[dict[Metric, str]] = {

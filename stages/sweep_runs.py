@@ -10,7 +10,7 @@ from typing import TypeVar
 from pipeline.artefacts.run import Run
 from pipeline.errors import PipelineError, Terminated
 from stages import cache_teacher, select, train_student, train_teacher
-from stages.configs import Config
+from stages.config.root import Config
 from stages.sweep_tasks import Failure
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Final
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRow
 from pipeline.errors import ConfigError
-from stages.configs import Config
+from stages.config.root import Config
 from stages.sweep_points import Point, settings_id, with_seed
 
 

@@ -14,8 +14,8 @@ from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
 from pipeline.runtime.device import Runtime
 from pipeline.teacher.frozen import Teacher
-from stages.config_types import Triple
-from stages.configs import CacheTeacherConfig, Config
+from stages.config.root import CacheTeacherConfig, Config
+from stages.config.types import Triple
 from stages.requests import seen_size, teacher_run_path, view_spec
 
 

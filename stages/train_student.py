@@ -29,7 +29,8 @@ from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.feature_terms import feature_term
 from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
 from stages.cache_places import made_cache
-from stages.configs import Config
+from stages.config.root import Config
+from stages.config.training import TrainStudentConfig
 from stages.lesson import (
     Lesson,
     TeacherFeatures,
@@ -40,7 +41,6 @@ from stages.lesson import (
 from stages.requests import fresh_views, seen_size, student_settings, view_spec
 from stages.teacher import load_teacher
 from stages.trainer import TeacherClasses, Training
-from stages.training_config import TrainStudentConfig
 from stages.training_run import describe, require_resumable, train
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.training.student_loss import PlainLoss
-from stages.configs import Config
+from stages.config.root import Config
 from stages.requests import fresh_views, seen_size, teacher_run_path, training_settings
 from stages.trainer import TeacherClasses, Training
 from stages.training_run import describe, require_resumable, train

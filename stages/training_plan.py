@@ -15,7 +15,7 @@ from pipeline.models.networks.classifier import Classifier
 from pipeline.provenance import Json
 from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.student_loss import StudentLoss
-from stages.training_config import OptimiserConfig
+from stages.config.training import OptimiserConfig
 
 
 @dataclass(frozen=True, kw_only=True)

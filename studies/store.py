@@ -21,10 +21,10 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.publishing import publishing_file
 from pipeline.artefacts.run import Run, read_metrics
 from pipeline.artefacts.sweep import OK, sweep_folder
-from stages.config_file import load_config
-from stages.configs import Config
+from stages.config.file import load_config
+from stages.config.root import Config
+from stages.config.sweep import SweepConfig
 from stages.report_teacher import teacher_of
-from stages.sweep_config import SweepConfig
 from stages.sweep_points import settings_id, sweep_points
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import settings
 
 from pipeline.artefacts.dataset import Dataset
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from tests.command_server import Server
 from tests.image_folders import folder_config, save_folder
 from tests.servers import nanio_server, seaweed  # noqa: F401 - fixtures

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.configs import Config
+from stages.config.root import Config
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -77,5 +77,5 @@ def test_nothing_is_unpickled(path):
 
 
 def test_configs_import_without_torch():
-    names = imported_names(Path("stages/configs.py"))
+    names = imported_names(Path("stages/config/root.py"))
     assert not {name.partition(".")[0] for name in names} & {"torch", "zarr", "ffcv", "pandas"}

@@ -20,8 +20,8 @@ from pipeline.models.zoo import build
 from stages import cache_verify
 from stages.cache_places import made_cache
 from stages.cache_sizes import CacheSize
-from stages.config_file import with_overrides
-from stages.configs import CacheTeacherConfig
+from stages.config.file import with_overrides
+from stages.config.root import CacheTeacherConfig
 from stages.requests import teacher_run_path
 from tests.commands import heartcut
 from tests.test_sharing import forged

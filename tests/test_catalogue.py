@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 
 from pipeline.methods.catalogue import METHODS, refusal
-from stages.config_file import with_overrides
-from stages.configs import Config
-from stages.training_config import MethodName, TrainStudentConfig
+from stages.config.file import with_overrides
+from stages.config.root import Config
+from stages.config.training import MethodName, TrainStudentConfig
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 NO_OBSTACLE = {

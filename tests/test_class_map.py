@@ -13,7 +13,7 @@ from pipeline.models.checkpoints import load_weights, save_weights, weights_dige
 from pipeline.models.class_map import keep_classes, read_class_names, teacher_rows
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
-from stages.configs import CacheTeacherConfig, Config
+from stages.config.root import CacheTeacherConfig, Config
 from stages.requests import cache_request
 from stages.teacher import load_teacher
 

@@ -24,9 +24,9 @@ from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
 from pipeline.provenance import short
 from stages import select
-from stages.configs import Config
+from stages.config.root import Config
+from stages.config.select import Strategy
 from stages.requests import cache_request, teacher_run_path
-from stages.select_config import Strategy
 from tests.commands import ROOT, heartcut
 from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, snapshot, unfinished
 

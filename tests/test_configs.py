@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ArtefactNotFound, ConfigError
-from stages.config_file import config_from_tree, load_config, with_overrides
-from stages.configs import Config
+from stages.config.file import config_from_tree, load_config, with_overrides
+from stages.config.root import Config
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.toml"))
@@ -40,7 +40,7 @@ def test_a_configuration_survives_json():
 
 def test_configurations_import_without_torch():
     code = (
-        "import sys; import stages.configs; "
+        "import sys; import stages.config.root; "
         "print(sorted({'torch', 'zarr', 'ffcv', 'pandas', 'numba', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run(

@@ -20,9 +20,9 @@ from typer.core import TyperGroup
 
 import cli
 from scripts.docs_hooks import outside
-from stages.config_file import ConfigError, config_from_tree, load_config, with_overrides
-from stages.config_types import Section
-from stages.configs import Config
+from stages.config.file import ConfigError, config_from_tree, load_config, with_overrides
+from stages.config.root import Config
+from stages.config.types import Section
 from tests.commands import ROOT, heartcut
 from tests.documentation import (
     NOT_RUN,

@@ -15,8 +15,8 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.errors import NotSealed
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from stages.requests import teacher_run_path
 from tests.commands import ROOT, heartcut
 from tests.workspaces import linked_copy, snapshot, unfinished

@@ -24,7 +24,7 @@ from pipeline.provenance import array_sha256
 from pipeline.teacher.caching import cache_views
 from pipeline.teacher.frozen import Teacher, cache_identity, teacher_outputs
 from stages import train_student
-from stages.config_file import with_overrides
+from stages.config.file import with_overrides
 from stages.requests import teacher_run_path
 from tests.learners import FP32, kd_loss, learner_of, normaliser_of, optimizer_of, train_epoch
 

@@ -14,8 +14,8 @@ from pipeline.artefacts.selection import COLUMNS, SelectionTable, write
 from pipeline.errors import ConfigError
 from pipeline.provenance import short
 from stages import cache_teacher, explain, prepare, select, train_teacher
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from stages.requests import cache_request
 from tests.image_folders import CLASSES, save_folder, save_split, textures
 from tests.workspaces import snapshot

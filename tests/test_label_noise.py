@@ -6,7 +6,7 @@ import pytest
 from pipeline.artefacts.dataset import Samples
 from pipeline.data.label_noise import noisy_labels
 from stages import train_teacher
-from stages.config_file import with_overrides
+from stages.config.file import with_overrides
 
 
 def samples(count: int = 4000, num_classes: int = 5) -> Samples:

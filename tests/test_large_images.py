@@ -20,7 +20,7 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import pixel_key, sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.config_file import load_config, with_overrides
+from stages.config.file import load_config, with_overrides
 from stages.requests import training_settings
 from tests.image_folders import CLASSES, folder_config, photographs
 from tests.test_image_kernels import cmyk_jpeg, resized_by_pillow
@@ -339,7 +339,7 @@ def test_resolutions_are_shown_in_their_epochs():
 
 
 def load_config_of(settings):
-    from stages.configs import Config
+    from stages.config.root import Config
 
     return Config.model_validate(settings)
 

@@ -9,8 +9,8 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.catalogue import METHODS
 from stages import cache_teacher, methods, prepare, select, train_student, train_teacher
 from stages.cache_places import find_cache
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from tests.commands import heartcut
 from tests.image_folders import save_folder
 from tests.workspaces import linked_copy, tiny_config

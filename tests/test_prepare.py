@@ -14,7 +14,7 @@ from pipeline.artefacts.publishing import _HOST
 from pipeline.data import sources
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound, PipelineError
 from stages import prepare
-from stages.configs import Config
+from stages.config.root import Config
 from tests.image_folders import CLASSES, folder_config, save_folder, save_split, textures
 from tests.test_sources import save_fashion_mnist
 

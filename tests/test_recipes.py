@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.models.zoo import build
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.config_file import load_config, with_overrides
-from stages.configs import Config
+from stages.config.file import load_config, with_overrides
+from stages.config.root import Config
 from stages.sweep_points import baseline_of, sweep_points
 from tests.image_folders import save_folder
 

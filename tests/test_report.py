@@ -19,15 +19,15 @@ from pipeline.provenance import Json, short
 from pipeline.report.page import Page, render
 from pipeline.sweep_statistics import t_quantile
 from stages import compare, report, sweep, train_student
-from stages.config_file import with_overrides
-from stages.configs import CompareConfig, Config
+from stages.config.file import with_overrides
+from stages.config.root import CompareConfig, Config
+from stages.config.sweep import SweepConfig
 from stages.report import ReportSettings
 from stages.report_charts import answers_section, drawn, influence_chart, on_test
 from stages.report_runs import find_runs
 from stages.report_samples import explorer
 from stages.report_tables import comparison_section, references
 from stages.report_teacher import teacher_of
-from stages.sweep_config import SweepConfig
 from tests.browser import Visit, chromium
 from tests.image_folders import textures
 from tests.workspaces import linked_copy

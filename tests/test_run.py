@@ -9,7 +9,7 @@ import pytest
 from pipeline.artefacts.run import Inputs, Run, run_id, run_path, write_metrics
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from stages import train_teacher
-from stages.configs import Config
+from stages.config.root import Config
 from tests.workspaces import flip_byte, replace_bytes
 
 INPUTS = Inputs(dataset="a" * 64, cache=None, soft_labels=None, selection=None)

@@ -13,8 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.methods.label_revision import softened_probs
 from stages import select
 from stages.cache_places import find_cache
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from pipeline.methods.sparse_labels import unpack
 from pipeline.provenance import sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.cache_places import find_cache
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from stages.requests import teacher_run_path
 from stages.selection_columns import NOT_CACHED
 from tests.image_folders import CLASSES, save_folder, save_split, textures

@@ -15,7 +15,7 @@ import pytest
 from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
-from stages.configs import Config
+from stages.config.root import Config
 from tests.workspaces import tables_in, unfinished
 
 NUM_INTERRUPTS, NUM_WHILE_WRITING = 4, 6

@@ -30,8 +30,8 @@ from pipeline.methods.head.set_effects import undistil_effect
 from pipeline.methods.head.solver import fit, solve
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages import select
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from tests.head_problems import heldout_of, problem_of, random_head
 from tests.rank_processes import exit_codes, on_ranks
 from tests.workspaces import linked_copy, snapshot, unfinished

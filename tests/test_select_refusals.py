@@ -13,8 +13,8 @@ from pipeline.errors import PipelineError
 from pipeline.provenance import array_sha256
 from stages import cache_teacher, select, train_student
 from stages.cache_places import find_cache, made_cache
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from tests.commands import heartcut
 from tests.small_caches import rewritten
 from tests.workspaces import linked_copy, snapshot, tables_in, unfinished

@@ -20,8 +20,8 @@ from pipeline.artefacts.selection import (
 )
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from stages import select, train_student
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from tests.workspaces import flipped, read_or_refusal
 
 STRINGS = ("sample_key", "reason")

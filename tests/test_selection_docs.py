@@ -20,8 +20,8 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import Diagnostics
 from pipeline.artefacts.selection import COLUMNS, SelectionTable
 from stages import select
-from stages.configs import Config
-from stages.select_config import Strategy
+from stages.config.root import Config
+from stages.config.select import Strategy
 from tests.commands import ROOT
 
 PAGE = (ROOT / "docs" / "selection.md").read_text()

@@ -12,7 +12,7 @@ from pipeline.methods.catalogue import METHODS
 from pipeline.methods.logit_distillation import standardised
 from pipeline.training.feature_terms import feature_term
 from pipeline.training.student_loss import DistillationLoss, Outputs, PlainLoss, Weights
-from stages.training_config import TrainStudentConfig
+from stages.config.training import TrainStudentConfig
 
 NUM_ROWS, NUM_CLASSES, STUDENT_DIM, TEACHER_DIM = 24, 5, 6, 7
 LABELS = np.arange(100) % NUM_CLASSES

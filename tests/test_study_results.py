@@ -11,9 +11,9 @@ import scipy.stats
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from stages import sweep
-from stages.config_file import config_from_tree
-from stages.configs import Config
-from stages.sweep_config import SweepConfig
+from stages.config.file import config_from_tree
+from stages.config.root import Config
+from stages.config.sweep import SweepConfig
 from stages.sweep_tasks import Part
 from studies import figures, results, store, tables
 from tests.documentation import ROOT, cells_of

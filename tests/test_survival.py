@@ -16,8 +16,8 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError, Terminated
 from stages import train_student, trainer
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from tests.commands import heartcut
 from tests.workspaces import linked_copy
 

@@ -23,8 +23,8 @@ from pipeline.artefacts.run import RESULT, WEIGHTS, Run, run_id
 from pipeline.artefacts.sweep import ACCURACIES, OK, SweepRow, sweep_folder
 from pipeline.errors import ArtefactMismatch, ConfigError, PipelineError, Terminated
 from stages import select, sweep, sweep_preview, sweep_runs
-from stages.config_file import config_from_tree, with_overrides
-from stages.configs import Config
+from stages.config.file import config_from_tree, with_overrides
+from stages.config.root import Config
 from stages.requests import teacher_run_path
 from stages.sweep_report import as_markdown, duration
 from stages.sweep_results import Sweep, seconds_left

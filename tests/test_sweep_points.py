@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from stages.config_file import config_from_tree, load_config, with_overrides
-from stages.configs import Config
+from stages.config.file import config_from_tree, load_config, with_overrides
+from stages.config.root import Config
 from stages.sweep_points import baseline_of, settings_id, sweep_points, with_seed
 from tests.commands import ROOT, heartcut
 

@@ -22,8 +22,8 @@ from pipeline.methods.sparse_labels import pack
 from pipeline.models.zoo import build
 from pipeline.training.student_loss import Outputs, PlainLoss
 from stages import train_student
-from stages.config_file import with_overrides
-from stages.configs import Config
+from stages.config.file import with_overrides
+from stages.config.root import Config
 from tests.learners import (
     CPU,
     kd_loss,

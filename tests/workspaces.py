@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from pipeline.artefacts.publishing import PARTIAL
 from pipeline.errors import PipelineError
-from stages.config_file import load_config
-from stages.configs import Config
+from stages.config.file import load_config
+from stages.config.root import Config
 
 T = TypeVar("T")
 

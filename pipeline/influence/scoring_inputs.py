@@ -14,7 +14,7 @@ from pipeline.runtime.ranks import ALONE, Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class InfluenceSettings:
-    """How influence is predicted; `stages.configs.InfluenceConfig` tells what each one is."""
+    """How influence is predicted; `stages.config.root.InfluenceConfig` tells what each one is."""
 
     l2: float | None
     kd_weight: float

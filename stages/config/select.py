@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from stages.config_types import (
+from stages.config.types import (
     Count,
     OpenUnit,
     Positive,

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ArtefactNotFound, ConfigError
-from stages.configs import Config
+from stages.config.root import Config
 
 
 def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:

@@ -9,7 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.config_types import (
+from stages.config.select import INFLUENCE_STRATEGIES, SelectConfig
+from stages.config.sweep import SweepConfig
+from stages.config.training import TrainStudentConfig, TrainTeacherConfig
+from stages.config.types import (
     ClassOfTeacher,
     Count,
     NamedOverrides,
@@ -23,9 +26,6 @@ from stages.config_types import (
     Triple,
     refuse_unused,
 )
-from stages.select_config import INFLUENCE_STRATEGIES, SelectConfig
-from stages.sweep_config import SweepConfig
-from stages.training_config import TrainStudentConfig, TrainTeacherConfig
 
 
 class PrepareConfig(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator
 
-from stages.config_types import NamedOverrides, Section, Seeds
+from stages.config.types import NamedOverrides, Section, Seeds
 
 AxisValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 Metric: TypeAlias = Literal["mean-of-last", "last", "best"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from pipeline.methods.catalogue import METHODS, Method
-from stages.config_types import (
+from stages.config.types import (
     Count,
     NotNegative,
     OpenUnit,
