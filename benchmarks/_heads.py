@@ -16,7 +16,7 @@ from pipeline.methods.head.problem import HeadProblem, centred
 from pipeline.methods.head.rows import with_bias_input
 from pipeline.methods.head.solver import solve
 from pipeline.methods.label_revision import softened_probs
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.root import Config
 
 EXACT, EKFAC, GRAD_DOT = "exact solve", "EK-FAC", "grad-dot"

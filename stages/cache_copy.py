@@ -6,7 +6,7 @@ from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.errors import ConfigError
 from stages.cache_info import configuration, places
-from stages.cache_places import cache_place
+from stages.caches import cache_place
 
 
 def push(what: str, root: str | None, overrides: list[str], *, single_writer: bool) -> list[str]:

@@ -11,7 +11,7 @@ from stages import cache_costs
 from stages.cache_costs import UnitCosts
 from stages.cache_sizes import CacheSize
 from stages.config.root import CacheTeacherConfig, Config
-from stages.requests import seen_size, view_spec
+from stages.views import seen_size, view_spec
 
 _TOP_K = 16
 

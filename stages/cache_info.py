@@ -18,7 +18,7 @@ from pipeline.artefacts.records import Record, printable
 from pipeline.data.view_specs import views_from_json
 from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
 from pipeline.provenance import short
-from stages.cache_places import begun_cache, find_cache, is_sealed
+from stages.caches import begun_cache, find_cache, is_sealed
 from stages.config.file import load_config
 from stages.config.root import Config
 

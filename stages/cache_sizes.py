@@ -19,8 +19,8 @@ from pipeline.artefacts.cache.record import (
     CacheShape,
 )
 from pipeline.artefacts.cache.zarr_arrays import CRC_BYTES, ArraySpec
+from stages.caches import cache_layout
 from stages.config.root import CacheTeacherConfig
-from stages.requests import cache_layout
 
 KEY_BYTES: Final = 16
 """Of a sample's key, and of the hash of its pixels; each is one object of the cache."""

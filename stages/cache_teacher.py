@@ -30,10 +30,11 @@ from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher.caching import cache_views
 from pipeline.teacher.frozen import Teacher, cache_identity
-from stages.cache_places import cache_place, caches_of, is_sealed
+from stages.caches import cache_layout, cache_place, caches_of, is_sealed
 from stages.config.root import Config
-from stages.requests import cache_layout, cache_request, view_spec
+from stages.identities import cache_request
 from stages.teacher import load_teacher
+from stages.views import view_spec
 
 logger = logging.getLogger(__name__)
 

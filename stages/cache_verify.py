@@ -24,7 +24,7 @@ from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.progress import progress
 from pipeline.teacher.frozen import Teacher, teacher_outputs
-from stages.cache_places import find_cache, made_cache
+from stages.caches import find_cache, made_cache
 from stages.config.root import Config
 from stages.teacher import load_teacher
 

@@ -8,7 +8,7 @@ from pipeline.data.normalisation import Normaliser
 from pipeline.data.view_specs import Views
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
-from stages.requests import seen_size
+from stages.views import seen_size
 
 EVALUATION_BATCH = 1000
 """Images of at most 64 x 64 pixels, or fewer larger ones that have as many pixels."""

@@ -17,7 +17,7 @@ from pipeline.artefacts.run import Run
 from pipeline.errors import ConfigError
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.cache_places import find_cache, made_cache
+from stages.caches import find_cache, made_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
 

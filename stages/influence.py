@@ -17,11 +17,11 @@ from pipeline.influence.scoring_inputs import InfluenceSettings
 from pipeline.provenance import array_sha256, short
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once
-from stages.cache_places import made_cache
+from stages.caches import made_cache
 from stages.config.root import Config
 from stages.config.select import SelectConfig
+from stages.identities import influence_target, score_identity
 from stages.influence_sources import Sources
-from stages.requests import influence_target, score_identity
 from stages.selection_columns import Clean
 from stages.selection_words import warnings_of
 

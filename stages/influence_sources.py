@@ -20,8 +20,8 @@ from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.data import ProjectedRows, Rows, principal_components
 from pipeline.runtime.ranks import Ranks
 from stages.config.select import SelectConfig
+from stages.identities import influence_target
 from stages.influence_target import external_cache
-from stages.requests import influence_target
 from stages.selection_columns import Clean
 
 CHOOSING_PARTS = 5

@@ -20,9 +20,9 @@ from pipeline.data.view_specs import Views, views_from_json
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import refusal
 from pipeline.provenance import short
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.root import Config
-from stages.requests import selection_identity
+from stages.identities import selection_identity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,10 @@ from stages.report_charts import (
     on_test,
     training_section,
 )
-from stages.report_runs import Group, Runs, find_runs, selection_path_of
 from stages.report_samples import SCORE, explorer
 from stages.report_tables import comparison_section, cost_section, of_ids, references
 from stages.report_teacher import TeacherFacts, teacher_of
+from stages.run_groups import Group, Runs, find_runs, selection_path_of
 from stages.selection_words import warnings_of_table
 
 logger = logging.getLogger(__name__)

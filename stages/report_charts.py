@@ -23,9 +23,9 @@ from pipeline.report.page import Chart, Section
 from pipeline.runtime.progress import progress
 from pipeline.training.reliability import Reliability, reliability
 from stages.predictions import open_predictions
-from stages.report_runs import Group
 from stages.report_samples import SCORE
 from stages.report_teacher import Answers
+from stages.run_groups import Group
 
 MOST_GROUPS = 7
 """Lines that a chart has room for."""

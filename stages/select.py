@@ -33,10 +33,10 @@ from pipeline.provenance import short
 from pipeline.runtime.device import num_cores, versions
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.root import Config
+from stages.identities import selection_identity, soft_label_identity
 from stages.influence import open_scores
-from stages.requests import selection_identity, soft_label_identity
 from stages.revise import revise_views
 from stages.select_rows import choose
 from stages.selection_columns import Clean, table_columns

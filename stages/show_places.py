@@ -120,9 +120,9 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Path:
     """The table that `select` makes of a configuration."""
     from pipeline.artefacts.dataset import Dataset
     from pipeline.artefacts.selection import selection_path
-    from stages.cache_places import find_cache  # loads torch, which a table does not need
+    from stages.caches import find_cache  # loads torch, which a table does not need
     from stages.config.file import load_config
-    from stages.requests import selection_identity
+    from stages.identities import selection_identity
 
     config = load_config(path, overrides=list(overrides))
     folder, name = config.selections_folder, config.select.name

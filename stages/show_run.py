@@ -15,7 +15,7 @@ from pipeline.artefacts.run import RESULT, Run, RunResult, read_metrics
 from pipeline.errors import ConfigError
 from pipeline.sweep_statistics import spread
 from stages.config.file import load_config
-from stages.report_runs import Group, grouped, is_student, told_apart
+from stages.run_groups import Group, grouped, is_student, told_apart
 from stages.show_places import ABOUT_RUNS, RUNS, refusal
 
 NUMBERS: Final = (

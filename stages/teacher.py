@@ -16,7 +16,8 @@ from pipeline.runtime.device import Runtime
 from pipeline.teacher.frozen import Teacher
 from stages.config.root import CacheTeacherConfig, Config
 from stages.config.types import Triple
-from stages.requests import seen_size, teacher_run_path, view_spec
+from stages.identities import teacher_run_path
+from stages.views import seen_size, view_spec
 
 
 def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:

@@ -28,9 +28,10 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.feature_terms import feature_term
 from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
-from stages.cache_places import made_cache
+from stages.caches import made_cache
 from stages.config.root import Config
 from stages.config.training import TrainStudentConfig
+from stages.identities import student_settings
 from stages.lesson import (
     Lesson,
     TeacherFeatures,
@@ -38,10 +39,10 @@ from stages.lesson import (
     open_lesson,
     require_teachable,
 )
-from stages.requests import fresh_views, seen_size, student_settings, view_spec
 from stages.teacher import load_teacher
 from stages.trainer import TeacherClasses, Training
 from stages.training_run import describe, require_resumable, train
+from stages.views import fresh_views, seen_size, view_spec
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from pipeline.runtime.device import resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.training.student_loss import PlainLoss
 from stages.config.root import Config
-from stages.requests import fresh_views, seen_size, teacher_run_path, training_settings
+from stages.identities import teacher_run_path, training_settings
 from stages.trainer import TeacherClasses, Training
 from stages.training_run import describe, require_resumable, train
+from stages.views import fresh_views, seen_size
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
 from stages import cache_verify
-from stages.cache_places import made_cache
 from stages.cache_sizes import CacheSize
+from stages.caches import made_cache
 from stages.config.file import with_overrides
 from stages.config.root import CacheTeacherConfig
-from stages.requests import teacher_run_path
+from stages.identities import teacher_run_path
 from tests.commands import heartcut
 from tests.test_sharing import forged
 from tests.workspaces import flip_byte, linked_copy, snapshot

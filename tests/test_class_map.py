@@ -14,7 +14,7 @@ from pipeline.models.class_map import keep_classes, read_class_names, teacher_ro
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from stages.config.root import CacheTeacherConfig, Config
-from stages.requests import cache_request
+from stages.identities import cache_request
 from stages.teacher import load_teacher
 
 ZOO = ["yak", "Polar Bear", "ant", "sea_lion", "Ant", "cat", "bee", "crane", "crane"]

@@ -26,7 +26,7 @@ from pipeline.provenance import short
 from stages import select
 from stages.config.root import Config
 from stages.config.select import Strategy
-from stages.requests import cache_request, teacher_run_path
+from stages.identities import cache_request, teacher_run_path
 from tests.commands import ROOT, heartcut
 from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, snapshot, unfinished
 

@@ -17,7 +17,7 @@ from pipeline.artefacts.run import Run
 from pipeline.errors import NotSealed
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from stages.requests import teacher_run_path
+from stages.identities import teacher_run_path
 from tests.commands import ROOT, heartcut
 from tests.workspaces import linked_copy, snapshot, unfinished
 

@@ -25,7 +25,7 @@ from pipeline.teacher.caching import cache_views
 from pipeline.teacher.frozen import Teacher, cache_identity, teacher_outputs
 from stages import train_student
 from stages.config.file import with_overrides
-from stages.requests import teacher_run_path
+from stages.identities import teacher_run_path
 from tests.learners import FP32, kd_loss, learner_of, normaliser_of, optimizer_of, train_epoch
 
 SPECS = {

@@ -16,7 +16,7 @@ from pipeline.provenance import short
 from stages import cache_teacher, explain, prepare, select, train_teacher
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from stages.requests import cache_request
+from stages.identities import cache_request
 from tests.image_folders import CLASSES, save_folder, save_split, textures
 from tests.workspaces import snapshot
 

@@ -26,7 +26,7 @@ from pipeline.methods.head.solver import fit, solve
 from pipeline.methods.label_issues import label_issues
 from pipeline.provenance import array_sha256
 from stages import select
-from stages.cache_places import find_cache, made_cache
+from stages.caches import find_cache, made_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.small_caches import rewritten

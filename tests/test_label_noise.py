@@ -48,7 +48,7 @@ def test_a_teacher_of_wrong_labels_is_another_and_worse(digits_copy):
 def test_without_noise_the_teacher_is_the_one_it_was(digits):
     config = with_overrides(digits, ["train_teacher.label_noise=0"])
     from pipeline.artefacts.dataset import Dataset
-    from stages.requests import teacher_run_path
+    from stages.identities import teacher_run_path
 
     path = teacher_run_path(config, Dataset.open(digits.data_folder))
     assert path.exists()

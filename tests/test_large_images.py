@@ -21,7 +21,7 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import pixel_key, sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.config.file import load_config, with_overrides
-from stages.requests import training_settings
+from stages.identities import training_settings
 from tests.image_folders import CLASSES, folder_config, photographs
 from tests.test_image_kernels import cmyk_jpeg, resized_by_pillow
 

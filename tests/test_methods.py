@@ -8,7 +8,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.catalogue import METHODS
 from stages import cache_teacher, methods, prepare, select, train_student, train_teacher
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.commands import heartcut

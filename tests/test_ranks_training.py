@@ -19,7 +19,7 @@ from commands.shared import FAILED, PEER_LOST
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.file import with_overrides
 from tests.commands import ROOT
 from tests.workspaces import linked_copy

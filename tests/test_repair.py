@@ -19,7 +19,7 @@ from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.sample_scores import score_samples
 from pipeline.provenance import array_sha256
 from pipeline.training.evaluation import calibration_error
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from tests.small_caches import sealed_cache, some_samples
 
 NUM_FOLDS, SEED = 4, 1

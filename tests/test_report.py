@@ -24,10 +24,10 @@ from stages.config.root import CompareConfig, Config
 from stages.config.sweep import SweepConfig
 from stages.report import ReportSettings
 from stages.report_charts import answers_section, drawn, influence_chart, on_test
-from stages.report_runs import find_runs
 from stages.report_samples import explorer
 from stages.report_tables import comparison_section, references
 from stages.report_teacher import teacher_of
+from stages.run_groups import find_runs
 from tests.browser import Visit, chromium
 from tests.image_folders import textures
 from tests.workspaces import linked_copy

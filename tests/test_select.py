@@ -12,7 +12,7 @@ from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ConfigError
 from pipeline.methods.label_revision import softened_probs
 from stages import select
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
 

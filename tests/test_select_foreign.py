@@ -23,10 +23,10 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.sparse_labels import unpack
 from pipeline.provenance import sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from stages.requests import teacher_run_path
+from stages.identities import teacher_run_path
 from stages.selection_columns import NOT_CACHED
 from tests.image_folders import CLASSES, save_folder, save_split, textures
 from tests.workspaces import linked_copy, read_or_refusal

@@ -12,7 +12,7 @@ from pipeline.artefacts.scores import score_path
 from pipeline.errors import PipelineError
 from pipeline.provenance import array_sha256
 from stages import cache_teacher, select, train_student
-from stages.cache_places import find_cache, made_cache
+from stages.caches import find_cache, made_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.commands import heartcut

@@ -36,8 +36,8 @@ from pipeline.data.views import ViewSpec, view_codes
 from pipeline.errors import ArtefactNotFound
 from pipeline.models.checkpoints import load_weights, save_weights, weights_digest
 from pipeline.models.zoo import build
-from stages.cache_places import made_cache
-from stages.requests import teacher_run_path
+from stages.caches import made_cache
+from stages.identities import teacher_run_path
 from tests.commands import heartcut
 from tests.image_folders import CLASSES, save_split, textures
 from tests.servers import (

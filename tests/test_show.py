@@ -22,7 +22,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import COLUMNS, SelectionRecord, SelectionTable, write
 from stages import influence, show_run, show_run_text, show_selection, show_text, train_student
-from stages.cache_places import made_cache
+from stages.caches import made_cache
 from stages.config.file import with_overrides
 from stages.selection_words import warnings_of
 from stages.show_records import as_json

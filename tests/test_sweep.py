@@ -25,7 +25,7 @@ from pipeline.errors import ArtefactMismatch, ConfigError, PipelineError, Termin
 from stages import select, sweep, sweep_preview, sweep_runs
 from stages.config.file import config_from_tree, with_overrides
 from stages.config.root import Config
-from stages.requests import teacher_run_path
+from stages.identities import teacher_run_path
 from stages.sweep_report import as_markdown, duration
 from stages.sweep_results import Sweep, seconds_left
 from stages.sweep_tasks import Part

@@ -48,7 +48,7 @@ from pipeline.teacher.caching import cache_views
 from pipeline.teacher.frozen import Teacher, cache_identity
 from pipeline.teacher.summary import storage_fidelity, summarise_cache
 from stages import cache_teacher
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.file import with_overrides
 from tests.small_caches import identity_of, summary_of
 from tests.workspaces import flipped, linked_copy, read_or_refusal, replace_bytes, snapshot

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.artefacts.dataset import Dataset
 from stages import cache_teacher, select, train_student
-from stages.cache_places import find_cache
+from stages.caches import find_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.workspaces import linked_copy, tables_in

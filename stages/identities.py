@@ -1,11 +1,8 @@
-"""What a configuration asks for: identities that need no teacher, and where they lead."""
+"""The identities of what a configuration asks for; none needs the teacher."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.artefacts.cache.arrays import default_shard_rows
-from pipeline.artefacts.cache.record import CacheLayout
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.repair_record import RepairIdentity
@@ -13,37 +10,17 @@ from pipeline.artefacts.run import Inputs, run_id, run_path
 from pipeline.artefacts.scores import ScoreIdentity
 from pipeline.artefacts.selection import SelectionIdentity
 from pipeline.artefacts.soft_labels import SoftLabelIdentity
-from pipeline.data.resized_crops import ResizedCropSpec
-from pipeline.data.view_specs import Views
-from pipeline.data.views import ALL, ViewSpec
-from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime.device import resolve_runtime
-from stages.config.root import CacheTeacherConfig, Config, ViewsConfig
+from stages.config.root import Config
 from stages.config.select import INFLUENCE_STRATEGIES, SelectConfig
 from stages.config.training import METHOD_TABLES, OptimiserConfig, TrainStudentConfig
+from stages.views import fresh_views, view_spec
 
 _WITHOUT_QUOTA = ("class-balanced", "all", "none")
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels", "checkpoint_minutes"}
 _WEIGHTS = ("lambda_ce", "lambda_kd", "lambda_feature")
-
-
-def view_spec(config: ViewsConfig) -> Views:
-    """The views that a configuration names."""
-    if config.kind == "rrc-flip":
-        assert config.size is not None  # the config refused this
-        assert config.count != "all"
-        return ResizedCropSpec(
-            size=config.size,
-            scale=config.scale,
-            ratio=config.ratio,
-            flip=config.flip,
-            centre=config.centre,
-            count=config.count,
-            seed=config.seed,
-        )
-    count = ALL if config.count == "all" else config.count
-    return ViewSpec(padding=config.padding, flip=config.flip, count=count, seed=config.seed)
 
 
 def cache_request(config: Config, dataset: Dataset) -> str:
@@ -60,22 +37,6 @@ def cache_request(config: Config, dataset: Dataset) -> str:
     if settings.checkpoint is None:
         parts["run"] = teacher_run_path(config, dataset).name
     return identity("cache_request", parts)
-
-
-def cache_layout(config: CacheTeacherConfig, *, num_classes: int, num_features: int) -> CacheLayout:
-    """How a new cache is cut into objects.
-
-    Raises:
-        ConfigError: if more logits are to be kept than there are.
-    """
-    if config.top_k > num_classes:
-        raise ConfigError(
-            f"cache_teacher.top_k is {config.top_k} and there are {num_classes} classes (expected "
-            "at most as many). Set `cache_teacher.top_k = 0` to keep all logits."
-        )
-    widest = max(config.top_k or num_classes, num_features if config.features else 0)
-    rows = config.shard_rows or default_shard_rows(2 * widest)
-    return CacheLayout(shard_rows=rows, codec=config.compression)
 
 
 def soft_label_identity(
@@ -205,33 +166,3 @@ def teacher_run_path(config: Config, dataset: Dataset) -> Path:
     return run_path(
         config.runs_folder, name=settings.name, seed=settings.seed, id=run_id(parts, inputs)
     )
-
-
-def fresh_views(config: Config) -> Views:
-    """The augmentation of `views` without a cache: every sample draws anew in every epoch."""
-    views = config.views
-    spec = view_spec(views)
-    if isinstance(spec, ResizedCropSpec):
-        return replace(spec, count=ALL, seed=0)
-    if views.padding == 0 and not views.flip:
-        return ViewSpec()
-    return ViewSpec(padding=views.padding, flip=views.flip, count=ALL)
-
-
-def seen_size(views: Views, dataset: Dataset) -> tuple[int, int]:
-    """Height and width of the images that networks see.
-
-    Raises:
-        ArtefactMismatch: if the views need images of one size, and these are not.
-    """
-    if isinstance(views, ResizedCropSpec):
-        return views.size, views.size
-    size, record = dataset.record.image_size, dataset.record
-    if size is None:
-        raise ArtefactMismatch(
-            f"{dataset.folder} has images of {record.heights[0]} to {record.heights[1]} x "
-            f"{record.widths[0]} to {record.widths[1]} pixels (expected one size, for views of "
-            "kind 'crop-flip'). Set `views.kind = \"rrc-flip\"`, or `prepare.resize` and prepare "
-            "again."
-        )
-    return size

@@ -1,18 +1,20 @@
-"""Where the caches of a configuration lie, and opening them."""
+"""The caches of a configuration: their places, their layout, and opening them."""
 
 from typing import Literal
 
+from pipeline.artefacts.cache.arrays import default_shard_rows
 from pipeline.artefacts.cache.index import recall
 from pipeline.artefacts.cache.receipts import MANIFEST, SEAL
+from pipeline.artefacts.cache.record import CacheLayout
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.errors import ArtefactNotFound
+from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import short
 from pipeline.runtime.device import resolve_runtime
-from stages.config.root import Config
-from stages.requests import cache_request
+from stages.config.root import CacheTeacherConfig, Config
+from stages.identities import cache_request
 
 
 def caches_of(config: Config) -> ObjectStore:
@@ -69,3 +71,19 @@ def find_cache(config: Config, dataset: Dataset) -> TeacherCache:
             "name a cache with `select.cache`."
         )
     return TeacherCache.open(place)
+
+
+def cache_layout(config: CacheTeacherConfig, *, num_classes: int, num_features: int) -> CacheLayout:
+    """How a new cache is cut into objects.
+
+    Raises:
+        ConfigError: if more logits are to be kept than there are.
+    """
+    if config.top_k > num_classes:
+        raise ConfigError(
+            f"cache_teacher.top_k is {config.top_k} and there are {num_classes} classes (expected "
+            "at most as many). Set `cache_teacher.top_k = 0` to keep all logits."
+        )
+    widest = max(config.top_k or num_classes, num_features if config.features else 0)
+    rows = config.shard_rows or default_shard_rows(2 * widest)
+    return CacheLayout(shard_rows=rows, codec=config.compression)
