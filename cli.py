@@ -204,7 +204,7 @@ def select(
         settings = load(config, override, [*extra, *accepting(accept_mismatch)])
         if explain:
             refuse_ranks("select --explain")
-            from stages import explain as reader
+            from stages.selection import explain as reader
 
             typer.echo(reader.execute(settings, explain))
             return

@@ -29,7 +29,7 @@ from stages.report_samples import SCORE, explorer
 from stages.report_tables import comparison_section, cost_section, of_ids, references
 from stages.report_teacher import TeacherFacts, teacher_of
 from stages.run_groups import Group, Runs, find_runs, selection_path_of
-from stages.selection_words import warnings_of_table
+from stages.selection.wording import warnings_of_table
 
 logger = logging.getLogger(__name__)
 

@@ -36,11 +36,11 @@ from pipeline.runtime.shared_files import is_missing, write_once
 from stages.caches import find_cache
 from stages.config.root import Config
 from stages.identities import selection_identity, soft_label_identity
-from stages.influence import open_scores
-from stages.revise import revise_views
-from stages.select_rows import choose
-from stages.selection_columns import Clean, table_columns
-from stages.selection_words import doubts_of
+from stages.selection.columns import Clean, table_columns
+from stages.selection.influence import open_scores
+from stages.selection.revise import revise_views
+from stages.selection.select_rows import choose
+from stages.selection.wording import doubts_of
 
 logger = logging.getLogger(__name__)
 

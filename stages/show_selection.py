@@ -14,7 +14,7 @@ from pipeline.artefacts.dataset_record import read_record
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.tables import flags
-from stages.selection_words import rule, sign_of, warnings_of_table
+from stages.selection.wording import rule, sign_of, warnings_of_table
 from stages.show_places import find_table
 from stages.show_records import Histogram, histogram, name_of, number
 

@@ -13,10 +13,11 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.selection import COLUMNS, SelectionTable, write
 from pipeline.errors import ConfigError
 from pipeline.provenance import short
-from stages import cache_teacher, explain, prepare, select, train_teacher
+from stages import cache_teacher, prepare, select, train_teacher
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import cache_request
+from stages.selection import explain
 from tests.image_folders import CLASSES, save_folder, save_split, textures
 from tests.workspaces import snapshot
 

@@ -27,7 +27,7 @@ from stages.caches import find_cache
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
-from stages.selection_columns import NOT_CACHED
+from stages.selection.columns import NOT_CACHED
 from tests.image_folders import CLASSES, save_folder, save_split, textures
 from tests.workspaces import linked_copy, read_or_refusal
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline.artefacts.selection import SelectionTable
 from stages import select
 from stages.config.file import with_overrides
-from stages.selection_words import doubts_of, warnings_of_table
+from stages.selection.wording import doubts_of, warnings_of_table
 from tests.workspaces import linked_copy
 
 

@@ -21,10 +21,11 @@ from pipeline.artefacts.comparison import ComparisonRecord, Variant
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import COLUMNS, SelectionRecord, SelectionTable, write
-from stages import influence, show_run, show_run_text, show_selection, show_text, train_student
+from stages import show_run, show_run_text, show_selection, show_text, train_student
 from stages.caches import made_cache
 from stages.config.file import with_overrides
-from stages.selection_words import warnings_of
+from stages.selection import influence
+from stages.selection.wording import warnings_of
 from stages.show_records import as_json
 from tests.commands import ROOT, heartcut
 from tests.small_caches import sealed_cache, some_samples

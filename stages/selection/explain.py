@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages import select
 from stages.config.root import Config
-from stages.selection_words import rule
+from stages.selection.wording import rule
 
 _WIDTH = 80
 _INDENT = 20

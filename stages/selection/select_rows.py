@@ -8,8 +8,8 @@ from pipeline.errors import ConfigError
 from pipeline.methods.data_selection import Selection, select_samples
 from pipeline.methods.data_selection_rules import Rule, Samples
 from stages.config.select import SelectConfig
-from stages.selection_columns import Clean
-from stages.selection_words import sign_of
+from stages.selection.columns import Clean
+from stages.selection.wording import sign_of
 
 
 def choose(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) -> Selection:

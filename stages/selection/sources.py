@@ -21,8 +21,8 @@ from pipeline.methods.head.data import ProjectedRows, Rows, principal_components
 from pipeline.runtime.ranks import Ranks
 from stages.config.select import SelectConfig
 from stages.identities import influence_target
-from stages.influence_target import external_cache
-from stages.selection_columns import Clean
+from stages.selection.columns import Clean
+from stages.selection.influence_target import external_cache
 
 CHOOSING_PARTS = 5
 """One of these parts of the held-out rows chooses l2; the scores are of the others."""

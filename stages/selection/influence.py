@@ -21,9 +21,9 @@ from stages.caches import made_cache
 from stages.config.root import Config
 from stages.config.select import SelectConfig
 from stages.identities import influence_target, score_identity
-from stages.influence_sources import Sources
-from stages.selection_columns import Clean
-from stages.selection_words import warnings_of
+from stages.selection.columns import Clean
+from stages.selection.sources import Sources
+from stages.selection.wording import warnings_of
 
 logger = logging.getLogger(__name__)
 

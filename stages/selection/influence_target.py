@@ -7,7 +7,7 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import short
-from stages.selection_columns import Clean
+from stages.selection.columns import Clean
 
 
 def external_cache(
