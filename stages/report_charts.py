@@ -22,10 +22,10 @@ from pipeline.report.charts import (
 from pipeline.report.page import Chart, Section
 from pipeline.runtime.progress import progress
 from pipeline.training.reliability import Reliability, reliability
-from stages.predictions import open_predictions
 from stages.report_samples import SCORE
 from stages.report_teacher import Answers
 from stages.run_groups import Group
+from stages.training.predictions import open_predictions
 
 MOST_GROUPS = 7
 """Lines that a chart has room for."""

@@ -14,7 +14,7 @@ from stages.config.root import Config
 from stages.sweep_tasks import Failure
 
 T = TypeVar("T")
-_TELL_TEST_ACCURACY = ("stages.train_student", "stages.training_run")
+_TELL_TEST_ACCURACY = ("stages.train_student", "stages.training.run")
 _OF_A_CACHE = {"views", "train_teacher", "cache_teacher", "caches", "share"}
 
 

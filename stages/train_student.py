@@ -32,16 +32,16 @@ from stages.caches import made_cache
 from stages.config.root import Config
 from stages.config.training import TrainStudentConfig
 from stages.identities import student_settings
-from stages.lesson import (
+from stages.teacher import load_teacher
+from stages.training.distillation_inputs import (
     Lesson,
     TeacherFeatures,
     open_features,
     open_lesson,
     require_teachable,
 )
-from stages.teacher import load_teacher
-from stages.trainer import TeacherClasses, Training
-from stages.training_run import describe, require_resumable, train
+from stages.training.run import describe, require_resumable, train
+from stages.training.trainer import TeacherClasses, Training
 from stages.views import fresh_views, seen_size, view_spec
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.training.student_loss import PlainLoss
 from stages.config.root import Config
 from stages.identities import teacher_run_path, training_settings
-from stages.trainer import TeacherClasses, Training
-from stages.training_run import describe, require_resumable, train
+from stages.training.run import describe, require_resumable, train
+from stages.training.trainer import TeacherClasses, Training
 from stages.views import fresh_views, seen_size
 
 logger = logging.getLogger(__name__)

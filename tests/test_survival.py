@@ -15,9 +15,10 @@ import pytest
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError, Terminated
-from stages import train_student, trainer
+from stages import train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
+from stages.training import trainer
 from tests.commands import heartcut
 from tests.workspaces import linked_copy
 

@@ -23,8 +23,8 @@ from pipeline.provenance import Json, file_sha256
 from pipeline.runtime.device import Runtime, versions
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.training.evaluation import Evaluation, agreement
-from stages.predictions import write_predictions
-from stages.trainer import Trainer, Training
+from stages.training.predictions import write_predictions
+from stages.training.trainer import Trainer, Training
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from pipeline.training.evaluation import Evaluation, evaluate
 from pipeline.training.learner import EpochSize, Learner, StepRules, Totals
 from pipeline.training.optimisation import make_optimizer, make_schedule
 from pipeline.training.tensorboard_log import events_into
-from stages.clean_images import clean_images, normaliser
-from stages.training_plan import TeacherClasses, Training
+from stages.training.evaluation_images import clean_images, normaliser
+from stages.training.training_plan import TeacherClasses, Training
 
 __all__ = ["TeacherClasses", "Trainer", "Training", "make_learner"]
 

@@ -18,8 +18,8 @@ from pipeline.models.zoo import build
 from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training.evaluation import Evaluation, evaluate
-from stages.clean_images import clean_images, normaliser
 from stages.config.types import TrainingPrecision
+from stages.training.evaluation_images import clean_images, normaliser
 
 logger = logging.getLogger(__name__)
 
