@@ -57,7 +57,7 @@ SingleWriter = Annotated[
 def info(cache: Cache, override: Overrides = None, as_json: AsJson = False) -> None:
     """What a cache was made from, how large it is, and how good its teacher."""
     with one_line_errors(STATE):
-        from stages import cache_info as stage
+        from stages.cache import info as stage
 
         for place in stage.places(cache, override or []):
             typer.echo(stage.info(place, as_json=as_json))
@@ -67,7 +67,7 @@ def info(cache: Cache, override: Overrides = None, as_json: AsJson = False) -> N
 def list_caches(root: Root) -> None:
     """The caches of a folder or bucket, complete or not."""
     with one_line_errors():
-        from stages import cache_info as stage
+        from stages.cache import info as stage
 
         typer.echo(stage.table_of(root))
 
@@ -76,7 +76,7 @@ def list_caches(root: Root) -> None:
 def diff(first: Address, second: Address) -> None:
     """Where two caches differ: what they were made from, images, labels, numbers."""
     with one_line_errors(STATE):
-        from stages import cache_info as stage
+        from stages.cache import info as stage
 
         differences = stage.diff(first, second)
         typer.echo("\n".join(differences) or "the same, to the byte")
@@ -100,7 +100,7 @@ def estimate(
     """How large a cache will be, for every choice of what to keep, and how long it will take."""
     with one_line_errors():
         settings = load(config, override, [])
-        from stages import cache_estimate as stage
+        from stages.cache import estimate as stage
 
         paper = None
         if images is not None:
@@ -134,7 +134,8 @@ def verify(
     """Check a cache: its structure in seconds, every byte, or its numbers against the teacher."""
     fine = True
     with one_line_errors(STATE):
-        from stages import cache_info, cache_verify
+        from stages.cache import info as cache_info
+        from stages.cache import verify as cache_verify
 
         if recompute is None and tolerance is not None:
             raise ConfigError("--tolerance has no effect without --recompute; remove it.")
@@ -166,7 +167,7 @@ def push(
 ) -> None:
     """Copy a complete cache to the team's place; a push that was cut off goes on."""
     with one_line_errors(COMPARED):
-        from stages import cache_copy as stage
+        from stages.cache import copy as stage
 
         for copy in stage.push(cache, root, override or [], single_writer=single_writer):
             typer.echo(copy)
@@ -179,7 +180,7 @@ def pull(
 ) -> None:
     """Copy a complete cache to a folder, or another place; every byte is checked on the way."""
     with one_line_errors(COMPARED):
-        from stages import cache_copy as stage
+        from stages.cache import copy as stage
 
         typer.echo(stage.pull(cache, root))
 
@@ -198,7 +199,7 @@ def gc(
 ) -> None:
     """Tell, or remove, what killed processes left behind in a folder of caches."""
     with one_line_errors():
-        from stages import cache_gc as stage
+        from stages.cache import garbage as stage
 
         typer.echo(
             stage.sweep(

@@ -26,8 +26,8 @@ from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record
 from pipeline.errors import ArtefactMismatch
 from pipeline.training.reliability import reliability
-from stages import cache_info
-from stages.cache_info import CacheInfo
+from stages.cache import info as cache_info
+from stages.cache.info import CacheInfo
 from stages.show_places import kind_of, refusal, require_no_overrides
 from stages.show_records import Histogram, histogram, name_of
 

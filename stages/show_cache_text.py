@@ -6,7 +6,7 @@ from typing import Final
 from rich.console import RenderableType
 from rich.table import Table
 
-from stages.cache_info import lines
+from stages.cache.info import lines
 from stages.show_cache import CacheShown, CachesShown, ViewQuality
 from stages.show_text import (
     bar,

@@ -17,8 +17,8 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
-from stages import cache_verify
-from stages.cache_sizes import CacheSize
+from stages.cache import verify as cache_verify
+from stages.cache.sizes import CacheSize
 from stages.caches import made_cache
 from stages.config.file import with_overrides
 from stages.config.root import CacheTeacherConfig

@@ -51,7 +51,7 @@ from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from pipeline.teacher.caching import cache_views
 from pipeline.teacher.frozen import Teacher, cache_identity, teacher_outputs
-from stages import cache_gc
+from stages.cache import garbage as cache_gc
 from stages.identities import teacher_run_path
 from tests.commands import heartcut
 from tests.servers import BUCKET, s3_environment

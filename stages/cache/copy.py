@@ -5,7 +5,7 @@ from pipeline.artefacts.cache.transfer import copy_cache
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.errors import ConfigError
-from stages.cache_info import configuration, places
+from stages.cache.info import configuration, places
 from stages.caches import cache_place
 
 

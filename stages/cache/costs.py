@@ -20,7 +20,7 @@ from pipeline.methods.label_revision import soft_labels
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.progress import progress
-from stages.cache_sizes import CacheSize
+from stages.cache.sizes import CacheSize
 
 PRODUCTS: Final = 300
 """Hessian products of an influence run over all rows: the l2 path, two heads, their solves."""

@@ -7,9 +7,9 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
-from stages import cache_costs
-from stages.cache_costs import UnitCosts
-from stages.cache_sizes import CacheSize
+from stages.cache import costs as cache_costs
+from stages.cache.costs import UnitCosts
+from stages.cache.sizes import CacheSize
 from stages.config.root import CacheTeacherConfig, Config
 from stages.views import seen_size, view_spec
 

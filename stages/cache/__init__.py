@@ -1,0 +1,1 @@
+"""The commands on caches: info, estimate, verify, copy and collecting garbage."""
