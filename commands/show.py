@@ -34,9 +34,9 @@ def cache(
 ) -> None:
     """What the teacher is: its accuracy in every view, its mistakes, and how sure it is."""
     with one_line_errors():
-        from stages import show_cache as stage
-        from stages.show_cache_text import as_text
-        from stages.show_records import as_json as to_json
+        from stages.show import cache as stage
+        from stages.show.cache_text import as_text
+        from stages.show.records import as_json as to_json
 
         shown = stage.execute(place, override or [])
         typer.echo(to_json(shown) if as_json else as_text(shown))
@@ -53,9 +53,9 @@ def selection(
 ) -> None:
     """What a selection keeps and why, of which classes, and whether to believe its scores."""
     with one_line_errors():
-        from stages import show_selection as stage
-        from stages.show_records import as_json as to_json
-        from stages.show_selection_text import as_text
+        from stages.show import selection as stage
+        from stages.show.records import as_json as to_json
+        from stages.show.selection_text import as_text
 
         shown = stage.execute(table, override or [])
         typer.echo(to_json(shown) if as_json else as_text(shown))
@@ -74,9 +74,9 @@ def run(
 ) -> None:
     """How good runs are, what they cost and how they came there; several, side by side."""
     with one_line_errors():
-        from stages import show_run as stage
-        from stages.show_records import as_json as to_json
-        from stages.show_run_text import as_text
+        from stages.show import run as stage
+        from stages.show.records import as_json as to_json
+        from stages.show.run_text import as_text
 
         shown = stage.execute(places, override or [])
         typer.echo(to_json(shown) if as_json else as_text(shown))
@@ -87,7 +87,7 @@ def runs_folder(config: ConfigFile, override: Overrides = None) -> None:
     """Where the runs of a configuration lie, for `make tensorboard`."""
     with one_line_errors():
         folder = load(config, override, []).runs_folder
-        from stages.show_places import require_runs
+        from stages.show.places import require_runs
 
         require_runs(folder)
         typer.echo(folder)

@@ -21,12 +21,24 @@ from pipeline.artefacts.comparison import ComparisonRecord, Variant
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import COLUMNS, SelectionRecord, SelectionTable, write
-from stages import show_run, show_run_text, show_selection, show_text, train_student
+from stages import train_student
 from stages.caches import made_cache
 from stages.config.file import with_overrides
 from stages.selection import influence
 from stages.selection.wording import warnings_of
-from stages.show_records import as_json
+from stages.show import (
+    run as show_run,
+)
+from stages.show import (
+    run_text as show_run_text,
+)
+from stages.show import (
+    selection as show_selection,
+)
+from stages.show import (
+    text as show_text,
+)
+from stages.show.records import as_json
 from tests.commands import ROOT, heartcut
 from tests.small_caches import sealed_cache, some_samples
 from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, tables_in, tiny_config

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
-from stages.show_run import GroupShown, RunShown, RunsShown, Seeds
-from stages.show_text import curve, decimal, facts_table, percent, plain, rendered, table, with_bars
+from stages.show.run import GroupShown, RunShown, RunsShown, Seeds
+from stages.show.text import curve, decimal, facts_table, percent, plain, rendered, table, with_bars
 
 
 def as_text(shown: RunsShown) -> str:

@@ -28,8 +28,8 @@ from pipeline.errors import ArtefactMismatch
 from pipeline.training.reliability import reliability
 from stages.cache import info as cache_info
 from stages.cache.info import CacheInfo
-from stages.show_places import kind_of, refusal, require_no_overrides
-from stages.show_records import Histogram, histogram, name_of
+from stages.show.places import kind_of, refusal, require_no_overrides
+from stages.show.records import Histogram, histogram, name_of
 
 _BINS: Final = 10
 _WANTED: Final = "a teacher cache"

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pipeline.artefacts.scores import Diagnostics
-from stages.show_selection import Sample, SelectionShown
-from stages.show_text import (
+from stages.show.selection import Sample, SelectionShown
+from stages.show.text import (
     bar,
     decimal,
     facts_table,

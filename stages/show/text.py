@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.artefacts.records import printable
-from stages.show_records import Histogram
+from stages.show.records import Histogram
 
 Facts: TypeAlias = Sequence[tuple[str, str]]
 Cells: TypeAlias = Sequence[str]

@@ -15,8 +15,8 @@ from pipeline.artefacts.records import Record
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.tables import flags
 from stages.selection.wording import rule, sign_of, warnings_of_table
-from stages.show_places import find_table
-from stages.show_records import Histogram, histogram, name_of, number
+from stages.show.places import find_table
+from stages.show.records import Histogram, histogram, name_of, number
 
 SHOWN_SAMPLES: Final = 10
 _BINS: Final = 20

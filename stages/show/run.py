@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.sweep_statistics import spread
 from stages.config.file import load_config
 from stages.run_groups import Group, grouped, is_student, told_apart
-from stages.show_places import ABOUT_RUNS, RUNS, refusal
+from stages.show.places import ABOUT_RUNS, RUNS, refusal
 
 NUMBERS: Final = (
     "held_out_accuracy_last",

@@ -7,8 +7,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from stages.cache.info import lines
-from stages.show_cache import CacheShown, CachesShown, ViewQuality
-from stages.show_text import (
+from stages.show.cache import CacheShown, CachesShown, ViewQuality
+from stages.show.text import (
     bar,
     facts_table,
     histogram_table,

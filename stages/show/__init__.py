@@ -1,0 +1,1 @@
+"""The wing of show: what an artefact is like, as a record and as text."""
