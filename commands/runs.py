@@ -89,7 +89,7 @@ def report(
     """
     with one_line_errors():
         refuse_ranks("report")
-        from stages import report as stage
+        from stages.report import write as stage
 
         settings = stage.ReportSettings(
             output=output,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.report.charts import COLOURS, INK, Curve, drawing, line_chart, svg
 from pipeline.sweep_statistics import Difference
+from stages.report.svg_charts import COLOURS, INK, Curve, drawing, line_chart, svg
 from studies.store import ROOT, epochs_of_study, is_begun, runs_of
 from studies.tables import FEWEST_SEEDS, STUDENTS, difference, method_of, of_point, points_of
 

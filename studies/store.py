@@ -24,7 +24,7 @@ from pipeline.artefacts.sweep import OK, sweep_folder
 from stages.config.file import load_config
 from stages.config.root import Config
 from stages.config.sweep import SweepConfig
-from stages.report_teacher import teacher_of
+from stages.report.teacher import teacher_of
 from stages.sweep_points import settings_id, sweep_points
 
 ROOT = Path(__file__).parents[1]

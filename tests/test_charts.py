@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from pipeline.report.charts import Curve, histogram, line_chart
+from stages.report.svg_charts import Curve, histogram, line_chart
 
 
 def curve(name: str) -> Curve:

@@ -16,17 +16,18 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
-from pipeline.report.page import Page, render
 from pipeline.sweep_statistics import t_quantile
-from stages import compare, report, sweep, train_student
+from stages import compare, sweep, train_student
 from stages.config.file import with_overrides
 from stages.config.root import CompareConfig, Config
 from stages.config.sweep import SweepConfig
-from stages.report import ReportSettings
-from stages.report_charts import answers_section, drawn, influence_chart, on_test
-from stages.report_samples import explorer
-from stages.report_tables import comparison_section, references
-from stages.report_teacher import teacher_of
+from stages.report import write as report
+from stages.report.charts import answers_section, drawn, influence_chart, on_test
+from stages.report.page import Page, render
+from stages.report.samples import explorer
+from stages.report.tables import comparison_section, references
+from stages.report.teacher import teacher_of
+from stages.report.write import ReportSettings
 from stages.run_groups import find_runs
 from tests.browser import Visit, chromium
 from tests.image_folders import textures

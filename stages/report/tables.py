@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from pipeline.artefacts.run import Run
-from pipeline.report.page import Section, Table
 from pipeline.sweep_statistics import paired_difference, spread
-from stages.report_teacher import TeacherFacts
+from stages.report.page import Section, Table
+from stages.report.teacher import TeacherFacts
 from stages.run_groups import Group, soft_labels_of
 from stages.sweep_report import duration
 

@@ -12,18 +12,12 @@ from pipeline.artefacts.run import METRICS, Run, read_metrics
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.tables import flags
 from pipeline.errors import ArtefactMismatch
-from pipeline.report.charts import (
-    Curve,
-    class_chart,
-    histogram,
-    line_chart,
-    reliability_chart,
-)
-from pipeline.report.page import Chart, Section
 from pipeline.runtime.progress import progress
 from pipeline.training.reliability import Reliability, reliability
-from stages.report_samples import SCORE
-from stages.report_teacher import Answers
+from stages.report.page import Chart, Section
+from stages.report.samples import SCORE
+from stages.report.svg_charts import Curve, class_chart, histogram, line_chart, reliability_chart
+from stages.report.teacher import Answers
 from stages.run_groups import Group
 from stages.training.predictions import open_predictions
 

@@ -16,18 +16,12 @@ from pipeline.artefacts.selection import SelectionTable, read_selection_record
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
-from pipeline.report.page import Page, Section, render
 from pipeline.words import counted
-from stages.report_charts import (
-    answers_section,
-    drawn,
-    influence_chart,
-    on_test,
-    training_section,
-)
-from stages.report_samples import SCORE, explorer
-from stages.report_tables import comparison_section, cost_section, of_ids, references
-from stages.report_teacher import TeacherFacts, teacher_of
+from stages.report.charts import answers_section, drawn, influence_chart, on_test, training_section
+from stages.report.page import Page, Section, render
+from stages.report.samples import SCORE, explorer
+from stages.report.tables import comparison_section, cost_section, of_ids, references
+from stages.report.teacher import TeacherFacts, teacher_of
 from stages.run_groups import Group, Runs, find_runs, selection_path_of
 from stages.selection.wording import warnings_of_table
 

@@ -17,8 +17,8 @@ from pipeline.data.loaders import CLEAN, BatchLoader
 from pipeline.data.view_specs import views_from_json
 from pipeline.methods.sparse_labels import unpack
 from pipeline.provenance import Json
-from pipeline.report.thumbnails import data_uri
-from stages.report_teacher import TeacherFacts
+from stages.report.teacher import TeacherFacts
+from stages.report.thumbnails import data_uri
 
 _BARS = 3
 """Classes shown of a distribution, beside the label."""
