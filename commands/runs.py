@@ -48,16 +48,16 @@ def sweep(
     with one_line_errors():
         refuse_ranks("sweep")
         settings = load(config, override, [])
-        from stages.sweep_tasks import Part
+        from stages.sweep.tasks import Part
 
         part = Part(points=tuple(point or ()), seeds=tuple(seed or ()))
         if dry_run:
-            from stages import sweep_preview
+            from stages.sweep import preview as sweep_preview
 
             typer.echo(sweep_preview.execute(settings, part))
             return
-        from stages import sweep as stage
-        from stages.sweep_report import as_markdown
+        from stages.sweep import run as stage
+        from stages.sweep.report import as_markdown
 
         done = stage.execute(settings, part)
         typer.echo(as_markdown(done))

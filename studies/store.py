@@ -25,7 +25,7 @@ from stages.config.file import load_config
 from stages.config.root import Config
 from stages.config.sweep import SweepConfig
 from stages.report.teacher import teacher_of
-from stages.sweep_points import settings_id, sweep_points
+from stages.sweep.points import settings_id, sweep_points
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "results" / "study"

@@ -8,7 +8,7 @@ from pipeline.models.zoo import build
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.config.file import load_config, with_overrides
 from stages.config.root import Config
-from stages.sweep_points import baseline_of, sweep_points
+from stages.sweep.points import baseline_of, sweep_points
 from tests.image_folders import save_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"

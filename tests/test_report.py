@@ -17,7 +17,7 @@ from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
 from pipeline.sweep_statistics import t_quantile
-from stages import compare, sweep, train_student
+from stages import compare, train_student
 from stages.config.file import with_overrides
 from stages.config.root import CompareConfig, Config
 from stages.config.sweep import SweepConfig
@@ -29,6 +29,7 @@ from stages.report.tables import comparison_section, references
 from stages.report.teacher import teacher_of
 from stages.report.write import ReportSettings
 from stages.run_groups import find_runs
+from stages.sweep import run as sweep
 from tests.browser import Visit, chromium
 from tests.image_folders import textures
 from tests.workspaces import linked_copy

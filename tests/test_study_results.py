@@ -10,11 +10,11 @@ import scipy.stats
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
-from stages import sweep
 from stages.config.file import config_from_tree
 from stages.config.root import Config
 from stages.config.sweep import SweepConfig
-from stages.sweep_tasks import Part
+from stages.sweep import run as sweep
+from stages.sweep.tasks import Part
 from studies import figures, results, store, tables
 from tests.documentation import ROOT, cells_of
 

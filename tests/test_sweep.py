@@ -22,13 +22,16 @@ from pipeline.artefacts.publishing import publish_json
 from pipeline.artefacts.run import RESULT, WEIGHTS, Run, run_id
 from pipeline.artefacts.sweep import ACCURACIES, OK, SweepRow, sweep_folder
 from pipeline.errors import ArtefactMismatch, ConfigError, PipelineError, Terminated
-from stages import select, sweep, sweep_preview, sweep_runs
+from stages import select
 from stages.config.file import config_from_tree, with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
-from stages.sweep_report import as_markdown, duration
-from stages.sweep_results import Sweep, seconds_left
-from stages.sweep_tasks import Part
+from stages.sweep import preview as sweep_preview
+from stages.sweep import run as sweep
+from stages.sweep import students as sweep_runs
+from stages.sweep.report import as_markdown, duration
+from stages.sweep.results import Sweep, seconds_left
+from stages.sweep.tasks import Part
 from tests.commands import heartcut
 from tests.workspaces import replace_bytes, snapshot
 

@@ -12,8 +12,8 @@ import pytest
 from pipeline.artefacts.sweep import FAILED, OK, SweepRow, sweep_folder
 from pipeline.artefacts.sweep_record import SweepRecord
 from stages.config.file import config_from_tree, load_config
-from stages.sweep_points import baseline_of, sweep_points
-from stages.sweep_results import statistics
+from stages.sweep.points import baseline_of, sweep_points
+from stages.sweep.results import statistics
 from tests.commands import ROOT, heartcut
 
 PAGE = (ROOT / "docs" / "sweeps.md").read_text()

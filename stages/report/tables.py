@@ -9,7 +9,7 @@ from pipeline.sweep_statistics import paired_difference, spread
 from stages.report.page import Section, Table
 from stages.report.teacher import TeacherFacts
 from stages.run_groups import Group, soft_labels_of
-from stages.sweep_report import duration
+from stages.sweep.report import duration
 
 _ACCURACIES = {
     "test": "test_accuracy",

@@ -12,11 +12,11 @@ from pipeline.artefacts.sweep import OK, SweepFolder, SweepRow, sweep_folder
 from pipeline.artefacts.sweep_record import SweepRecord
 from stages import prepare
 from stages.config.root import Config
-from stages.sweep_points import Point, baseline_of, sweep_points
-from stages.sweep_report import describe, duration
-from stages.sweep_results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics
-from stages.sweep_runs import Students
-from stages.sweep_tasks import EVERYTHING, Failure, Part, Task, known_rows, tasks_of
+from stages.sweep.points import Point, baseline_of, sweep_points
+from stages.sweep.report import describe, duration
+from stages.sweep.results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics
+from stages.sweep.students import Students
+from stages.sweep.tasks import EVERYTHING, Failure, Part, Task, known_rows, tasks_of
 
 logger = logging.getLogger(__name__)
 

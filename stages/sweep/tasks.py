@@ -8,7 +8,7 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRow
 from pipeline.errors import ConfigError
 from stages.config.root import Config
-from stages.sweep_points import Point, settings_id, with_seed
+from stages.sweep.points import Point, settings_id, with_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pipeline.artefacts.run import Run
 from pipeline.errors import PipelineError, Terminated
 from stages import cache_teacher, select, train_student, train_teacher
 from stages.config.root import Config
-from stages.sweep_tasks import Failure
+from stages.sweep.tasks import Failure
 
 T = TypeVar("T")
 _TELL_TEST_ACCURACY = ("stages.train_student", "stages.training.run")

@@ -11,7 +11,7 @@ from pipeline.artefacts.sweep import ACCURACIES, FAILED, OK, SweepFolder, SweepR
 from pipeline.artefacts.sweep_record import Chosen, Gain, Measured, PointResult, SweepRecord
 from pipeline.sweep_statistics import Difference, Spread, paired_difference, spread
 from stages.config.sweep import Metric
-from stages.sweep_points import Point
+from stages.sweep.points import Point
 
 COLUMN_OF: Final[dict[Metric, str]] = {
     "mean-of-last": "held_out_mean_of_last",

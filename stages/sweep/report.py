@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline.artefacts.sweep import FAILED, SweepRow
 from pipeline.artefacts.sweep_record import Gain, PointResult
 from pipeline.sweep_statistics import Difference
-from stages.sweep_results import Sweep, difference, statistics
+from stages.sweep.results import Sweep, difference, statistics
 
 _TITLES = {
     "held_out_mean_of_last": "mean of last",

@@ -4,10 +4,10 @@ from collections import Counter
 
 from pipeline.artefacts.sweep import FAILED, OK, sweep_folder
 from stages.config.root import Config
-from stages.sweep_points import baseline_of, sweep_points
-from stages.sweep_report import as_table, duration
-from stages.sweep_results import seconds_left
-from stages.sweep_tasks import EVERYTHING, Part, known_rows, tasks_of
+from stages.sweep.points import baseline_of, sweep_points
+from stages.sweep.report import as_table, duration
+from stages.sweep.results import seconds_left
+from stages.sweep.tasks import EVERYTHING, Part, known_rows, tasks_of
 
 
 def execute(config: Config, part: Part = EVERYTHING) -> str:
