@@ -3,9 +3,9 @@
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from benchmarks.study.networks import SIGMA, Blur
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
-from studies.networks import SIGMA, Blur
 
 
 def test_it_is_the_blur_of_torchvision():
@@ -15,7 +15,7 @@ def test_it_is_the_blur_of_torchvision():
 
 
 def test_the_network_is_built_by_its_name():
-    model = build("studies.networks:blurred_resnet20a", num_classes=10)
+    model = build("benchmarks.study.networks:blurred_resnet20a", num_classes=10)
     require_image_size(model, (32, 32))
     assert model.head.out_features == 10
     assert model.head.in_features == 64

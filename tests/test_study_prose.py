@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from studies import differences, store
-from studies.tables import STUDENTS
+from benchmarks.study import differences, store
+from benchmarks.study.tables import STUDENTS
 from tests.documentation import ROOT, cells_of
 
 FEWEST = {"docs/results/study.md": 30, "docs/faq.md": 10}

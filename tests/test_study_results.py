@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from benchmarks.study import figures, results, store, tables
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from stages.config.file import config_from_tree
@@ -15,7 +16,6 @@ from stages.config.root import Config
 from stages.config.sweep import SweepConfig
 from stages.sweep import run as sweep
 from stages.sweep.tasks import Part
-from studies import figures, results, store, tables
 from tests.documentation import ROOT, cells_of
 
 STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if "." not in path.stem]
@@ -25,7 +25,7 @@ NUMBER = re.compile(r"\d+\.\d")
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
 def test_the_tables_are_those_of_the_stored_results(page):
     text = page.read_text()
-    assert results.rendered(text) == text, "run `python -m studies.results render`"
+    assert results.rendered(text) == text, "run `python -m benchmarks.study.results render`"
 
 
 def test_readme_and_site_begin_with_stored_results_and_have_no_other_table_of_numbers():
@@ -180,7 +180,7 @@ def test_the_figures_are_those_of_the_stored_results():
         path = figures.FOLDER / f"study-{name}.svg"
         assert path.exists() == (chart is not None), path
         if chart is not None:
-            assert path.read_text() == chart, "run `python -m studies.results render`"
+            assert path.read_text() == chart, "run `python -m benchmarks.study.results render`"
             assert path.name in results.PAGES[0].read_text(), "the page shows it"
 
 

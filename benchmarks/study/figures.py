@@ -6,10 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from benchmarks.study.store import ROOT, epochs_of_study, is_begun, runs_of
+from benchmarks.study.tables import (
+    FEWEST_SEEDS,
+    STUDENTS,
+    difference,
+    method_of,
+    of_point,
+    points_of,
+)
 from pipeline.sweep_statistics import Difference
 from stages.report.svg_charts import COLOURS, INK, Curve, drawing, line_chart, svg
-from studies.store import ROOT, epochs_of_study, is_begun, runs_of
-from studies.tables import FEWEST_SEEDS, STUDENTS, difference, method_of, of_point, points_of
 
 FOLDER = ROOT / "docs" / "images"
 FEWEST_TEACHERS = 3

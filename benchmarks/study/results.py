@@ -1,25 +1,33 @@
 """The results of the study: kept as parquet, shown in tables and figures of its pages.
 
-python -m studies.results collect WORKSPACE    # add runs of configs/studies to what is kept
-python -m studies.results left                 # points and seeds of which nothing is kept
-python -m studies.results render               # parquet -> the tables and figures of the pages
+python -m benchmarks.study.results collect WORKSPACE  # add runs of configs/studies
+python -m benchmarks.study.results left               # points and seeds without a kept run
+python -m benchmarks.study.results render             # parquet -> tables and figures of the pages
 """
 
 import sys
 from functools import partial
 from pathlib import Path
 
-from studies.differences import DIFFERENCES, differences
-from studies.figures import draw
-from studies.store import ROOT, collect, left, studies
-from studies.tables import HEADLINE, MACHINES, PROCESSORS, headline, machines, processors, table
+from benchmarks.study.differences import DIFFERENCES, differences
+from benchmarks.study.figures import draw
+from benchmarks.study.store import ROOT, collect, left, studies
+from benchmarks.study.tables import (
+    HEADLINE,
+    MACHINES,
+    PROCESSORS,
+    headline,
+    machines,
+    processors,
+    table,
+)
 
 PAGES = (
     ROOT / "docs" / "results" / "study.md",
     ROOT / "docs" / "index.md",
     ROOT / "README.md",
 )
-BEGIN, END = "<!-- table of {name}: studies/results.py -->", "<!-- end of table -->"
+BEGIN, END = "<!-- table of {name}: benchmarks/study/results.py -->", "<!-- end of table -->"
 
 
 def rendered(page: str) -> str:

@@ -27,7 +27,7 @@ from stages.config.sweep import SweepConfig
 from stages.report.teacher import teacher_of
 from stages.sweep.points import settings_id, sweep_points
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs" / "results" / "study"
 FIELDS = (
     "test_accuracy",

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from functools import cache
 
-from studies.store import runs_of, sweep_of, teacher_of_point
-from studies.tables import STUDENTS, TEST, gain, of_point, table_of
+from benchmarks.study.store import runs_of, sweep_of, teacher_of_point
+from benchmarks.study.tables import STUDENTS, TEST, gain, of_point, table_of
 
 DIFFERENCES = "differences"
 """The name of the table on a page."""

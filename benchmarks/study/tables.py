@@ -5,8 +5,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
-from pipeline.sweep_statistics import Difference, paired_difference, spread
-from studies.store import (
+from benchmarks.study.store import (
     KEY,
     TIMED,
     epochs_of_study,
@@ -18,6 +17,7 @@ from studies.store import (
     sweep_of,
     teacher_of_point,
 )
+from pipeline.sweep_statistics import Difference, paired_difference, spread
 
 Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 
