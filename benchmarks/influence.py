@@ -34,8 +34,7 @@ from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import heldout_gradient, score_rows
 from pipeline.methods.head.preconditioner import Preconditioner
 from pipeline.methods.head.problem import HeadProblem, Linearisation
-from pipeline.methods.head.solver import fit, solve
-from pipeline.methods.head.solver_precision import least_gradient, least_residual, with_precision
+from pipeline.methods.head.solver import fit, least_gradient, least_residual, solve, with_precision
 from pipeline.runtime.device import versions
 
 L2 = 1e-4

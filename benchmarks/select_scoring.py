@@ -30,9 +30,8 @@ from _head_data import FeatureRows, LabelRows, Synthetic, synthetic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.influence.inputs import Target, Targets
+from pipeline.influence.inputs import InfluenceSettings, ScoredRows, Target, Targets
 from pipeline.influence.scoring import score_influence
-from pipeline.influence.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.runtime.device import num_cores, versions
 
 RATIO = 3.0

@@ -5,11 +5,10 @@ from typing import Literal
 
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.repair_record import RepairIdentity
 from pipeline.artefacts.run import Inputs, run_id, run_path
 from pipeline.artefacts.scores import ScoreIdentity
 from pipeline.artefacts.selection import SelectionIdentity
-from pipeline.artefacts.soft_labels import SoftLabelIdentity
+from pipeline.artefacts.soft_labels import RepairIdentity, SoftLabelIdentity
 from pipeline.errors import ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime.device import resolve_runtime

@@ -12,13 +12,12 @@ import PIL
 from numpy.typing import NDArray
 
 from pipeline.artefacts import dataset as dataset_format
-from pipeline.artefacts.dataset import Dataset, Samples
-from pipeline.artefacts.dataset_record import DatasetRecord, read_record, write_record
+from pipeline.artefacts.dataset import Dataset, DatasetRecord, Samples, read_record, write_record
 from pipeline.artefacts.publishing import publishing_folder
 from pipeline.data import betons, sources
+from pipeline.data.betons import Storage
 from pipeline.data.reading import ReadSplit, by_pixels, read_split, second_reading, statistics
 from pipeline.data.sources import Source, Split
-from pipeline.data.storage import Storage
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import array_sha256, identity, short
 from stages.config.root import Config, PrepareConfig

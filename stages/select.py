@@ -17,7 +17,6 @@ from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.repair_record import RepairReport
 from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import (
     SelectionIdentity,
@@ -25,7 +24,7 @@ from pipeline.artefacts.selection import (
     SelectionTable,
     require_same_selection,
 )
-from pipeline.artefacts.soft_labels import SoftLabels
+from pipeline.artefacts.soft_labels import RepairReport, SoftLabels
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.influence.repair import TeacherRows, repair_head
 from pipeline.methods.data_selection import Selection
@@ -36,10 +35,9 @@ from pipeline.runtime.shared_files import is_missing, write_once
 from stages.caches import find_cache
 from stages.config.root import Config
 from stages.identities import selection_identity, soft_label_identity
-from stages.selection.columns import Clean, table_columns
+from stages.selection.columns import Clean, choose, table_columns
 from stages.selection.influence import open_scores
 from stages.selection.revise import revise_views
-from stages.selection.select_rows import choose
 from stages.selection.wording import doubts_of
 
 logger = logging.getLogger(__name__)

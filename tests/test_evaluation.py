@@ -10,8 +10,13 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
 from pipeline.models.zoo import build
 from pipeline.runtime.device import Runtime
-from pipeline.training.evaluation import agreement, calibration_error, evaluate, evaluate_logits
-from pipeline.training.reliability import CALIBRATION_BINS
+from pipeline.training.evaluation import (
+    CALIBRATION_BINS,
+    agreement,
+    calibration_error,
+    evaluate,
+    evaluate_logits,
+)
 from tests.strategies import logit_batches
 
 FP32 = Runtime(device=torch.device("cpu"), precision="fp32")

@@ -18,7 +18,6 @@ import pytest
 from pipeline.artefacts import scores as score_format
 from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts import soft_labels as soft_format
-from pipeline.artefacts.repair_record import HeadQuality, RepairIdentity, RepairReport
 from pipeline.artefacts.scores import (
     Diagnostics,
     ScoreIdentity,
@@ -27,7 +26,13 @@ from pipeline.artefacts.scores import (
     SolveRecord,
 )
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
-from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
+from pipeline.artefacts.soft_labels import (
+    HeadQuality,
+    RepairIdentity,
+    RepairReport,
+    SoftLabelIdentity,
+    SoftLabels,
+)
 from pipeline.methods.sparse_labels import packed_width
 from tests.test_golden import GOLDEN, digests, files, formula, labels
 from tests.workspaces import read_or_refusal

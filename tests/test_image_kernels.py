@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import image_kernels
-from pipeline.data.betons import Jpeg
+from pipeline.data.betons import Jpeg, Storage, decode
 from pipeline.data.ffcv_compat import JPEG_MODE
 from pipeline.data.image_kernels import resize_crop
-from pipeline.data.storage import Storage, decode
 from tests.image_folders import photographs
 
 

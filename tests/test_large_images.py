@@ -12,10 +12,9 @@ from PIL import Image
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data import image_kernels
-from pipeline.data.betons import Jpeg
+from pipeline.data.betons import Jpeg, decode
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.resized_crops import ResizedCropSpec, crop_boxes
-from pipeline.data.storage import decode
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import pixel_key, sample_key

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pipeline.influence.cross_fit import cross_fit
-from pipeline.influence.inputs import Target, Targets
+from pipeline.influence.inputs import InfluenceSettings, ScoredRows, Target, Targets
 from pipeline.influence.scoring import score_influence
-from pipeline.influence.scoring_inputs import InfluenceSettings, ScoredRows
 from pipeline.methods.head.data import principal_components
 from pipeline.methods.head.difficulty import score_difficulty
 from pipeline.methods.head.ekfac import ekfac

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.artefacts.repair_record import HeadQuality, RepairIdentity, RepairReport
-from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels, write
+from pipeline.artefacts.soft_labels import (
+    HeadQuality,
+    RepairIdentity,
+    RepairReport,
+    SoftLabelIdentity,
+    SoftLabels,
+    write,
+)
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
 from tests.workspaces import flipped, read_or_refusal

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.artefacts import training_state
-from pipeline.artefacts.training_state import read_state, write_state
+from pipeline.artefacts import unfinished_run as training_state
+from pipeline.artefacts.unfinished_run import read_state, write_state
 from pipeline.errors import ArtefactMismatch
 from tests.learners import optimizer_of, schedule_of
 from tests.workspaces import flip_byte

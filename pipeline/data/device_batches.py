@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.batches import Batch
-from pipeline.data.supervision import Supervision
+from pipeline.data.supervision import Batch, Supervision
 
 MOST_OF_FREE_MEMORY: Final = 0.25
 """The rest is the network's."""

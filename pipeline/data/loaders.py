@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
-from pipeline.data.batches import Batch
 from pipeline.data.device_batches import ResidentTables, fits, on_device
 from pipeline.data.ffcv_compat import (
     IntDecoder,
@@ -29,7 +28,7 @@ from pipeline.data.ffcv_compat import (
 from pipeline.data.ffcv_epochs import EndingEpoch
 from pipeline.data.gather_operations import Flags, Gather
 from pipeline.data.replay_operations import ShownViews, shown_views
-from pipeline.data.supervision import Supervision, gathers, require_fitting
+from pipeline.data.supervision import Batch, Supervision, gathers, require_fitting
 from pipeline.data.view_specs import Views, views_of_epoch
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch

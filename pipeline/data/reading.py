@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import Samples
-from pipeline.data.betons import Jpeg, StoredImage, fits
+from pipeline.data.betons import Jpeg, Storage, StoredImage, fits
 from pipeline.data.image_files import UnreadableImage
 from pipeline.data.sources import Split
-from pipeline.data.storage import Storage
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import pixel_key
 from pipeline.runtime.device import num_cores

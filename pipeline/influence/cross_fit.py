@@ -2,7 +2,7 @@
 
 The training rows are cut into folds; head f is fitted to the labels of all folds but f and predicts
 the rows of fold f. What is no training row, such as a held-out row, has fold -1 and is predicted by
-a head of all training rows.
+a head of all training rows. Likely label errors are found with these heads.
 
 Shapes: N samples, F folds, K views, C classes, D features.
 """
@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.methods.head.data import Rows
+from pipeline.influence.inputs import ScoredRows
+from pipeline.methods.head.data import Rows, read_rows, runs
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input
-from pipeline.methods.head.solver import HeadFit, NotConverged, fit
-from pipeline.methods.head.solver_precision import least_gradient, with_precision
+from pipeline.methods.head.solver import HeadFit, NotConverged, fit, least_gradient, with_precision
+from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.methods.rank_sums import agreed
 from pipeline.runtime.ranks import ALONE, Ranks
 
@@ -203,3 +206,32 @@ def _finite(loss: float, *, l2: float) -> float:
 def _has_risen(losses: list[float]) -> bool:
     """The last two are each above the one before."""
     return len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]
+
+
+def issue_columns(rows: ScoredRows, *, l2: float) -> dict[str, NDArray[np.generic]]:
+    """Confident learning on cross-fitted probabilities: columns of `artefacts.scores`, (N,)."""
+    folds, ranks = rows.folds, rows.ranks
+    assert folds is not None, "there are some where issues are asked for"
+    heads = cross_fit(
+        rows.clean,
+        rows.labels,
+        folds=folds,
+        l2=l2,
+        start=rows.start,
+        ranks=ranks,
+    )
+
+    def probs_of(part: slice) -> Tensor:
+        return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)
+
+    # Twice, because the probabilities of all rows may be more than fits into memory.
+    parts = [(part, rows.labels[part]) for part in runs(ranks.part(len(rows.labels)), size=_ROWS)]
+    probs = [probs_of(part).gather(1, labels[:, None]).squeeze(1) for part, labels in parts]
+    own = ranks.gathered(torch.cat([torch.zeros(0), *probs]))
+    usual = confident_thresholds(own, rows.labels, num_classes=len(rows.start))
+    found = [label_issues(probs_of(part), labels, thresholds=usual) for part, labels in parts]
+    issues = torch.cat([torch.zeros(0, dtype=torch.bool), *found]).byte()
+    return {
+        "label_issue": ranks.gathered(issues).bool().numpy(),
+        "p_refit": own.numpy(),
+    }

@@ -1,10 +1,13 @@
-"""Whose loss influence predicts: rows that the refitted head has not seen.
+"""Inputs of influence: the samples to score, the solver's settings, and the target.
 
-Shapes: M samples of the target, N samples that are scored, G groups, D features, C classes.
+The target is the loss that influence predicts, on rows that the refitted head has not seen.
+
+Shapes: N scored samples, M samples of the target, G groups, K views, D features, C classes.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +23,8 @@ from pipeline.methods.head.influence import heldout_gradient
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input
 from pipeline.runtime.ranks import ALONE, Ranks
+
+Solver: TypeAlias = Literal["exact", "ekfac"]
 
 _ROWS = 16_384
 
@@ -104,3 +109,40 @@ class Targets:
         for fold in range(int(self.folds.max()) + 1):
             own = self.folds == fold
             yield (~own).nonzero().squeeze(1), self.target.part(own.nonzero().squeeze(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceSettings:
+    """How influence is predicted; `stages.config.root.InfluenceConfig` tells what each one is."""
+
+    l2: float | None
+    kd_weight: float
+    temperature: float
+    distilled: float
+    rounds: int
+    hessian_subsample: int | None
+    solver: Solver
+    label_issues: bool
+    diagnostics: bool
+    param_change: bool
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredRows:
+    """The training rows of a cache."""
+
+    features: Rows
+    """(K, N, D)"""
+    soft_labels: Rows
+    """(K, N, C)"""
+    labels: Tensor
+    """(N,) int64"""
+    start: Tensor
+    """A head to begin at, (C, D + 1)."""
+    clean: Rows
+    """Features of the clean view, (1, N, D)."""
+    folds: Tensor | None
+    """Of heads that are to predict rows that they have not seen, (N,) int64; None: none are."""
+    ranks: Ranks = ALONE
+    """Each reads a part of the rows; every one has the scores of all."""

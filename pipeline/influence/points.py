@@ -4,30 +4,30 @@ Shapes: N samples, C classes, D features.
 """
 
 import logging
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from pipeline.artefacts.scores import SolveRecord
 from pipeline.errors import PipelineError
-from pipeline.influence.inputs import Target
+from pipeline.influence.inputs import Solver, Target
 from pipeline.methods.head.conjugate_gradients import HeadSolution
 from pipeline.methods.head.ekfac import Ekfac, ekfac
-from pipeline.methods.head.influence import HeadScores, score_rows, sum_rule_error
+from pipeline.methods.head.influence import HeadScores, RowScores, score_rows, sum_rule_error
 from pipeline.methods.head.preconditioner import Preconditioner
 from pipeline.methods.head.problem import HeadProblem, Linearisation, centred
-from pipeline.methods.head.solver import NotConverged, fit, solve
-from pipeline.methods.head.solver_precision import (
+from pipeline.methods.head.solver import (
+    NotConverged,
     describe_precision,
+    fit,
     least_gradient,
     least_residual,
+    solve,
 )
 
 logger = logging.getLogger(__name__)
-
-Solver = Literal["exact", "ekfac"]
 
 _GROUP_RTOL: Final = 1e-2  # a standard error needs two digits
 
@@ -140,3 +140,43 @@ def _tell(record: SolveRecord) -> None:
         record.iterations,
         record.residual,
     )
+
+
+@dataclass(kw_only=True)
+class ScoreSums:
+    """A score of every row, averaged over the targets that it is held against."""
+
+    means: list[Tensor] = field(default_factory=list)
+    stds: list[Tensor] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+
+    def add(self, scores: RowScores | None, positions: Tensor, num_rows: int) -> None:
+        if scores is None:
+            return
+        self.means.append(placed(scores.mean, positions, num_rows))
+        self.stds.append(placed(scores.std, positions, num_rows))
+        if scores.error is not None:
+            self.errors.append(placed(scores.error, positions, num_rows))
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.stack(self.means).nanmean(dim=0)
+
+    @property
+    def std(self) -> Tensor:
+        return torch.stack(self.stds).nanmean(dim=0)
+
+    @property
+    def error(self) -> Tensor:
+        """Within one target, of its groups; over several, of the mean of independent targets."""
+        if not self.errors:
+            return torch.full_like(self.means[0], torch.nan)
+        squares = torch.stack(self.errors).square()
+        counts = (~squares.isnan()).sum(dim=0)
+        return squares.nansum(dim=0).sqrt() / counts
+
+
+def placed(values: Tensor, positions: Tensor, num_rows: int) -> Tensor:
+    out = torch.full((num_rows,), torch.nan, dtype=torch.float64)
+    out[positions] = values.cpu()
+    return out

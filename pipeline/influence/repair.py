@@ -21,7 +21,7 @@ from pipeline.artefacts.cache.hydration import HydratedCache, LogitBlock
 from pipeline.artefacts.cache.join import Joined
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.repair_record import HeadQuality, RepairReport
+from pipeline.artefacts.soft_labels import HeadQuality, RepairReport
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.influence.cross_fit import CrossFit, L2Choice, choose_l2, cross_fit
 from pipeline.methods.folds import stratified_folds, stratified_parts

@@ -20,20 +20,16 @@ from torch import Tensor
 
 from pipeline.artefacts.scores import TRUSTED_SHARE, SolveRecord
 from pipeline.errors import PipelineError
-from pipeline.influence.cross_fit import choose_l2, simplest_within_error
-from pipeline.influence.inputs import Target, Targets
-from pipeline.influence.issue_columns import issue_columns
-from pipeline.influence.points import Point, score_point
-from pipeline.influence.score_sums import ScoreSums, placed
-from pipeline.influence.scoring_inputs import InfluenceSettings, ScoredRows
+from pipeline.influence.cross_fit import choose_l2, issue_columns, simplest_within_error
+from pipeline.influence.inputs import InfluenceSettings, ScoredRows, Target, Targets
+from pipeline.influence.points import Point, ScoreSums, placed, score_point
 from pipeline.methods.head.difficulty import score_difficulty
 from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import score_added
 from pipeline.methods.head.parameter_change import undistil_order
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.set_effects import undistil_effect
-from pipeline.methods.head.solver import NotConverged, fit
-from pipeline.methods.head.solver_precision import least_gradient, with_precision
+from pipeline.methods.head.solver import NotConverged, fit, least_gradient, with_precision
 from pipeline.methods.rank_sums import agreed
 from pipeline.runtime.progress import Progress, progress
 

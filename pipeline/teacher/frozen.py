@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from pipeline.artefacts.cache.record import CacheIdentity
 from pipeline.artefacts.dataset import Beton
-from pipeline.data.batches import Batch
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.supervision import Batch
 from pipeline.data.view_specs import Views
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime

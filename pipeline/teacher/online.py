@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from pipeline.data.batches import Batch
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.supervision import Batch
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.runtime.device import Runtime

@@ -1,17 +1,58 @@
-"""How good a network is: accuracy, loss, calibration, agreement with the teacher."""
+"""Quality of a network: accuracy, loss, calibration by confidence, agreement with the teacher."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.batches import Batch
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.supervision import Batch
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.training.reliability import reliability
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Equal bins of confidence, (B,) each; means of an empty bin are NaN."""
+
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    """Mean of the samples in the bin."""
+    accuracy: NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error, in [0, 1].
+
+        sum_b (n_b / N) |accuracy_b - confidence_b|          (Guo et al. 2017, arXiv:1706.04599)
+        """
+        seen = self.counts > 0
+        gaps = np.abs(self.accuracy[seen] - self.confidence[seen])
+        return float((self.counts[seen] * gaps).sum() / self.counts.sum())
+
+
+def reliability(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> Reliability:
+    """Bins (b / B, (b + 1) / B] of the confidence, as `evaluation.calibration_error` has them.
+
+    Args:
+        confidence: probability of the predicted class, (N,).
+        correct: whether that is the label, (N,).
+    """
+    exact = confidence.astype(np.float64)
+    bins = np.clip(np.ceil(exact * CALIBRATION_BINS).astype(int), 1, CALIBRATION_BINS) - 1
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    with np.errstate(invalid="ignore"):
+        return Reliability(
+            counts=counts,
+            confidence=np.bincount(bins, exact, CALIBRATION_BINS) / counts,
+            accuracy=np.bincount(bins, correct, CALIBRATION_BINS) / counts,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

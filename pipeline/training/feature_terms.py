@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.batches import Batch
+from pipeline.data.supervision import Batch
 from pipeline.methods.contrastive_distillation import ContrastiveDistillation
 from pipeline.methods.feature_distillation import (
     cc_loss,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.data.batches import Batch
+from pipeline.data.supervision import Batch
 from pipeline.methods.precision import at_least_float32
 from pipeline.models.headed_network import HeadedNetwork
 from pipeline.models.networks.classifier import Classifier

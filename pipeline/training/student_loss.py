@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.batches import Batch
+from pipeline.data.supervision import Batch
 from pipeline.methods.distillation import distillation_loss, kd_loss_rows, supervised_loss
 from pipeline.methods.logit_distillation import (
     dist_loss,

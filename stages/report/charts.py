@@ -13,7 +13,7 @@ from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.tables import flags
 from pipeline.errors import ArtefactMismatch
 from pipeline.runtime.progress import progress
-from pipeline.training.reliability import Reliability, reliability
+from pipeline.training.evaluation import Reliability, reliability
 from stages.report.page import Chart, Section
 from stages.report.samples import SCORE
 from stages.report.svg_charts import Curve, class_chart, histogram, line_chart, reliability_chart

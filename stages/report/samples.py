@@ -1,5 +1,7 @@
-"""The samples that a report shows: chosen from the selection table, with what was done to each."""
+"""The samples that a report shows: chosen from the selection table, as small pictures."""
 
+import base64
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.records import printable
@@ -18,7 +21,6 @@ from pipeline.data.view_specs import views_from_json
 from pipeline.methods.sparse_labels import unpack
 from pipeline.provenance import Json
 from stages.report.teacher import TeacherFacts
-from stages.report.thumbnails import data_uri
 
 _BARS = 3
 """Classes shown of a distribution, beside the label."""
@@ -181,3 +183,23 @@ def _top(probs: torch.Tensor, label: int) -> list[Json]:
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+_LARGEST_SIDE = 96
+_LOSSLESS_SIDE = 40
+"""Smaller images are told apart by single pixels, and cost little as PNG."""
+_QUALITY = 80
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """An image, (H, W, 3) uint8, as a `data:` address: PNG if it is small, else a small JPEG."""
+    image = Image.fromarray(pixels)
+    out = io.BytesIO()
+    if max(image.size) <= _LOSSLESS_SIDE:
+        kind = "png"
+        image.save(out, format="PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+        image.save(out, format="JPEG", quality=_QUALITY)
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""The columns of a selection table: what the teacher is like on every sample, and who is kept."""
+"""The columns of a selection table, and the strategy that chooses its rows."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -12,11 +12,14 @@ from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import key_text
+from pipeline.errors import ConfigError
 from pipeline.influence.repair import TeacherRows
-from pipeline.methods.data_selection import Selection
+from pipeline.methods.data_selection import Selection, select_samples
+from pipeline.methods.data_selection_rules import Rule, Samples
 from pipeline.methods.label_revision import revision_beta, softened_probs
 from pipeline.methods.sample_scores import SampleScores, score_samples
 from stages.config.select import SelectConfig
+from stages.selection.wording import sign_of
 
 NOT_CACHED = "not in the cache"
 """Reason of a sample that the teacher never saw."""
@@ -163,3 +166,62 @@ def _influence_columns(
     columns: dict[str, NDArray[np.generic]] = {name: np.full(num_samples, np.nan) for name in names}
     columns["label_issue"] = np.full(num_samples, None)
     return columns
+
+
+def choose(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) -> Selection:
+    """Apply the strategy to the training rows."""
+    candidates = np.zeros(inputs.num_samples, dtype=bool)
+    candidates[inputs.training] = True
+    errors = _selecting_errors(config, influence)
+    rule = Rule(
+        fraction=config.fraction,
+        threshold=config.threshold,
+        num_errors=0.0 if errors is None else config.num_errors,
+        class_quota=config.class_quota,
+        beta=(config.beta_mean, config.beta_concentration) if config.strategy == "beta" else None,
+    )
+    scores = _selecting_scores(config, inputs, influence)
+    try:
+        samples = Samples(
+            labels=inputs.labels.numpy(), candidates=candidates, scores=scores, errors=errors
+        )
+        return select_samples(config.strategy, samples, rule=rule, seed=config.seed)
+    except ValueError as error:
+        raise ConfigError(f"select: {error}") from error
+
+
+def _selecting_scores(
+    config: SelectConfig, inputs: Clean, influence: ScoreTable | None
+) -> NDArray[np.float64] | None:
+    """What the strategy reads of every sample; higher = keep."""
+    if config.strategy == "correct":
+        return inputs.scores.teacher_correct.numpy().astype(np.float64)
+    if config.strategy == "el2n":
+        return -inputs.scores.el2n.numpy().astype(np.float64)
+    if influence is None:
+        return None
+    if config.strategy == "label-issue-free":
+        return 1.0 - influence.frame["label_issue"].fillna(True).to_numpy(dtype=np.float64)
+    column = {"beta": "self_influence", "param-change": "undistil_order"}.get(
+        config.strategy, config.score
+    )
+    return sign_of(column) * influence.frame[column].to_numpy(dtype=np.float64)
+
+
+def _selecting_errors(
+    config: SelectConfig, influence: ScoreTable | None
+) -> NDArray[np.float64] | None:
+    """Standard errors of the selecting score, where it is to be read with them."""
+    if config.strategy != "influence" or config.num_errors == 0:
+        return None
+    assert influence is not None, "the strategy reads scores"
+    errors = influence.frame[f"{config.score}_se"].to_numpy(dtype=np.float64)
+    if np.isnan(errors).all():
+        if config.standard_errors is None:
+            return None
+        raise ConfigError(
+            f"{influence.path} has no standard errors: its target has "
+            f"{influence.record.diagnostics.num_target:,} samples (expected at least 4). Raise "
+            "`prepare.held_out_fraction`, or set `select.standard_errors = 0`."
+        )
+    return errors

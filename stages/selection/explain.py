@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.artefacts.dataset_record import read_record
+from pipeline.artefacts.dataset import read_record
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ConfigError

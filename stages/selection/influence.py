@@ -11,9 +11,9 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, ScoreTable
 from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.influence.inputs import InfluenceSettings
 from pipeline.influence.repair import TeacherRows
 from pipeline.influence.scoring import Influence, score_influence
-from pipeline.influence.scoring_inputs import InfluenceSettings
 from pipeline.provenance import array_sha256, short
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once

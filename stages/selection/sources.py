@@ -1,4 +1,4 @@
-"""What influence scores are made of: the rows that are scored, and the target's, from caches."""
+"""Sources of influence scores: the rows that are scored and the target's rows, from caches."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,15 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.influence.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
-from pipeline.influence.inputs import Target, Targets
+from pipeline.influence.inputs import ScoredRows, Target, Targets
 from pipeline.influence.repair import TeacherRows
-from pipeline.influence.scoring_inputs import ScoredRows
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.data import ProjectedRows, Rows, principal_components
+from pipeline.provenance import short
 from pipeline.runtime.ranks import Ranks
 from stages.config.select import SelectConfig
 from stages.identities import influence_target
 from stages.selection.columns import Clean
-from stages.selection.influence_target import external_cache
 
 CHOOSING_PARTS = 5
 """One of these parts of the held-out rows chooses l2; the scores are of the others."""
@@ -297,3 +296,49 @@ def _parts(samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], *, num_part
     """The part of each of some samples, (M,) int64."""
     own, rows = labels[samples].numpy(), keys[samples.numpy()]
     return torch.from_numpy(stratified_parts(own, rows, num_parts=num_parts, seed=0))
+
+
+def external_cache(
+    path: str, *, own: TeacherCache, dataset: Dataset, inputs: Clean, chooses_l2: bool
+) -> TeacherCache:
+    """The cache at ``path``, of the network of ``own``, whose images can be a target.
+
+    Raises:
+        ArtefactMismatch: if it is of another network, or has an image that is scored, chooses l2,
+            or is a test image.
+    """
+    cache = TeacherCache.open(path)
+    cache.require_features()
+    if cache.manifest.identity.weights != own.manifest.identity.weights:
+        raise ArtefactMismatch(
+            f"{cache.path} is of another network than {own.path}: weights "
+            f"{short(cache.manifest.identity.weights)} (expected "
+            f"{short(own.manifest.identity.weights)}). Cache the target with the same one."
+        )
+    _require_apart(cache, dataset, inputs, chooses_l2=chooses_l2)
+    return cache
+
+
+def _require_apart(
+    cache: TeacherCache, dataset: Dataset, inputs: Clean, *, chooses_l2: bool
+) -> None:
+    """No sample of the target is scored, chooses l2, or is a test image."""
+    keys, test = dataset.train.samples.keys, dataset.eval.samples.keys
+    forbidden = [
+        ("training", keys[inputs.training.numpy()], "they are what is scored"),
+        ("test", test, "what is chosen by them cannot be tested"),
+    ]
+    if chooses_l2:
+        choosing = keys[inputs.held_out.numpy()]
+        forbidden.append(("held-out", choosing, "they choose l2"))
+    for name, others, because in forbidden:
+        shared = len(_texts(cache.keys) & _texts(others))
+        if shared:
+            raise ArtefactMismatch(
+                f"{cache.path} has {shared:,} of the {name} images of {dataset.folder} "
+                f"(expected none as select.influence.external: {because}). Choose others."
+            )
+
+
+def _texts(keys: NDArray[np.uint8]) -> set[bytes]:
+    return {key.tobytes() for key in keys}

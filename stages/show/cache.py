@@ -20,12 +20,11 @@ from pipeline.artefacts.cache.arrays import (
 )
 from pipeline.artefacts.cache.join import ANYTHING, join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.dataset import open_samples
-from pipeline.artefacts.dataset_record import DatasetRecord, read_record
+from pipeline.artefacts.dataset import DatasetRecord, open_samples, read_record
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record
 from pipeline.errors import ArtefactMismatch
-from pipeline.training.reliability import reliability
+from pipeline.training.evaluation import reliability
 from stages.cache import info as cache_info
 from stages.cache.info import CacheInfo
 from stages.show.places import kind_of, refusal, require_no_overrides

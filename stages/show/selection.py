@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.artefacts.dataset_record import read_record
+from pipeline.artefacts.dataset import read_record
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.selection import SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.tables import flags

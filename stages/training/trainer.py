@@ -1,18 +1,25 @@
-"""A training under way: epochs, evaluations, checkpoints, and going on from one."""
+"""A training under way: its inputs, epochs, evaluations and checkpoints, and resuming from one."""
 
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.predictions import HELD_OUT, TEST
+from pipeline.artefacts.run import Inputs
 from pipeline.artefacts.unfinished_run import UnfinishedRun
-from pipeline.data.loaders import Batch, BatchLoader
+from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.view_specs import Views
+from pipeline.models.networks.classifier import Classifier
 from pipeline.provenance import Json
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.progress import Progress, progress
@@ -25,12 +32,46 @@ from pipeline.runtime.rank_states import (
 )
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.stopping import SharedWish, hearing_stop_wishes
+from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.evaluation import Evaluation, evaluate
 from pipeline.training.learner import EpochSize, Learner, StepRules, Totals
 from pipeline.training.optimisation import make_optimizer, make_schedule
+from pipeline.training.student_loss import StudentLoss
 from pipeline.training.tensorboard_log import events_into
+from stages.config.training import OptimiserConfig
 from stages.training.evaluation_images import clean_images, normaliser
-from stages.training.training_plan import TeacherClasses, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherClasses:
+    """The teacher's top class in the clean view, to tell how far the student follows it."""
+
+    held_out: Tensor | None
+    """(M,) int64, in the order of the held-out rows."""
+    test: Tensor | None
+    """(K,) int64"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What to train on what."""
+
+    settings: OptimiserConfig
+    identity: Mapping[str, Json]
+    """Everything among the settings that the numbers depend on."""
+    inputs: Inputs
+    dataset: Dataset
+    rows: NDArray[np.int64]
+    """Sample indices that are trained on."""
+    views: Views
+    model: Classifier
+    loss: StudentLoss
+    supervision: Supervision | None
+    num_distilled: int
+    teacher: TeacherClasses
+    method: str | None = None
+    online: OnlineTeacher | None = None
+
 
 __all__ = ["TeacherClasses", "Trainer", "Training", "make_learner"]
 

@@ -2,13 +2,15 @@
 
 Both are conjugate gradients on exact Hessian products (`head_preconditioner` says what helps
 them). Adding the same row to every class changes no softmax, so all vectors
-are kept centred over classes, where the Hessian is positive definite.
+are kept centred over classes, where the Hessian is positive definite. The size of a problem decides
+the precision of its products and how far its gradient and residual are reduced.
 
 Shapes: C classes, D features, G right sides that are solved together.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -231,3 +233,44 @@ def _require_right_side(right_side: Tensor, *, linear: Linearisation) -> None:
             f"right_side must sum to 0 over classes, got an offset of {offset / norm:.1e} "
             "of its norm"
         )
+
+
+_MIXED_FROM: Final = 1e9  # flop of a Hessian product; below it float32 saves nothing
+_SINGLE_FROM: Final = 1e12  # flop of a pass; above it float64 would take minutes
+
+
+def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
+    """The problem in the precision that its size allows.
+
+    Small: float64. Large: Hessian products in float32, refined until the float64 residual is small
+    enough. Larger still: float32 within chunks, float64 between them.
+    """
+    flop = 4.0 * problem.num_rows * num_classes * (problem.features.shape[2] + 1)
+    if flop > _SINGLE_FROM:
+        return replace(problem, dtype=torch.float32, products=torch.float32)
+    if flop > _MIXED_FROM:
+        return replace(problem, products=torch.float32)
+    return problem
+
+
+def least_gradient(problem: HeadProblem) -> float:
+    """Norm of the gradient below which a fit in the problem's precision ends."""
+    if problem.hessian_samples is not None:
+        return 1e-4  # the curvature of some samples is not worth more
+    return 1e-8 if problem.products == torch.float64 else 1e-6
+
+
+def least_residual(problem: HeadProblem) -> float:
+    """Relative residual below which a solve in the problem's precision ends."""
+    if problem.dtype == torch.float32:
+        return 1e-4
+    return 1e-6 if problem.products == torch.float64 else 1e-5  # scores rank alike from 1e-3 on
+
+
+def describe_precision(problem: HeadProblem) -> str:
+    """In words, for records."""
+    if problem.dtype == torch.float32:
+        return "float32"
+    if problem.products == torch.float32:
+        return "float64, float32 products refined"
+    return "float64"
