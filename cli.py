@@ -202,14 +202,12 @@ def select(
         extra += quoted(f"select.{key}", value)
     with one_line_errors():
         settings = load(config, override, [*extra, *accepting(accept_mismatch)])
-        if explain:
-            refuse_ranks("select --explain")
-            from stages.selection import explain as reader
-
-            typer.echo(reader.execute(settings, explain))
-            return
         from stages import select as stage
 
+        if explain:
+            refuse_ranks("select --explain")
+            typer.echo(stage.explain(settings, explain))
+            return
         with ranks_of_job() as ranks:
             show(stage.execute(settings, ranks=ranks).path, ranks)
 

@@ -16,7 +16,7 @@ from pipeline.methods.head.problem import HeadProblem, centred
 from pipeline.methods.head.rows import with_bias_input
 from pipeline.methods.head.solver import solve
 from pipeline.methods.label_revision import softened_probs
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.root import Config
 
 EXACT, EKFAC, GRAD_DOT = "exact solve", "EK-FAC", "grad-dot"
@@ -50,7 +50,7 @@ class Data:
     @classmethod
     def read(cls, config: Config) -> "Data":
         dataset = Dataset.open(config.data_folder)
-        cache = find_cache(config, dataset)
+        cache = Caches(config=config, dataset=dataset).training
         joined = join_samples(cache, dataset.train.samples, place=str(dataset.train.path))
         cached = HydratedCache(cache=cache, joined=joined, folder=config.caches_folder)
         known = torch.from_numpy(joined.known)

@@ -1,5 +1,7 @@
 """The caches of a configuration: their places, their layout, and opening them."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pipeline.artefacts.cache.arrays import default_shard_rows
@@ -14,7 +16,8 @@ from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import short
 from pipeline.runtime.device import resolve_runtime
 from stages.config.root import CacheTeacherConfig, Config
-from stages.identities import cache_request
+from stages.config.select import INFLUENCE_STRATEGIES
+from stages.identities import Identities, cache_request
 
 
 def caches_of(config: Config) -> ObjectStore:
@@ -44,33 +47,77 @@ def begun_cache(
     return place if place.size(MANIFEST) is not None or is_sealed(place) else None
 
 
-def made_cache(
-    config: Config, dataset: Dataset, *, split: Literal["train", "eval"]
-) -> TeacherCache | None:
-    """The sealed cache that `cache-teacher` made of this configuration, if it did."""
-    place = begun_cache(config, dataset, split=split)
-    return TeacherCache.open(place) if place is not None and is_sealed(place) else None
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Caches:
+    """The caches that a configuration names, each opened once, when it is first asked for.
 
-
-def find_cache(config: Config, dataset: Dataset) -> TeacherCache:
-    """The training cache that a configuration means.
-
-    Raises:
-        ArtefactNotFound: if `cache-teacher` has not made it.
-        NotSealed: if it has not completed it.
-        Damaged: if it is not what was written.
+    A command makes one of these and hands it on: opening reads the seal, and lists a bucket.
     """
-    if config.select.cache is not None:
-        return TeacherCache.open(config.select.cache)
-    place = begun_cache(config, dataset, split="train")
-    if place is None:
-        precision = resolve_runtime(config.cache_teacher.precision).precision
-        raise ArtefactNotFound(
-            f"{config.caches or config.caches_folder} has no teacher cache for these settings and "
-            f"precision {precision}. Run `heartcut cache-teacher` with the same configuration, or "
-            "name a cache with `select.cache`."
+
+    config: Config
+    dataset: Dataset
+
+    @cached_property
+    def training(self) -> TeacherCache:
+        """The training cache that is meant: `select.cache`, or the one made for these settings.
+
+        Raises:
+            ArtefactNotFound: if `cache-teacher` has not made it.
+            NotSealed: if it has not completed it.
+            Damaged: if it is not what was written.
+        """
+        if self.config.select.cache is not None:
+            return TeacherCache.open(self.config.select.cache)
+        if self.made is not None:
+            return self.made
+        place = begun_cache(self.config, self.dataset, split="train")
+        if place is None:
+            precision = resolve_runtime(self.config.cache_teacher.precision).precision
+            raise ArtefactNotFound(
+                f"{self.config.caches or self.config.caches_folder} has no teacher cache for these "
+                f"settings and precision {precision}. Run `heartcut cache-teacher` with the same "
+                "configuration, or name a cache with `select.cache`."
+            )
+        return TeacherCache.open(place)
+
+    @cached_property
+    def made(self) -> TeacherCache | None:
+        """The sealed training cache that `cache-teacher` made of this configuration, if it did."""
+        return self._made("train")
+
+    @cached_property
+    def test(self) -> TeacherCache | None:
+        """The sealed cache of the test images, if `cache-teacher` made it."""
+        return self._made("eval")
+
+    @cached_property
+    def external(self) -> TeacherCache | None:
+        """The cache of the influence target (`select.influence.external`), where it is read."""
+        return self._read_by_scores(self.config.select.influence.external)
+
+    @cached_property
+    def proxy(self) -> TeacherCache | None:
+        """The cache of the proxy's features (`select.influence.proxy`), where it is read."""
+        return self._read_by_scores(self.config.select.influence.proxy)
+
+    @cached_property
+    def identities(self) -> Identities:
+        """The identities of what `select` makes of these caches."""
+        return Identities.of(
+            self.config.select,
+            self.dataset,
+            self.training,
+            external=self.external,
+            proxy=self.proxy,
         )
-    return TeacherCache.open(place)
+
+    def _made(self, split: Literal["train", "eval"]) -> TeacherCache | None:
+        place = begun_cache(self.config, self.dataset, split=split)
+        return TeacherCache.open(place) if place is not None and is_sealed(place) else None
+
+    def _read_by_scores(self, place: str | None) -> TeacherCache | None:
+        is_read = self.config.select.strategy in INFLUENCE_STRATEGIES
+        return TeacherCache.open(place) if place is not None and is_read else None
 
 
 def cache_layout(config: CacheTeacherConfig, *, num_classes: int, num_features: int) -> CacheLayout:

@@ -17,7 +17,7 @@ from pipeline.artefacts.run import Run
 from pipeline.errors import ConfigError
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.caches import find_cache, made_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 
@@ -80,8 +80,9 @@ def _record(rows: list[Row], workspace: Path) -> comparison.ComparisonRecord:
 
 def _describe_teacher(config: Config, dataset: Dataset) -> str:
     """Name and accuracy: on the test images where they were cached, else on held-out ones."""
-    test = made_cache(config, dataset, split="eval") if config.select.cache is None else None
-    summary = (test or find_cache(config, dataset)).summary
+    caches = Caches(config=config, dataset=dataset)
+    test = caches.test if config.select.cache is None else None
+    summary = (test or caches.training).summary
     accuracies = summary.accuracy_training if test else summary.accuracy_held_out
     told = f", {'test' if test else 'held out'} {100 * accuracies[0]:.2f} %" if accuracies else ""
     return f"{summary.teacher}{told}"

@@ -1,5 +1,7 @@
 """The identities of what a configuration asks for; none needs the teacher."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +38,47 @@ def cache_request(config: Config, dataset: Dataset) -> str:
     if settings.checkpoint is None:
         parts["run"] = teacher_run_path(config, dataset).name
     return identity("cache_request", parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identities:
+    """The identities of what `select` makes; computed once per command and handed on."""
+
+    soft_labels: SoftLabelIdentity
+    scores: ScoreIdentity | None
+    """None where the strategy reads no influence scores."""
+    selection: SelectionIdentity
+
+    @classmethod
+    def of(
+        cls,
+        config: SelectConfig,
+        dataset: Dataset,
+        cache: TeacherCache,
+        *,
+        external: TeacherCache | None,
+        proxy: TeacherCache | None,
+    ) -> "Identities":
+        """The identities for a configuration of select and the open caches that it names."""
+        soft_labels = soft_label_identity(config, cache, dataset)
+        scores = None
+        if config.strategy in INFLUENCE_STRATEGIES:
+            roots = {
+                "external": None if external is None else external.root,
+                "proxy": None if proxy is None else proxy.root,
+            }
+            scores = _score_identity(config, cache, dataset, roots=roots)
+        return cls(
+            soft_labels=soft_labels,
+            scores=scores,
+            selection=_selection_identity(
+                config,
+                cache,
+                dataset,
+                soft_labels=soft_labels.id,
+                scores=None if scores is None else scores.id,
+            ),
+        )
 
 
 def soft_label_identity(
@@ -76,31 +119,54 @@ def repair_identity(config: SelectConfig, dataset: Dataset) -> RepairIdentity | 
     )
 
 
-def score_identity(config: Config, cache: TeacherCache, dataset: Dataset) -> ScoreIdentity | None:
-    """What the influence scores of a configuration depend on; None where none are read."""
-    select = config.select
-    if select.strategy not in INFLUENCE_STRATEGIES:
-        return None
-    influence = select.influence
+def _score_identity(
+    config: SelectConfig, cache: TeacherCache, dataset: Dataset, *, roots: Mapping[str, str | None]
+) -> ScoreIdentity:
+    """The identity of influence scores; ``roots`` are the root hashes of the other caches."""
+    influence = config.influence
     settings: dict[str, float | int | str | None] = {
         name: int(value) if isinstance(value, bool) else value
-        for name, value in influence.model_dump(exclude={"external", "proxy"}).items()
+        for name, value in influence.model_dump(exclude=set(roots)).items()
     }
-    for name, place in (("external", influence.external), ("proxy", influence.proxy)):
-        settings[name] = None if place is None else TeacherCache.open(place).root
-    settings["target"] = influence_target(select, cache)
-    settings["seed"] = select.seed
-    settings["undistil_order"] = int(select.strategy == "param-change")
+    settings |= roots
+    settings["target"] = influence_target(config, cache)
+    settings["seed"] = config.seed
+    settings["undistil_order"] = int(config.strategy == "param-change")
     revises = influence.labels == "revised"
     return ScoreIdentity(
         cache=cache.id,
         root=cache.root,
         rows=dataset.train.samples.in_order,
         held_out=dataset.held_out_digest,
-        accepted=tuple(sorted(select.accept_mismatch)),
+        accepted=tuple(sorted(config.accept_mismatch)),
         settings=settings,
-        revision={"revision": select.revision, "eta": select.eta} if revises else None,
-        repair=select.repair,
+        revision={"revision": config.revision, "eta": config.eta} if revises else None,
+        repair=config.repair,
+    )
+
+
+def _selection_identity(
+    config: SelectConfig,
+    cache: TeacherCache,
+    dataset: Dataset,
+    *,
+    soft_labels: str,
+    scores: str | None,
+) -> SelectionIdentity:
+    strategy = config.strategy
+    return SelectionIdentity(
+        cache=cache.id,
+        held_out=dataset.held_out_digest,
+        soft_labels=soft_labels,
+        strategy=strategy,
+        score=config.score if strategy in ("influence", "class-balanced") else None,
+        fraction=config.fraction,
+        threshold=config.threshold,
+        standard_errors=config.num_errors if strategy == "influence" else None,
+        class_quota=None if strategy in _WITHOUT_QUOTA else config.class_quota,
+        beta=(config.beta_mean, config.beta_concentration) if strategy == "beta" else None,
+        seed=config.seed,
+        scores=scores,
     )
 
 
@@ -112,28 +178,6 @@ def influence_target(
     if wanted != "auto":
         return wanted
     return "cross-fit" if cache.summary.target_in_sample else "held-out"
-
-
-def selection_identity(config: Config, cache: TeacherCache, dataset: Dataset) -> SelectionIdentity:
-    """What the selection table of a configuration depends on."""
-    settings, strategy = config.select, config.select.strategy
-    by_score = strategy in ("influence", "class-balanced")
-    is_drawn = strategy == "beta"
-    scores = score_identity(config, cache, dataset)
-    return SelectionIdentity(
-        cache=cache.id,
-        held_out=dataset.held_out_digest,
-        soft_labels=soft_label_identity(settings, cache, dataset).id,
-        strategy=strategy,
-        score=settings.score if by_score else None,
-        fraction=settings.fraction,
-        threshold=settings.threshold,
-        standard_errors=settings.num_errors if strategy == "influence" else None,
-        class_quota=None if strategy in _WITHOUT_QUOTA else settings.class_quota,
-        beta=(settings.beta_mean, settings.beta_concentration) if is_drawn else None,
-        seed=settings.seed,
-        scores=None if scores is None else scores.id,
-    )
 
 
 def training_settings(config: OptimiserConfig) -> dict[str, Json]:

@@ -6,7 +6,7 @@ are fitted to and scored on; the first one writes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -15,8 +15,7 @@ from pipeline.artefacts import selection as selection_format
 from pipeline.artefacts import soft_labels as soft_format
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
-from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.dataset import Dataset, read_record
 from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import (
     SelectionIdentity,
@@ -32,10 +31,10 @@ from pipeline.provenance import short
 from pipeline.runtime.device import num_cores, versions
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.root import Config
-from stages.identities import selection_identity, soft_label_identity
 from stages.selection.columns import Clean, choose, table_columns
+from stages.selection.explain import explained, require_samples
 from stages.selection.influence import open_scores
 from stages.selection.revise import revise_views
 from stages.selection.wording import doubts_of
@@ -51,21 +50,22 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
     """
     torch.set_num_threads(num_cores())
     dataset = Dataset.open(config.data_folder)
-    cached = _join(config, dataset)
-    identity = selection_identity(config, cached.cache, dataset)
+    caches = Caches(config=config, dataset=dataset)
+    cached = _join(caches)
+    identity = caches.identities.selection
     path = selection_format.selection_path(
         config.selections_folder, identity.id, name=config.select.name
     )
     if path.exists():
         require_same_selection(path, identity)
-    rows = _Teacher(config, cached, dataset, ranks=ranks)
-    _write_soft_labels(config, rows, dataset, ranks=ranks)
+    teacher = _Teacher(config, cached, dataset, ranks=ranks)
+    _write_soft_labels(caches, teacher, ranks=ranks)
     if not is_missing(path, ranks):
         table = SelectionTable.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(table.record))
         return table
-    inputs = Clean.read(rows.rows, dataset, config.select)
-    scores = open_scores(config, rows.rows, dataset, inputs, ranks=ranks)
+    inputs = Clean.read(teacher.rows, dataset, config.select)
+    scores = open_scores(caches, teacher.rows, inputs, ranks=ranks)
     selection = choose(config.select, inputs, scores)
     record = _record(identity, inputs, scores, selection, cached)
     columns = table_columns(inputs, scores, selection)
@@ -79,6 +79,17 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
     return table
 
 
+def explain(config: Config, samples: Sequence[int]) -> str:
+    """Make or open the selection of ``config``; explain why ``samples`` are kept or dropped.
+
+    Raises:
+        ConfigError: if there is no such sample.
+    """
+    record = read_record(config.data_folder)
+    require_samples(record, samples)
+    return explained(execute(config), record.class_names, samples)
+
+
 class _Teacher:
     """The cache's own logits, or repaired ones; repaired when they are first read."""
 
@@ -86,10 +97,6 @@ class _Teacher:
         self, config: Config, cached: HydratedCache, dataset: Dataset, *, ranks: Ranks
     ) -> None:
         self._config, self._cached, self._dataset, self._ranks = config, cached, dataset, ranks
-
-    @property
-    def cache(self) -> TeacherCache:
-        return self._cached.cache
 
     @cached_property
     def rows(self) -> TeacherRows:
@@ -109,14 +116,14 @@ class _Teacher:
         return repaired
 
 
-def _join(config: Config, dataset: Dataset) -> HydratedCache:
+def _join(caches: Caches) -> HydratedCache:
     """The cache in the order of the data set's images.
 
     Raises:
         ArtefactNotFound: if there is no cache.
         ArtefactMismatch: if it does not fit the data set.
     """
-    cache = find_cache(config, dataset)
+    config, dataset, cache = caches.config, caches.dataset, caches.training
     if cache.shape.num_classes != dataset.num_classes:
         raise ArtefactMismatch(
             f"{cache.path} has {cache.shape.num_classes} classes (expected {dataset.num_classes}, "
@@ -170,11 +177,9 @@ def describe_repair(report: RepairReport) -> Iterator[str]:
         )
 
 
-def _write_soft_labels(
-    config: Config, teacher: _Teacher, dataset: Dataset, *, ranks: Ranks
-) -> None:
+def _write_soft_labels(caches: Caches, teacher: _Teacher, *, ranks: Ranks) -> None:
     """Make them unless they exist; rank 0 checks every byte of those that do."""
-    identity = soft_label_identity(config.select, teacher.cache, dataset)
+    config, identity = caches.config, caches.identities.soft_labels
     path = soft_format.soft_label_path(config.selections_folder, identity.id)
     if not is_missing(path, ranks):
         if ranks.is_first:
@@ -183,7 +188,9 @@ def _write_soft_labels(
         return
     cached = teacher.rows  # by all ranks, where it is repaired
     eta = config.select.eta
-    write_once(path, lambda: revise_views(path, identity, cached, dataset, eta=eta), ranks=ranks)
+    write_once(
+        path, lambda: revise_views(path, identity, cached, caches.dataset, eta=eta), ranks=ranks
+    )
 
 
 def _record(

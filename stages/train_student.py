@@ -28,7 +28,7 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.feature_terms import feature_term
 from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
-from stages.caches import made_cache
+from stages.caches import Caches
 from stages.config.root import Config
 from stages.config.training import TrainStudentConfig
 from stages.identities import student_settings
@@ -60,7 +60,8 @@ def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE)
         ranks: the processes that train it together; the number of them is no part of its id.
     """
     dataset = Dataset.open(config.data_folder)
-    plan = ranks.first_before_others(lambda: _Plan.of(config, dataset))
+    caches = Caches(config=config, dataset=dataset)
+    plan = ranks.first_before_others(lambda: _Plan.of(caches))
     settings = config.train_student
     path = run_path(
         config.runs_folder,
@@ -74,7 +75,7 @@ def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE)
         run = Run.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(run.result))
         return run
-    training = ranks.first_before_others(lambda: _training(config, dataset, plan))
+    training = ranks.first_before_others(lambda: _training(caches, plan))
     return train(training, path, plan.runtime, ranks=ranks)
 
 
@@ -90,10 +91,11 @@ class _Plan:
     runtime: Runtime
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset) -> "_Plan":
+    def of(cls, caches: Caches) -> "_Plan":
+        config, dataset = caches.config, caches.dataset
         settings = config.train_student
         runtime = resolve_runtime(settings.precision)
-        lesson = open_lesson(config, dataset) if settings.distil else None
+        lesson = open_lesson(caches) if settings.distil else None
         online = _online(config, dataset, lesson) if settings.online else None
         views = _views(config, lesson)
         identity: dict[str, Json] = {**student_settings(settings), "views": views.as_json()}
@@ -114,9 +116,9 @@ class _Plan:
         )
 
 
-def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
+def _training(caches: Caches, plan: _Plan) -> Training:
     """The network, its loss, and what it is trained on."""
-    settings, lesson = config.train_student, plan.lesson
+    dataset, settings, lesson = caches.dataset, caches.config.train_student, plan.lesson
     torch.manual_seed(settings.seed)
     model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
     require_image_size(model, seen_size(plan.views, dataset))
@@ -124,7 +126,7 @@ def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
     loss: StudentLoss = PlainLoss(label_smoothing=settings.label_smoothing)
     if lesson is not None:
         if settings.needs_features:
-            features = open_features(config, lesson, dataset)
+            features = open_features(caches, lesson)
         labels = np.full(len(lesson.table.labels), _NEVER_DISTILLED)
         rows = dataset.training[lesson.table.selected[dataset.training]]
         labels[rows] = lesson.table.labels[rows]
@@ -141,7 +143,7 @@ def _training(config: Config, dataset: Dataset, plan: _Plan) -> Training:
         loss=loss.to(plan.runtime.device, plan.runtime.dtype),
         supervision=None if lesson is None else _joined(lesson, features, online=plan.online),
         num_distilled=0 if lesson is None else int(lesson.table.selected[dataset.training].sum()),
-        teacher=_teacher_classes(config, dataset, lesson),
+        teacher=_teacher_classes(caches, lesson),
         method=None if lesson is None else settings.method,
         online=plan.online,
     )
@@ -253,9 +255,9 @@ def _inputs(dataset: Dataset, lesson: Lesson | None) -> Inputs:
     )
 
 
-def _teacher_classes(config: Config, dataset: Dataset, lesson: Lesson | None) -> TeacherClasses:
+def _teacher_classes(caches: Caches, lesson: Lesson | None) -> TeacherClasses:
     """What the teacher says of the clean images, as far as it is known here."""
-    train = made_cache(config, dataset, split="train")
+    dataset, train = caches.dataset, caches.made
     classes: NDArray[np.int64] | None
     if lesson is None:
         classes, is_ours = _top_classes(train, dataset.train), True
@@ -263,8 +265,7 @@ def _teacher_classes(config: Config, dataset: Dataset, lesson: Lesson | None) ->
         classes = lesson.table.frame["teacher_class"].to_numpy(dtype=np.int64)
         # The lesson may be another team's, of another teacher than the one that is configured here.
         is_ours = train is not None and train.id == lesson.table.record.identity.cache
-    made_test = made_cache(config, dataset, split="eval") if is_ours else None
-    test = _top_classes(made_test, dataset.eval)
+    test = _top_classes(caches.test if is_ours else None, dataset.eval)
     return TeacherClasses(
         held_out=None if classes is None else torch.from_numpy(classes[dataset.held_out]),
         test=None if test is None else torch.from_numpy(test),

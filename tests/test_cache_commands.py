@@ -19,7 +19,7 @@ from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
 from stages.cache import verify as cache_verify
 from stages.cache.sizes import CacheSize
-from stages.caches import made_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import CacheTeacherConfig
 from stages.identities import teacher_run_path
@@ -38,7 +38,10 @@ def settings_of(*settings: str) -> list[str]:
 def caches(digits) -> tuple[Path, Path]:
     """The caches of the training and the test images of `digits`; never changed."""
     dataset = Dataset.open(digits.data_folder)
-    made = [made_cache(digits, dataset, split=split) for split in ("train", "eval")]
+    made = [
+        Caches(config=digits, dataset=dataset).made,
+        Caches(config=digits, dataset=dataset).test,
+    ]
     return Path(made[0].path), Path(made[1].path)
 
 
@@ -300,7 +303,10 @@ def test_an_estimate_is_the_size_of_the_cache_that_is_made(digits, tiny_toml, tm
     assert heartcut("cache-teacher", tiny_toml, *options).code == 0
     config = with_overrides(digits, [f"workspace={work}", *chosen])
     dataset = Dataset.open(config.data_folder)
-    made = [made_cache(config, dataset, split=split) for split in ("train", "eval")]
+    made = [
+        Caches(config=config, dataset=dataset).made,
+        Caches(config=config, dataset=dataset).test,
+    ]
     sizes = [bytes_of(cache) for cache in made]
     assert [int(train), int(test)] == sizes
     units = sum(cache.manifest.num_shards * cache.shape.num_views for cache in made)
@@ -540,7 +546,10 @@ def test_a_damaged_first_cache_does_not_hide_the_second(digits, tiny_toml, tmp_p
     work = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))
     dataset = Dataset.open(work / "data")
     config = with_overrides(digits, [f"workspace={work}"])
-    train, test = (made_cache(config, dataset, split=split) for split in ("train", "eval"))
+    train, test = (
+        Caches(config=config, dataset=dataset).made,
+        Caches(config=config, dataset=dataset).test,
+    )
     flip_byte(Path(train.path) / "sealed.json", 100)
     text = out_of("verify", tiny_toml, *settings_of(f"workspace={work}"), code=3)
     assert f"damaged: {train.path}/sealed.json" in text

@@ -17,7 +17,6 @@ from stages import cache_teacher, prepare, select, train_teacher
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import cache_request
-from stages.selection import explain
 from tests.image_folders import CLASSES, save_folder, save_split, textures
 from tests.workspaces import snapshot
 
@@ -82,7 +81,7 @@ def edited(config, table, tmp_path):
         columns["label_issue"] = np.ma.masked_array(issues, mask=missing)
         write(path, record=table.record, columns=columns)
         changed = with_overrides(config, [f"workspace={workspace}"])
-        return unwrapped(explain.execute(changed, [row]))
+        return unwrapped(select.explain(changed, [row]))
 
     return explanation
 
@@ -96,7 +95,7 @@ def candidate(frame: pd.DataFrame) -> int:
 
 
 def test_every_row_is_told_in_80_columns_and_in_plain_text(config, table):
-    text = explain.execute(config, range(len(table.frame)))
+    text = select.explain(config, range(len(table.frame)))
     first, *others = text.splitlines()
     assert first == str(table.path)
     assert max(map(len, others)) <= 80
@@ -107,7 +106,7 @@ def test_every_row_is_told_in_80_columns_and_in_plain_text(config, table):
 
 def test_what_is_told_is_what_the_table_says(config, table):
     frame = table.frame
-    told = unwrapped(explain.execute(config, range(len(frame)))).split("\n\nsample ")[1:]
+    told = unwrapped(select.explain(config, range(len(frame)))).split("\n\nsample ")[1:]
     kinds = set()
     for index, (text, row) in enumerate(zip(told, frame.itertuples(), strict=True)):
         assert text.startswith(f"{index}: ")
@@ -146,7 +145,7 @@ def test_the_class_and_the_whole_have_the_shares_of_the_table(config, table):
             f"{own.sum()} of {len(own)} candidates of class {label} ({name}) kept, "
             f"{100 * own.mean():.1f} %; {overall:.1f} % overall"
         )
-        assert told in unwrapped(explain.execute(config, [row]))
+        assert told in unwrapped(select.explain(config, [row]))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +238,7 @@ def test_the_place_among_the_candidates_is_that_of_self_influence(edited, table)
 )
 def test_the_rule_is_told_with_its_numbers(config, table, overrides, rule):
     changed = with_overrides(config, overrides)
-    text = unwrapped(explain.execute(changed, [candidate(table.frame)]))
+    text = unwrapped(select.explain(changed, [candidate(table.frame)]))
     assert rule in text
 
 
@@ -250,12 +249,12 @@ def test_an_index_out_of_range_is_refused_with_the_range_before_anything_is_made
     (tmp_path / "data").symlink_to(config.data_folder)
     changed = with_overrides(config, [f"workspace={tmp_path}"])
     with pytest.raises(ConfigError, match=rf"--explain {index}: .*\(expected 0 to 89\)") as told:
-        explain.execute(changed, [0, index])
+        select.explain(changed, [0, index])
     assert "\n" not in str(told.value)
     assert not changed.selections_folder.exists()
 
 
 def test_explaining_changes_no_table(config, table):
     before = snapshot(table.path.parent)
-    explain.execute(config, [0])
+    select.explain(config, [0])
     assert snapshot(table.path.parent) == before

@@ -26,7 +26,7 @@ from pipeline.methods.head.solver import fit, solve
 from pipeline.methods.label_issues import label_issues
 from pipeline.provenance import array_sha256
 from stages import select
-from stages.caches import find_cache, made_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.small_caches import rewritten
@@ -126,7 +126,7 @@ def dataset(digits: Config) -> Dataset:
 
 @pytest.fixture(scope="module")
 def cache(digits: Config, dataset: Dataset) -> TeacherCache:
-    return find_cache(digits, dataset)
+    return Caches(config=digits, dataset=dataset).training
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +408,7 @@ def test_label_issues_are_by_heads_that_have_not_seen_the_row(chosen, arrays):
 @pytest.fixture(scope="module")
 def outside(digits, dataset, tmp_path_factory) -> str:
     """The test images' features and labels under keys of no image of the data set."""
-    test = made_cache(digits, dataset, split="eval")
+    test = Caches(config=digits, dataset=dataset).test
     rows = np.arange(test.shape.num_samples)[::3]
     keys = np.random.default_rng(0).integers(0, 256, (len(rows), 16), dtype=np.uint8)
     folder = tmp_path_factory.mktemp("outside") / "cache"

@@ -8,7 +8,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.catalogue import METHODS
 from stages import cache_teacher, methods, prepare, select, train_student, train_teacher
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.commands import heartcut
@@ -68,7 +68,9 @@ def test_logit_standardisation_needs_all_logits_and_vanilla_or_decoupled_distill
         train_student.execute(student(standard, "rkd"))
     with pytest.raises(ConfigError, match=r"select\.standardise must be false where .*top_k"):
         with_overrides(revised["top-k"], ["select.standardise=true"])
-    cache = find_cache(revised["top-k"], Dataset.open(revised["top-k"].data_folder)).path
+    cache = Caches(
+        config=revised["top-k"], dataset=Dataset.open(revised["top-k"].data_folder)
+    ).training.path
     shared = with_overrides(standard, [f"select.cache={cache}"])
     with pytest.raises(ConfigError, match=r"standardise is true and \S+ keeps the top logits only"):
         select.execute(shared)
@@ -157,4 +159,7 @@ def test_networks_of_torchvision_and_timm_go_through_every_stage(tiny_toml, tmp_
         stage.execute(config)
     run = train_student.execute(config)
     assert run.result.arch == "timm:test_resnet"
-    assert find_cache(config, Dataset.open(config.data_folder)).shape.num_features == 1024
+    assert (
+        Caches(config=config, dataset=Dataset.open(config.data_folder)).training.shape.num_features
+        == 1024
+    )

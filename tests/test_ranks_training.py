@@ -19,7 +19,7 @@ from commands.shared import FAILED, PEER_LOST
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from tests.commands import ROOT
 from tests.workspaces import linked_copy
@@ -185,7 +185,10 @@ def test_any_number_of_ranks_makes_the_same_cache(server, digits, tiny_toml, tmp
     assert [one.code for one in ended] == [0] * world, ended
     assert [one.out.count("\n") for one in ended] == [1, *[0] * (world - 1)]
     dataset = Dataset.open(config.data_folder)
-    assert find_cache(config, dataset).root == find_cache(digits, dataset).root
+    assert (
+        Caches(config=config, dataset=dataset).training.root
+        == Caches(config=digits, dataset=dataset).training.root
+    )
 
 
 def processes_of(launcher: subprocess.Popen[str]) -> list[int]:

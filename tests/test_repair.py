@@ -19,7 +19,7 @@ from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.sample_scores import score_samples
 from pipeline.provenance import array_sha256
 from pipeline.training.evaluation import calibration_error
-from stages.caches import find_cache
+from stages.caches import Caches
 from tests.small_caches import sealed_cache, some_samples
 
 NUM_FOLDS, SEED = 4, 1
@@ -35,7 +35,7 @@ def joined(cache, dataset: Dataset, folder) -> HydratedCache:
 def digits_cached(digits, tmp_path_factory) -> tuple[HydratedCache, Dataset]:
     """A real teacher's cache, and what it is a cache of."""
     dataset = Dataset.open(digits.data_folder)
-    cache = find_cache(digits, dataset)
+    cache = Caches(config=digits, dataset=dataset).training
     return joined(cache, dataset, tmp_path_factory.mktemp("copies")), dataset
 
 

@@ -12,7 +12,7 @@ from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ConfigError
 from pipeline.methods.label_revision import softened_probs
 from stages import select
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 
@@ -24,7 +24,7 @@ def dataset(digits: Config) -> Dataset:
 
 @pytest.fixture(scope="module")
 def cache(digits: Config, dataset: Dataset) -> TeacherCache:
-    return find_cache(digits, dataset)
+    return Caches(config=digits, dataset=dataset).training
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.methods.sparse_labels import unpack
 from pipeline.provenance import sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
@@ -71,7 +71,7 @@ class Chosen:
 
 
 def cache_path(config: Config) -> str:
-    return find_cache(config, Dataset.open(config.data_folder)).path
+    return Caches(config=config, dataset=Dataset.open(config.data_folder)).training.path
 
 
 def assert_same_rows(one: Chosen, other: Chosen, keys, *, columns) -> None:
@@ -432,7 +432,7 @@ def test_a_temperature_that_was_not_kept_is_refused(top_k, setting):
     own = top_k(3).config
     with pytest.raises(ConfigError, match=r"cache_teacher\.temperatures must have 2 too"):
         with_overrides(own, [setting])
-    cache = find_cache(own, Dataset.open(own.data_folder)).path
+    cache = Caches(config=own, dataset=Dataset.open(own.data_folder)).training.path
     config = with_overrides(own, [f"select.cache={cache}", setting])
     line = read_or_refusal(lambda: select.execute(config))
     assert "keeps the top 3 logits, and the sum of all at temperature 1 and 4" in line
@@ -487,7 +487,7 @@ def test_a_selection_takes_views_from_the_cache_and_not_from_the_settings(
     assert chosen.soft.record.identity.views == (1, 2)
     assert (
         chosen.soft.record.identity.view_spec
-        == find_cache(config, chosen.dataset).manifest.identity.views
+        == Caches(config=config, dataset=chosen.dataset).training.manifest.identity.views
     )
     assert train_student.execute(config).result.num_distilled == chosen.table.record.num_selected
 

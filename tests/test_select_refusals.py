@@ -12,7 +12,7 @@ from pipeline.artefacts.scores import score_path
 from pipeline.errors import PipelineError
 from pipeline.provenance import array_sha256
 from stages import cache_teacher, select, train_student
-from stages.caches import find_cache, made_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.commands import heartcut
@@ -33,7 +33,7 @@ def dataset(digits: Config) -> Dataset:
 
 @pytest.fixture(scope="module")
 def cache(digits: Config, dataset: Dataset) -> TeacherCache:
-    return find_cache(digits, dataset)
+    return Caches(config=digits, dataset=dataset).training
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_a_target_that_shares_an_image_with_what_is_scored(dataset, cache, refus
 
 
 def test_a_target_of_test_images(digits, dataset, refused):
-    test = made_cache(digits, dataset, split="eval")
+    test = Caches(config=digits, dataset=dataset).test
     line = refused(*external(test))
     assert f"has {test.shape.num_samples:,} of the test images of" in line
 

@@ -36,7 +36,7 @@ from pipeline.data.views import ViewSpec, view_codes
 from pipeline.errors import ArtefactNotFound
 from pipeline.models.checkpoints import load_weights, save_weights, weights_digest
 from pipeline.models.zoo import build
-from stages.caches import made_cache
+from stages.caches import Caches
 from stages.identities import teacher_run_path
 from tests.commands import heartcut
 from tests.image_folders import CLASSES, save_split, textures
@@ -74,7 +74,7 @@ def bucket(seaweed, as_user) -> str:
 @pytest.fixture(scope="module")
 def cache_path(digits) -> Path:
     """The training cache of `digits`; never changed."""
-    cache = made_cache(digits, Dataset.open(digits.data_folder), split="train")
+    cache = Caches(config=digits, dataset=Dataset.open(digits.data_folder)).made
     assert cache is not None
     return Path(cache.path)
 

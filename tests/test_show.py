@@ -22,7 +22,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import COLUMNS, SelectionRecord, SelectionTable, write
 from stages import train_student
-from stages.caches import made_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.selection import influence
 from stages.selection.wording import warnings_of
@@ -65,7 +65,7 @@ def table(work) -> Path:
 @pytest.fixture(scope="module")
 def cache(digits, work) -> Path:
     config = with_overrides(digits, [f"workspace={work}"])
-    return Path(made_cache(config, Dataset.open(work / "data"), split="train").path)
+    return Path(Caches(config=config, dataset=Dataset.open(work / "data")).made.path)
 
 
 def out_of(*arguments: object) -> str:

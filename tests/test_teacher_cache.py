@@ -48,7 +48,7 @@ from pipeline.teacher.caching import cache_views
 from pipeline.teacher.frozen import Teacher, cache_identity
 from pipeline.teacher.summary import storage_fidelity, summarise_cache
 from stages import cache_teacher
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from tests.small_caches import identity_of, summary_of
 from tests.workspaces import flipped, linked_copy, read_or_refusal, replace_bytes, snapshot
@@ -819,7 +819,7 @@ def test_fidelity_is_the_divergence_of_the_stored_from_the_exact(temperature):
 
 
 def test_batch_size_and_workers_change_neither_id_nor_numbers(digits, tmp_path):
-    reference = find_cache(digits, Dataset.open(digits.data_folder))
+    reference = Caches(config=digits, dataset=Dataset.open(digits.data_folder)).training
     workspace = linked_copy(digits.workspace, tmp_path / "work", without=("caches",))
     changes = [f"workspace={workspace}", "cache_teacher.batch_size=37", "cache_teacher.workers=2"]
     again = cache_teacher.execute(with_overrides(digits, changes))
@@ -833,7 +833,7 @@ def test_batch_size_and_workers_change_neither_id_nor_numbers(digits, tmp_path):
 
 
 def test_the_head_of_the_stored_features_gives_the_logits_at_float16_rounding(digits):
-    cache = find_cache(digits, Dataset.open(digits.data_folder))
+    cache = Caches(config=digits, dataset=Dataset.open(digits.data_folder)).training
     weight, bias = cache.head
     for view in range(cache.shape.num_views):
         features, logits = cache.features(view), cache.logits(view).astype(np.float64)
@@ -845,7 +845,7 @@ def test_the_head_of_the_stored_features_gives_the_logits_at_float16_rounding(di
 
 def test_the_summary_of_a_real_cache_is_that_of_its_numbers(digits):
     dataset = Dataset.open(digits.data_folder)
-    cache = find_cache(digits, dataset)
+    cache = Caches(config=digits, dataset=dataset).training
     views = [cache.logits(view).astype(float).tolist() for view in range(cache.shape.num_views)]
     training, apart, agreement, wrong = plain_summary(
         views, cache.labels.tolist(), dataset.held_out.tolist()

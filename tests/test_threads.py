@@ -11,7 +11,7 @@ import torch
 
 from pipeline.artefacts.dataset import Dataset
 from stages import cache_teacher, select, train_student
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.workspaces import linked_copy, tables_in
@@ -47,7 +47,7 @@ def made(digits: Config, monkeypatch, workspace: Path, *stages: ModuleType, thre
 
 
 def logits_of(config: Config) -> np.ndarray:
-    cache = find_cache(config, Dataset.open(config.data_folder))
+    cache = Caches(config=config, dataset=Dataset.open(config.data_folder)).training
     return np.asarray(cache.logits(1)[:], dtype=np.float64)
 
 

@@ -18,7 +18,7 @@ from pipeline.artefacts.records import Record, printable
 from pipeline.data.view_specs import views_from_json
 from pipeline.errors import ArtefactNotFound, ConfigError, Damaged, PipelineError
 from pipeline.provenance import short
-from stages.caches import begun_cache, find_cache, is_sealed
+from stages.caches import Caches, begun_cache, is_sealed
 from stages.config.file import load_config
 from stages.config.root import Config
 
@@ -50,7 +50,9 @@ def places(what: str, overrides: list[str]) -> list[ObjectStore]:
     splits: tuple[Literal["train", "eval"], ...] = ("train", "eval")
     begun = [begun_cache(config, dataset, split=split) for split in splits]
     found = [place for place in begun if place is not None]
-    return found if begun[0] is not None else [find_cache(config, dataset).store]
+    return (
+        found if begun[0] is not None else [Caches(config=config, dataset=dataset).training.store]
+    )
 
 
 def configuration(what: str, overrides: list[str]) -> Config:

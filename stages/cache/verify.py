@@ -24,7 +24,7 @@ from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.progress import progress
 from pipeline.teacher.frozen import Teacher, teacher_outputs
-from stages.caches import find_cache, made_cache
+from stages.caches import Caches
 from stages.config.root import Config
 from stages.teacher import load_teacher
 
@@ -82,10 +82,10 @@ def recompute(config: Config, *, share: float, tolerance: float | None) -> Findi
         ArtefactMismatch: if a cache was made by another teacher, or of other images.
     """
     dataset = Dataset.open(config.data_folder)
-    pairs = [(find_cache(config, dataset), dataset.train)]
-    test = made_cache(config, dataset, split="eval")
-    if test is not None and config.select.cache is None:
-        pairs.append((test, dataset.eval))
+    caches = Caches(config=config, dataset=dataset)
+    pairs = [(caches.training, dataset.train)]
+    if config.select.cache is None and caches.test is not None:
+        pairs.append((caches.test, dataset.eval))
     agrees, lines = True, []
     for cache, beton in pairs:
         runtime = resolve_runtime(cache.manifest.identity.precision)

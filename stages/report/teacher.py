@@ -89,6 +89,8 @@ def _opened(place: str | Path) -> TeacherCache | None:
 def _test_cache(cache: TeacherCache, dataset: Dataset, folder: Path) -> TeacherCache | None:
     """The cache of the same teacher on the test images."""
     for place in sorted(folder.glob("*/sealed.json")):
+        if place.parent.name == short(cache.id):  # this very cache, which is open
+            continue
         found = _opened(place.parent)
         if (
             found is not None

@@ -1,6 +1,6 @@
-"""explain: selection table -> why single samples are kept or dropped, in words.
+"""Explanations in words: why a selection table keeps or drops single samples.
 
-Reads the table that `select` makes of the configuration; computes nothing of its own.
+Nothing is computed here: all numbers are the table's.
 """
 
 import math
@@ -10,13 +10,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.artefacts.dataset import read_record
+from pipeline.artefacts.dataset import DatasetRecord
 from pipeline.artefacts.records import printable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ConfigError
-from pipeline.runtime.ranks import ALONE, Ranks
-from stages import select
-from stages.config.root import Config
 from stages.selection.wording import rule
 
 _WIDTH = 80
@@ -49,21 +46,23 @@ _MEANINGS = {
 _POSITIONS = {"self_influence": "self-influence", "leverage": "leverage"}
 
 
-def execute(config: Config, samples: Sequence[int], *, ranks: Ranks = ALONE) -> str:
-    """Make or open the selection of ``config``; tell why ``samples`` are kept or dropped.
+def require_samples(record: DatasetRecord, samples: Sequence[int]) -> None:
+    """Refuse the index of a sample that the training split does not have.
 
     Raises:
-        ConfigError: if there is no such sample.
+        ConfigError: with the first such index.
     """
-    record = read_record(config.data_folder)
     for index in samples:
         if not 0 <= index < record.train.num_samples:
             raise ConfigError(
                 f"--explain {index}: there is no such sample (expected 0 to "
                 f"{record.train.num_samples - 1}). Pass a sample_index of the table."
             )
-    table = select.execute(config, ranks=ranks)
-    reader = _Reader(table=table, class_names=tuple(record.class_names))
+
+
+def explained(table: SelectionTable, class_names: Sequence[str], samples: Sequence[int]) -> str:
+    """The reasons for which ``samples`` are kept or dropped, as text."""
+    reader = _Reader(table=table, class_names=tuple(class_names))
     return "\n\n".join([str(table.path), *(reader.explanation(index) for index in samples)])
 
 

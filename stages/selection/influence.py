@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import scores as score_format
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import Diagnostics, ScoreIdentity, ScoreRecord, ScoreTable
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.influence.inputs import InfluenceSettings
@@ -17,10 +16,9 @@ from pipeline.influence.scoring import Influence, score_influence
 from pipeline.provenance import array_sha256, short
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once
-from stages.caches import made_cache
-from stages.config.root import Config
+from stages.caches import Caches
 from stages.config.select import SelectConfig
-from stages.identities import influence_target, score_identity
+from stages.identities import influence_target
 from stages.selection.columns import Clean
 from stages.selection.sources import Sources
 from stages.selection.wording import warnings_of
@@ -29,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_scores(
-    config: Config, cached: TeacherRows, dataset: Dataset, inputs: Clean, *, ranks: Ranks = ALONE
+    caches: Caches, cached: TeacherRows, inputs: Clean, *, ranks: Ranks = ALONE
 ) -> ScoreTable | None:
     """The score file of a configuration, made unless it exists; None where it needs none.
 
@@ -40,7 +38,7 @@ def open_scores(
         ConfigError: if there are too few rows, or classes are missing.
         PipelineError: if a head cannot be fitted.
     """
-    identity = score_identity(config, cached.cache, dataset)
+    config, dataset, identity = caches.config, caches.dataset, caches.identities.scores
     if identity is None:
         return None
     path = score_format.score_path(config.selections_folder, identity.id)
@@ -55,9 +53,9 @@ def open_scores(
         logger.info("%s exists, nothing is scored again", path)
         return table
     _require_rows(config.select, cached.cache, inputs)
-    sources = Sources.of(config.select, cached, dataset, inputs, ranks=ranks)
+    sources = Sources.of(caches, cached, inputs, ranks=ranks)
     influence = score_influence(sources.rows, sources.targets, _settings(config.select))
-    record = _record(identity, influence, sources, leak=_leak(config, cached.cache, dataset))
+    record = _record(identity, influence, sources, leak=_leak(cached.cache, caches.test))
     columns = _columns(influence, inputs)
     write_once(path, lambda: score_format.write(path, record=record, columns=columns), ranks=ranks)
     _warn(record.diagnostics)
@@ -159,12 +157,11 @@ def _spread(
     return out
 
 
-def _leak(config: Config, cache: TeacherCache, dataset: Dataset) -> float | None:
+def _leak(cache: TeacherCache, test: TeacherCache | None) -> float | None:
     """How much better the teacher is on held-out rows than on test images, where both are known.
 
     The test accuracy was printed when they were cached; it decides on nothing here.
     """
-    test = made_cache(config, dataset, split="eval")
     if test is None or test.manifest.identity.weights != cache.manifest.identity.weights:
         return None
     held_out, unseen = cache.summary.accuracy_held_out, test.summary.accuracy_training

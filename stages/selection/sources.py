@@ -19,7 +19,7 @@ from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.data import ProjectedRows, Rows, principal_components
 from pipeline.provenance import short
 from pipeline.runtime.ranks import Ranks
-from stages.config.select import SelectConfig
+from stages.caches import Caches
 from stages.identities import influence_target
 from stages.selection.columns import Clean
 
@@ -38,36 +38,22 @@ class Sources:
     target_in_sample: bool
 
     @classmethod
-    def of(
-        cls,
-        config: SelectConfig,
-        cached: TeacherRows,
-        dataset: Dataset,
-        inputs: Clean,
-        *,
-        ranks: Ranks,
-    ) -> "Sources":
+    def of(cls, caches: Caches, cached: TeacherRows, inputs: Clean, *, ranks: Ranks) -> "Sources":
         """Of a configuration; every rank reads a part of them.
 
         Raises:
             ArtefactMismatch: if features are missing or useless, or a cache does not fit.
             ConfigError: if there are too few rows for its folds or parts.
         """
-        return _Builder(config, cached, dataset, inputs, ranks=ranks).sources()
+        return _Builder(caches, cached, inputs, ranks=ranks).sources()
 
 
 class _Builder:
     """Collects the rows and targets of a configuration from its caches."""
 
-    def __init__(
-        self,
-        config: SelectConfig,
-        cached: TeacherRows,
-        dataset: Dataset,
-        inputs: Clean,
-        *,
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, caches: Caches, cached: TeacherRows, inputs: Clean, *, ranks: Ranks) -> None:
+        config, dataset = caches.config.select, caches.dataset
+        self._caches = caches
         self._config, self._settings, self._ranks = config, config.influence, ranks
         self._cached, self._dataset, self._inputs = cached, dataset, inputs
         self._target_kind = influence_target(config, cached.cache)
@@ -110,9 +96,9 @@ class _Builder:
 
     def _proxy(self) -> HydratedCache | None:
         """Another network's features of the same images."""
-        if self._settings.proxy is None:
+        cache = self._caches.proxy
+        if cache is None:
             return None
-        cache = TeacherCache.open(self._settings.proxy)
         cache.require_features()
         if cache.shape.num_classes != self._dataset.num_classes:
             raise ArtefactMismatch(
@@ -277,9 +263,10 @@ class _Builder:
 
     def _external(self) -> tuple[Target, NDArray[np.uint8]]:
         """The samples of another cache of the same network."""
-        assert self._settings.external is not None, "the configuration was checked"
-        cache = external_cache(
-            self._settings.external,
+        cache = self._caches.external
+        assert cache is not None, "the configuration was checked"
+        _require_target(
+            cache,
             own=self._seen.cache,
             dataset=self._dataset,
             inputs=self._inputs,
@@ -298,16 +285,15 @@ def _parts(samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], *, num_part
     return torch.from_numpy(stratified_parts(own, rows, num_parts=num_parts, seed=0))
 
 
-def external_cache(
-    path: str, *, own: TeacherCache, dataset: Dataset, inputs: Clean, chooses_l2: bool
-) -> TeacherCache:
-    """The cache at ``path``, of the network of ``own``, whose images can be a target.
+def _require_target(
+    cache: TeacherCache, *, own: TeacherCache, dataset: Dataset, inputs: Clean, chooses_l2: bool
+) -> None:
+    """Refuse a cache that cannot be the target of scores on the network of ``own``.
 
     Raises:
         ArtefactMismatch: if it is of another network, or has an image that is scored, chooses l2,
             or is a test image.
     """
-    cache = TeacherCache.open(path)
     cache.require_features()
     if cache.manifest.identity.weights != own.manifest.identity.weights:
         raise ArtefactMismatch(
@@ -316,7 +302,6 @@ def external_cache(
             f"{short(own.manifest.identity.weights)}). Cache the target with the same one."
         )
     _require_apart(cache, dataset, inputs, chooses_l2=chooses_l2)
-    return cache
 
 
 def _require_apart(

@@ -120,15 +120,12 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Path:
     """The table that `select` makes of a configuration."""
     from pipeline.artefacts.dataset import Dataset
     from pipeline.artefacts.selection import selection_path
-    from stages.caches import find_cache  # loads torch, which a table does not need
+    from stages.caches import Caches  # loads torch, which a table does not need
     from stages.config.file import load_config
-    from stages.identities import selection_identity
 
     config = load_config(path, overrides=list(overrides))
     folder, name = config.selections_folder, config.select.name
     if name:
         return selection_path(folder, "", name=name)
-    dataset = Dataset.open(config.data_folder)
-    return selection_path(
-        folder, selection_identity(config, find_cache(config, dataset), dataset).id
-    )
+    caches = Caches(config=config, dataset=Dataset.open(config.data_folder))
+    return selection_path(folder, caches.identities.selection.id)

@@ -20,9 +20,8 @@ from pipeline.data.view_specs import Views, views_from_json
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import refusal
 from pipeline.provenance import short
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.config.root import Config
-from stages.identities import selection_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +66,18 @@ class TeacherFeatures:
         return self.cache.shape.num_features
 
 
-def open_lesson(config: Config, dataset: Dataset) -> Lesson:
+def open_lesson(caches: Caches) -> Lesson:
     """Open the selection and its soft labels; refuse strangers.
 
     Raises:
         ArtefactNotFound: if `select` has not made them.
         ArtefactMismatch: if they belong to other data or not to each other.
     """
+    config, dataset = caches.config, caches.dataset
     settings = config.train_student
     path = settings.selection
     if path is None:
-        cache = find_cache(config, dataset)
-        wanted = selection_identity(config, cache, dataset)
+        wanted = caches.identities.selection
         path = selection_path(config.selections_folder, wanted.id, name=config.select.name)
         if not path.exists():
             raise ArtefactNotFound(
@@ -160,14 +159,14 @@ def _reason(config: Config, lesson: Lesson, *, has_features: bool) -> str | None
     )
 
 
-def open_features(config: Config, lesson: Lesson, dataset: Dataset) -> TeacherFeatures:
+def open_features(caches: Caches, lesson: Lesson) -> TeacherFeatures:
     """The features of the cache that the lesson was made from, in the data set's order.
 
     Raises:
         ArtefactNotFound: if the cache is not there any more.
         ArtefactMismatch: if it is another one, or was made without features.
     """
-    cache = find_cache(config, dataset)
+    config, dataset, cache = caches.config, caches.dataset, caches.training
     found, wanted = cache.id, lesson.table.record.identity.cache
     if found != wanted:
         raise ArtefactMismatch(
