@@ -20,14 +20,7 @@ from pathlib import Path
 
 from _common import Target, interleaved, report, synthetic_beton, timed
 from _field import field_loader
-from _students import (
-    FieldStudent,
-    Student,
-    endless,
-    online_teacher,
-    resident,
-    supervision_of,
-)
+from _students import FieldStudent, Student, endless, online_teacher, resident, supervision_of
 from torch import Tensor
 
 from pipeline.artefacts.dataset import Beton

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from commands.shared import (
-    FAILED,
-    INTERRUPTED,
-    LAUNCHED,
-    PEER_LOST,
-    TERMINATED,
-)
+from commands.shared import FAILED, INTERRUPTED, LAUNCHED, PEER_LOST, TERMINATED
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing import ProcessFailure

@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.one_voice import (
-    is_one_of_many,
-    leave_for_torchrun,
-    prefix,
-    tells,
-)
+from commands.one_voice import is_one_of_many, leave_for_torchrun, prefix, tells
 from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineError, Terminated
 
 if TYPE_CHECKING:

@@ -8,12 +8,7 @@ from typing import Annotated
 
 import typer
 
-from commands.shared import (
-    ConfigFile,
-    Overrides,
-    load,
-    one_line_errors,
-)
+from commands.shared import ConfigFile, Overrides, load, one_line_errors
 
 show_app = typer.Typer(
     no_args_is_help=True,

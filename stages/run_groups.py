@@ -8,11 +8,7 @@ from typing import Final
 from pipeline.artefacts import comparison
 from pipeline.artefacts.records import printable, read_record
 from pipeline.artefacts.run import RESULT, Run, read_settings
-from pipeline.artefacts.selection import (
-    SelectionRecord,
-    find_selection,
-    read_selection_record,
-)
+from pipeline.artefacts.selection import SelectionRecord, find_selection, read_selection_record
 from pipeline.artefacts.soft_labels import SoftLabelRecord, soft_label_path
 from pipeline.artefacts.sweep import OK, RESULTS, SweepFolder, sweep_folder
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError

@@ -15,12 +15,7 @@ from pipeline.artefacts.cache.arrays import (
     TOP_LOGIT,
 )
 from pipeline.artefacts.cache.receipts import Note
-from pipeline.artefacts.cache.record import (
-    CacheIdentity,
-    CacheLayout,
-    CacheShape,
-    CacheSummary,
-)
+from pipeline.artefacts.cache.record import CacheIdentity, CacheLayout, CacheShape, CacheSummary
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Samples

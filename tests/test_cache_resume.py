@@ -18,12 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.artefacts.cache.arrays import (
-    FEATURES,
-    LOGITS,
-    array_specs,
-    object_key,
-)
+from pipeline.artefacts.cache.arrays import FEATURES, LOGITS, array_specs, object_key
 from pipeline.artefacts.cache.receipts import (
     SEAL,
     Note,

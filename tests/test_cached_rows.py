@@ -12,12 +12,7 @@ from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
 from pipeline.influence.cached_rows import CachedFeatures, CachedSoftLabels, Labelling
 from pipeline.influence.inputs import Target, Targets
-from pipeline.methods.head.data import (
-    PickedRows,
-    ProjectedRows,
-    principal_components,
-    read_rows,
-)
+from pipeline.methods.head.data import PickedRows, ProjectedRows, principal_components, read_rows
 from pipeline.methods.head.influence import heldout_gradient, score_rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels

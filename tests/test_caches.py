@@ -44,5 +44,3 @@ def test_select_a_student_and_a_report_read_the_seal_of_a_cache_once(digits_copy
     assert read_once(seals, num_caches=2)
     report.execute([run.path], ReportSettings())
     assert read_once(seals, num_caches=2)
-
-

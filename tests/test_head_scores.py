@@ -7,12 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from pipeline.methods.head.data import (
-    PickedRows,
-    ProjectedRows,
-    principal_components,
-    read_rows,
-)
+from pipeline.methods.head.data import PickedRows, ProjectedRows, principal_components, read_rows
 from pipeline.methods.head.difficulty import score_difficulty
 from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import heldout_gradient, score_added, score_rows

@@ -23,12 +23,7 @@ from pipeline.artefacts.cache.receipts import read_manifest, read_receipt, read_
 from pipeline.artefacts.cache.record import stored_json
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.verify import check_cache
-from pipeline.artefacts.selection import (
-    COLUMNS,
-    SelectionIdentity,
-    SelectionRecord,
-    SelectionTable,
-)
+from pipeline.artefacts.selection import COLUMNS, SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.selection import write as write_selection
 from pipeline.provenance import short
 from tests.test_teacher_cache import SmallCache, edited, reseal

@@ -26,18 +26,10 @@ from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.selection import influence
 from stages.selection.wording import warnings_of
-from stages.show import (
-    run as show_run,
-)
-from stages.show import (
-    run_text as show_run_text,
-)
-from stages.show import (
-    selection as show_selection,
-)
-from stages.show import (
-    text as show_text,
-)
+from stages.show import run as show_run
+from stages.show import run_text as show_run_text
+from stages.show import selection as show_selection
+from stages.show import text as show_text
 from stages.show.records import as_json
 from tests.commands import ROOT, heartcut
 from tests.small_caches import sealed_cache, some_samples

@@ -18,13 +18,7 @@ from torch import Tensor
 
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
 from pipeline.data.device_batches import ResidentTables, fits, on_device
-from pipeline.data.ffcv_compat import (
-    IntDecoder,
-    Loader,
-    OrderOption,
-    PipelineSpec,
-    ToTensor,
-)
+from pipeline.data.ffcv_compat import IntDecoder, Loader, OrderOption, PipelineSpec, ToTensor
 from pipeline.data.ffcv_epochs import EndingEpoch
 from pipeline.data.gather_operations import Flags, Gather
 from pipeline.data.replay_operations import ShownViews, shown_views

@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.methods.head.data import (
-    PickedRows,
-    Rows,
-    read_rows,
-    runs,
-)
+from pipeline.methods.head.data import PickedRows, Rows, read_rows, runs
 from pipeline.methods.head.influence import heldout_gradient
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input

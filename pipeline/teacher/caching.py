@@ -27,12 +27,7 @@ from pipeline.artefacts.cache.arrays import (
     TOP_LOGIT,
 )
 from pipeline.artefacts.cache.receipts import Note
-from pipeline.artefacts.cache.record import (
-    CacheIdentity,
-    CacheLayout,
-    CacheShape,
-    Fidelity,
-)
+from pipeline.artefacts.cache.record import CacheIdentity, CacheLayout, CacheShape, Fidelity
 from pipeline.artefacts.cache.units import as_float16, writing_behind
 from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Beton

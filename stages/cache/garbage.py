@@ -9,12 +9,7 @@ from pathlib import Path
 
 from pipeline.artefacts.cache.arrays import array_specs, object_key, object_names
 from pipeline.artefacts.cache.hydration import HYDRATED
-from pipeline.artefacts.cache.receipts import (
-    MANIFEST,
-    SEAL,
-    read_manifest,
-    receipt_key,
-)
+from pipeline.artefacts.cache.receipts import MANIFEST, SEAL, read_manifest, receipt_key
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.publishing import PARTIAL, one_line_disk_errors
 from pipeline.errors import ArtefactNotFound, ConfigError

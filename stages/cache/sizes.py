@@ -5,13 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from pipeline.artefacts.cache.arrays import (
-    KEYS,
-    LABELS,
-    PIXELS,
-    array_specs,
-    view_arrays,
-)
+from pipeline.artefacts.cache.arrays import KEYS, LABELS, PIXELS, array_specs, view_arrays
 from pipeline.artefacts.cache.record import (
     MAX_SHARD_BYTES,
     CacheIdentity,

@@ -6,12 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache.arrays import (
-    LOGITS,
-    TARGET_LOGIT,
-    TOP_CLASS,
-    TOP_LOGIT,
-)
+from pipeline.artefacts.cache.arrays import LOGITS, TARGET_LOGIT, TOP_CLASS, TOP_LOGIT
 from pipeline.artefacts.cache.join import ANY_LABELS, join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.verify import check_cache

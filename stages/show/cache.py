@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache.arrays import (
-    LOGITS,
-    LOGSUMEXP,
-    TARGET_LOGIT,
-    TOP_LOGIT,
-)
+from pipeline.artefacts.cache.arrays import LOGITS, LOGSUMEXP, TARGET_LOGIT, TOP_LOGIT
 from pipeline.artefacts.cache.join import ANYTHING, join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import DatasetRecord, open_samples, read_record

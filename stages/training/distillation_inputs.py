@@ -9,11 +9,7 @@ from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import Difference, join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.selection import (
-    SelectionTable,
-    require_same_selection,
-    selection_path,
-)
+from pipeline.artefacts.selection import SelectionTable, require_same_selection, selection_path
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.data.loaders import Supervision
 from pipeline.data.view_specs import Views, views_from_json

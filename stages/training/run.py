@@ -12,11 +12,7 @@ from torch import Tensor
 from pipeline.artefacts import run as run_format
 from pipeline.artefacts.publishing import publish_json, publishing_folder
 from pipeline.artefacts.run import Cost, Run, RunResult, run_id
-from pipeline.artefacts.unfinished_run import (
-    UnfinishedRun,
-    require_same_training,
-    unfinished_path,
-)
+from pipeline.artefacts.unfinished_run import UnfinishedRun, require_same_training, unfinished_path
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256

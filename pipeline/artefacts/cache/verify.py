@@ -3,18 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.artefacts.cache.arrays import (
-    SMALL_AT_ONCE,
-    object_key,
-    object_names,
-    read_in_threads,
-)
-from pipeline.artefacts.cache.receipts import (
-    MANIFEST,
-    SEAL,
-    read_receipt,
-    receipt_key,
-)
+from pipeline.artefacts.cache.arrays import SMALL_AT_ONCE, object_key, object_names, read_in_threads
+from pipeline.artefacts.cache.receipts import MANIFEST, SEAL, read_receipt, receipt_key
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound

@@ -13,12 +13,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from pipeline.methods.rank_sums import (
-    NOT_SHARED,
-    Sharing,
-    led,
-    summed,
-)
+from pipeline.methods.rank_sums import NOT_SHARED, Sharing, led, summed
 
 Samples: TypeAlias = slice | Tensor
 """A run of samples, or their positions (n,) int64."""

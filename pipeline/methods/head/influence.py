@@ -19,13 +19,7 @@ from torch import Tensor
 from pipeline.methods.head.data import Rows, read_rows, runs
 from pipeline.methods.head.problem import Linearisation, centred
 from pipeline.methods.head.rows import LinearRows, with_bias_input
-from pipeline.methods.rank_sums import (
-    NOT_SHARED,
-    Sharing,
-    largest,
-    led,
-    summed,
-)
+from pipeline.methods.rank_sums import NOT_SHARED, Sharing, largest, led, summed
 
 SILENT = 1e-6
 """Pull of soft labels, in probability, below which they are the head's own."""

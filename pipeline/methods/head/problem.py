@@ -31,19 +31,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.methods.head.data import (
-    PickedRows,
-    Rows,
-    Samples,
-    read_rows,
-)
-from pipeline.methods.head.rows import (
-    BentRows,
-    HeadRows,
-    LinearRows,
-    SoftSide,
-    with_bias_input,
-)
+from pipeline.methods.head.data import PickedRows, Rows, Samples, read_rows
+from pipeline.methods.head.rows import BentRows, HeadRows, LinearRows, SoftSide, with_bias_input
 from pipeline.methods.rank_sums import (
     NOT_SHARED,
     Sharing,
