@@ -8,15 +8,10 @@ from torch.nn import functional as F
 from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
+from pipeline.methods.metrics import CALIBRATION_BINS, agreement, calibration_error, evaluate_logits
 from pipeline.models.zoo import build
 from pipeline.runtime.device import Runtime
-from pipeline.training.evaluation import (
-    CALIBRATION_BINS,
-    agreement,
-    calibration_error,
-    evaluate,
-    evaluate_logits,
-)
+from pipeline.training.evaluation import evaluate
 from tests.strategies import logit_batches
 
 FP32 = Runtime(device=torch.device("cpu"), precision="fp32")

@@ -16,9 +16,9 @@ from pipeline.influence.cross_fit import choose_l2, cross_fit
 from pipeline.influence.repair import RepairedCache, repair_head
 from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.metrics import calibration_error
 from pipeline.methods.sample_scores import score_samples
 from pipeline.provenance import array_sha256
-from pipeline.training.evaluation import calibration_error
 from stages.caches import Caches
 from tests.small_caches import sealed_cache, some_samples
 

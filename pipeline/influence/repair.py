@@ -29,9 +29,9 @@ from pipeline.methods.head.data import runs
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input
 from pipeline.methods.head.solver import NotConverged
+from pipeline.methods.metrics import evaluate_logits
 from pipeline.provenance import array_sha256
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.training.evaluation import evaluate_logits
 
 CLEAN = 0
 

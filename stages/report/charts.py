@@ -12,8 +12,8 @@ from pipeline.artefacts.run import METRICS, Run, read_metrics
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.tables import flags
 from pipeline.errors import ArtefactMismatch
+from pipeline.methods.metrics import Reliability, reliability
 from pipeline.runtime.progress import progress
-from pipeline.training.evaluation import Reliability, reliability
 from stages.report.page import Chart, Section
 from stages.report.samples import SCORE
 from stages.report.svg_charts import Curve, class_chart, histogram, line_chart, reliability_chart

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from pipeline.training.evaluation import Reliability
+from pipeline.methods.metrics import Reliability
 
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8c6bb1")
 """Told apart by the colour-blind (Okabe and Ito 2008), on white and on black."""

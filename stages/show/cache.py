@@ -19,7 +19,7 @@ from pipeline.artefacts.dataset import DatasetRecord, open_samples, read_record
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.records import Record
 from pipeline.errors import ArtefactMismatch
-from pipeline.training.evaluation import reliability
+from pipeline.methods.metrics import reliability
 from stages.cache import info as cache_info
 from stages.cache.info import CacheInfo
 from stages.show.places import kind_of, refusal, require_no_overrides

@@ -12,12 +12,13 @@ from pipeline.artefacts.predictions import HELD_OUT, TEST, PredictionRecord, Pre
 from pipeline.artefacts.run import SETTINGS, Run, read_settings
 from pipeline.data.view_specs import Views, views_from_json
 from pipeline.errors import ArtefactMismatch
+from pipeline.methods.metrics import Evaluation
 from pipeline.models.checkpoints import load_into, load_weights
 from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
 from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
-from pipeline.training.evaluation import Evaluation, evaluate
+from pipeline.training.evaluation import evaluate
 from stages.config.types import TrainingPrecision
 from stages.training.evaluation_images import clean_images, normaliser
 

@@ -14,11 +14,11 @@ from pipeline.artefacts.publishing import publish_json, publishing_folder
 from pipeline.artefacts.run import Cost, Run, RunResult, run_id
 from pipeline.artefacts.unfinished_run import UnfinishedRun, require_same_training, unfinished_path
 from pipeline.errors import ArtefactMismatch, ConfigError
+from pipeline.methods.metrics import Evaluation, agreement
 from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256
 from pipeline.runtime.device import Runtime, versions
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.training.evaluation import Evaluation, agreement
 from stages.training.predictions import write_predictions
 from stages.training.trainer import Trainer, Training
 

@@ -19,6 +19,7 @@ from pipeline.artefacts.unfinished_run import UnfinishedRun
 from pipeline.data.loaders import Batch, BatchLoader, Supervision
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.view_specs import Views
+from pipeline.methods.metrics import Evaluation
 from pipeline.models.networks.classifier import Classifier
 from pipeline.provenance import Json
 from pipeline.runtime.device import Runtime
@@ -33,7 +34,7 @@ from pipeline.runtime.rank_states import (
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.stopping import SharedWish, hearing_stop_wishes
 from pipeline.teacher.online import OnlineTeacher
-from pipeline.training.evaluation import Evaluation, evaluate
+from pipeline.training.evaluation import evaluate
 from pipeline.training.learner import EpochSize, Learner, StepRules, Totals
 from pipeline.training.optimisation import make_optimizer, make_schedule
 from pipeline.training.student_loss import StudentLoss
