@@ -50,7 +50,13 @@ _NEVER_DISTILLED = -1
 """Instead of a label: such samples are no negatives either."""
 
 
-def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE) -> Run:
+def execute(
+    config: Config,
+    *,
+    resume: Path | None = None,
+    ranks: Ranks = ALONE,
+    log_result: bool = True,
+) -> Run:
     """Train the student of ``config``, or go on with it, unless the same run exists.
 
     Args:
@@ -58,6 +64,8 @@ def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE)
         resume: the folder of the training to go on with, which must be this one; None: go on with
             this training if it was begun.
         ranks: the processes that train it together; the number of them is no part of its id.
+        log_result: log the line that has the test accuracy; a sweep hides it until a point is
+            chosen.
     """
     dataset = Dataset.open(config.data_folder)
     caches = Caches(config=config, dataset=dataset)
@@ -73,10 +81,11 @@ def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE)
         require_resumable(resume, path, settings=plan.identity, inputs=plan.inputs)
     if ranks.any(path.exists()):
         run = Run.open(path)
-        logger.info("%s exists: %s, nothing to do", path, describe(run.result))
+        if log_result:
+            logger.info("%s exists: %s, nothing to do", path, describe(run.result))
         return run
     training = ranks.first_before_others(lambda: _training(caches, plan))
-    return train(training, path, plan.runtime, ranks=ranks)
+    return train(training, path, plan.runtime, ranks=ranks, log_result=log_result)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from pipeline.artefacts.publishing import publish_json
 from pipeline.artefacts.run import RESULT, WEIGHTS, Run, run_id
 from pipeline.artefacts.sweep import ACCURACIES, OK, SweepRow, sweep_folder
 from pipeline.errors import ArtefactMismatch, ConfigError, PipelineError, Terminated
-from stages import select
+from stages import select, train_student
 from stages.config.file import config_from_tree, with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
@@ -62,7 +62,7 @@ class FakeStudents:
         self.test: Callable[[str, int], float] = lambda *_: 0.5
         self.fail: dict[tuple[str, int], BaseException] = {}
 
-    def execute(self, config: Config) -> Run:
+    def execute(self, config: Config, *, log_result: bool) -> Run:
         settings = config.train_student
         point, seed = RATES[settings.lr], settings.seed
         path = config.runs_folder / f"{point}-s{seed}"
@@ -71,7 +71,8 @@ class FakeStudents:
             if (point, seed) in self.fail:
                 raise self.fail[point, seed]
             self._write(path, point, seed)
-        logging.getLogger("stages.train_student").info("%s: test 12.34 %%", path)
+        if log_result:
+            logging.getLogger("stages.train_student").info("%s: test 12.34 %%", path)
         return Run.open(path)
 
     def _write(self, path: Path, point: str, seed: int) -> None:
@@ -190,7 +191,6 @@ def test_held_out_images_choose_where_test_images_would_choose_otherwise(
     assert not [name for name in table_of(config).columns if "test" in name]
     assert "test 12.34" not in caplog.text, "of each run"
     assert "10.50" not in caplog.text
-    assert logging.getLogger("stages.train_student").level == logging.NOTSET
     told = as_markdown(done)
     assert told.count("10.50") == told.count("90.50") == 1
     assert "80.50" not in told, "of a point that was neither chosen nor the baseline"
@@ -521,6 +521,20 @@ def test_real_students_of_two_caches_and_one_that_diverges(digits_copy):
     assert rows["count=1 strategy=correct"].run_id != rows["count=2 strategy=correct"].run_id
     best = max(rows.values(), key=lambda row: row.held_out_mean_of_last)
     assert done.chosen.chosen.point == best.point
+
+
+def test_a_student_hides_its_test_accuracy_when_asked(digits_copy, caplog):
+    caplog.set_level(logging.INFO)
+    config = with_overrides(digits_copy, POINTS["a"])
+    for _ in ("trained", "found"):
+        run = train_student.execute(config, log_result=False)
+        assert str(run.path) not in caplog.text
+    train_student.execute(config)
+    assert f"{run.path} exists: test {100 * run.result.test_accuracy:.2f} %" in caplog.text
+    caplog.clear()
+    shutil.rmtree(run.path)
+    train_student.execute(config)
+    assert f"{run.path}: test {100 * run.result.test_accuracy:.2f} %" in caplog.text
 
 
 def finished(config: Config) -> dict[Path, tuple[int, int]]:

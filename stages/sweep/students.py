@@ -1,10 +1,8 @@
 """Training the students of a sweep, each after whatever it needs first."""
 
-import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.artefacts.run import Run
@@ -14,7 +12,6 @@ from stages.config.root import Config
 from stages.sweep.tasks import Failure
 
 T = TypeVar("T")
-_TELL_TEST_ACCURACY = ("stages.train_student", "stages.training.run")
 _OF_A_CACHE = {"views", "train_teacher", "cache_teacher", "caches", "share"}
 
 
@@ -35,8 +32,7 @@ class Students:
             return failure
         before = set(config.runs_folder.glob("*"))
         started = time.monotonic()
-        with _without_test_accuracy():
-            run = attempt(lambda: train_student.execute(config))
+        run = attempt(lambda: train_student.execute(config, log_result=False))
         if isinstance(run, Run) and run.path not in before:
             self.wall_seconds += time.monotonic() - started
             self.training_seconds += run.result.cost.seconds
@@ -94,17 +90,3 @@ def _ask_teacher(config: Config, *, caches: bool) -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-@contextmanager
-def _without_test_accuracy() -> Iterator[None]:
-    """Every run tells its accuracy on the test images; whoever sweeps must not see it yet."""
-    loggers = [logging.getLogger(name) for name in _TELL_TEST_ACCURACY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -25,10 +25,18 @@ from stages.training.trainer import Trainer, Training
 logger = logging.getLogger(__name__)
 
 
-def train(training: Training, path: Path, runtime: Runtime, *, ranks: Ranks = ALONE) -> Run:
+def train(
+    training: Training,
+    path: Path,
+    runtime: Runtime,
+    *,
+    ranks: Ranks = ALONE,
+    log_result: bool = True,
+) -> Run:
     """Train, or go on, evaluate on the held-out rows every epoch and on the test images once.
 
-    Several ranks train one network together; the first one writes.
+    Several ranks train one network together; the first one writes. The line that has the test
+    accuracy is logged if ``log_result``.
 
     Raises:
         ConfigError: if a batch cannot be shared out equally.
@@ -42,7 +50,8 @@ def train(training: Training, path: Path, runtime: Runtime, *, ranks: Ranks = AL
             _publish(training, trainer, unfinished, held_out=held_out, test=test, path=path)
         ranks.wait()
     run = Run.open(path)
-    logger.info("%s: %s", path, describe(run.result))
+    if log_result:
+        logger.info("%s: %s", path, describe(run.result))
     return run
 
 
