@@ -48,15 +48,13 @@ def sweep(
     with one_line_errors():
         refuse_ranks("sweep")
         settings = load(config, override, [])
+        from stages.sweep import run as stage
         from stages.sweep.tasks import Part
 
         part = Part(points=tuple(point or ()), seeds=tuple(seed or ()))
         if dry_run:
-            from stages.sweep import preview as sweep_preview
-
-            typer.echo(sweep_preview.execute(settings, part))
+            typer.echo(stage.preview(settings, part))
             return
-        from stages.sweep import run as stage
         from stages.sweep.report import as_markdown
 
         done = stage.execute(settings, part)

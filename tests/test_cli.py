@@ -126,6 +126,11 @@ def test_asking_for_help_imports_neither_torch_nor_ffcv():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_a_dry_run_of_a_sweep_imports_no_torch():
+    code = "import sys, stages.sweep.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_a_stage_loads_only_what_it_needs_to_say_that_all_is_done():
     """What takes a second or more to import waits until there is work for it."""
     code = (

@@ -22,13 +22,11 @@ from pipeline.artefacts.publishing import publish_json
 from pipeline.artefacts.run import RESULT, WEIGHTS, Run, run_id
 from pipeline.artefacts.sweep import ACCURACIES, OK, SweepRow, sweep_folder
 from pipeline.errors import ArtefactMismatch, ConfigError, PipelineError, Terminated
-from stages import select, train_student
+from stages import cache_teacher, select, train_student, train_teacher
 from stages.config.file import config_from_tree, with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
-from stages.sweep import preview as sweep_preview
 from stages.sweep import run as sweep
-from stages.sweep import students as sweep_runs
 from stages.sweep.report import as_markdown, duration
 from stages.sweep.results import Sweep, seconds_left
 from stages.sweep.tasks import Part
@@ -95,7 +93,7 @@ class FakeStudents:
 @pytest.fixture
 def students(digits_copy: Config, monkeypatch: pytest.MonkeyPatch) -> FakeStudents:
     fake = FakeStudents(digits_copy)
-    monkeypatch.setattr(sweep_runs.train_student, "execute", fake.execute)
+    monkeypatch.setattr(train_student, "execute", fake.execute)
     return fake
 
 
@@ -240,7 +238,7 @@ def test_parts_make_the_sweep_and_only_the_last_lets_test_images_be_seen(digits_
     assert "4 runs of the sweep are left" in told
     assert "| b " not in told
     assert not (folder_of(config) / "chosen.json").exists()
-    assert "3 runs: 2 done, 1 left, about" in sweep_preview.execute(config, Part(seeds=(1,)))
+    assert "3 runs: 2 done, 1 left, about" in sweep.preview(config, Part(seeds=(1,)))
     sweep.execute(config, Part(points=("b",)))
     assert sweep.execute(config, Part(seeds=(0,))).chosen.chosen.point == "c"
     assert sorted(students.trained) == [(point, seed) for point in "abc" for seed in (0, 1)]
@@ -258,9 +256,9 @@ def test_parts_make_the_sweep_and_only_the_last_lets_test_images_be_seen(digits_
     ],
 )
 def test_a_part_that_is_none_is_refused_before_anything_runs(digits_copy, students, part, told):
-    for stage in (sweep, sweep_preview):
+    for command in (sweep.execute, sweep.preview):
         with pytest.raises(ConfigError, match=re.escape(told)):
-            stage.execute(swept(digits_copy), part)
+            command(swept(digits_copy), part)
     assert students.trained == []
     assert not folder_of(swept(digits_copy)).exists()
 
@@ -357,17 +355,15 @@ def test_points_whose_difference_has_no_effect_are_told(digits_copy):
 def test_rows_of_other_settings_are_not_believed(digits_copy):
     config = swept(digits_copy)
     sweep.execute(config)
-    assert "6 runs: 6 done, 0 left." in sweep_preview.execute(config)
+    assert "6 runs: 6 done, 0 left." in sweep.preview(config)
     changed = with_overrides(config, ["train_student.epochs=2"])
-    assert "6 runs: 0 done, 6 left." in sweep_preview.execute(changed)
-    assert "9 runs: 6 done, 3 left, about" in sweep_preview.execute(
-        swept(digits_copy, seeds=[0, 1, 2])
-    )
+    assert "6 runs: 0 done, 6 left." in sweep.preview(changed)
+    assert "9 runs: 6 done, 3 left, about" in sweep.preview(swept(digits_copy, seeds=[0, 1, 2]))
 
 
 def test_a_dry_run_writes_nothing_and_lists_what_is_refused(digits_copy):
     before = snapshot(digits_copy.workspace)
-    told = sweep_preview.execute(
+    told = sweep.preview(
         swept(digits_copy, axes={"select.revision": ["none", "wrong"], "select.eta": [0.6]})
     )
     assert "refused: revision=none eta=0.6: select: eta has no effect with" in told
@@ -424,7 +420,7 @@ def test_what_points_share_is_made_once_and_a_failed_teacher_fails_its_points_al
     def choose(config: Config) -> None:
         selected.append((config.views.count, config.select.strategy))
 
-    monkeypatch.setattr(sweep_runs.cache_teacher, "execute", cache)
+    monkeypatch.setattr(cache_teacher, "execute", cache)
     monkeypatch.setattr(select, "execute", choose)
     done = sweep.execute(taught(digits_copy))
     assert cached == [1, 2]
@@ -462,8 +458,8 @@ def test_a_student_gets_the_stages_that_it_needs_and_no_others(
     digits_copy, monkeypatch, overrides, stages
 ):
     ran = []
-    for name in ("train_teacher", "cache_teacher", "select"):
-        module = getattr(sweep_runs, name)
+    for module in (train_teacher, cache_teacher, select):
+        name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "execute", lambda _, name=name: ran.append(name))
     sweep.execute(swept(digits_copy, points={"a": overrides}, seeds=[0]))
     assert ran == stages

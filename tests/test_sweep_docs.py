@@ -9,8 +9,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from pipeline.artefacts.sweep import FAILED, OK, SweepRow, sweep_folder
-from pipeline.artefacts.sweep_record import SweepRecord
+from pipeline.artefacts.sweep import FAILED, OK, SweepRecord, SweepRow, sweep_folder
 from stages.config.file import config_from_tree, load_config
 from stages.sweep.points import baseline_of, sweep_points
 from stages.sweep.results import statistics

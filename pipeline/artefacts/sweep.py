@@ -42,17 +42,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artefacts import tables
 from pipeline.artefacts.publishing import one_line_disk_errors, publish_json, publishing_file
-from pipeline.artefacts.records import parse_record
-from pipeline.artefacts.sweep_record import Chosen, SweepRecord, Value, shown
+from pipeline.artefacts.records import Record, parse_record
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.provenance import Json, short
+
+FORMAT_VERSION: Final = 1
+CONFIDENCE: Final = 0.95
+
+Value: TypeAlias = bool | int | float | str
 
 OK: Final = "ok"
 FAILED: Final = "failed"
@@ -89,6 +93,65 @@ STATISTICS: Final[tables.Kinds] = {
     },
 }
 """Columns that repeat in all rows of a point."""
+
+
+class SweepRecord(Record):
+    """What the table is of."""
+
+    format: Literal["heartcut.sweep"] = "heartcut.sweep"
+    version: Literal[1] = FORMAT_VERSION
+    name: str
+    dataset: str
+    metric: str
+    """The accuracy by which is chosen: a column."""
+    baseline: str
+    confidence: float = CONFIDENCE
+    seeds: tuple[int, ...]
+    points: dict[str, dict[str, Value | None]]
+    """Name of each point -> its value on each axis."""
+
+
+class Measured(Record):
+    """An accuracy over seeds."""
+
+    num_seeds: int
+    mean: float
+    std: float | None
+
+
+class Gain(Record):
+    """Chosen point minus baseline over common seeds."""
+
+    num_pairs: int
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class PointResult(Record):
+    """One point on held-out and test images."""
+
+    point: str
+    overrides: tuple[str, ...]
+    """As for --set."""
+    held_out: Measured
+    test: Measured
+
+
+class Chosen(Record):
+    """chosen.json"""
+
+    format: Literal["heartcut.sweep.chosen"] = "heartcut.sweep.chosen"
+    version: Literal[1] = FORMAT_VERSION
+    sweep: str
+    metric: str
+    confidence: float = CONFIDENCE
+    chosen: PointResult
+    baseline: PointResult | None
+    """None where no run of it succeeded."""
+    held_out_gain: Gain | None
+    """None where the baseline itself was chosen."""
+    test_gain: Gain | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +277,11 @@ class SweepFolder:
 def sweep_folder(workspace: Path, name: str) -> SweepFolder:
     """Where a sweep lies in a workspace."""
     return SweepFolder(path=workspace / "sweeps" / name)
+
+
+def shown(value: Value) -> str:
+    """A value as in TOML, strings without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def axis_kind(values: Sequence[Value]) -> pa.DataType:

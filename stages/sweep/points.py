@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from pipeline.artefacts.sweep_record import Value, shown
+from pipeline.artefacts.sweep import Value, shown
 from pipeline.errors import ConfigError
 from pipeline.provenance import identity
 from stages.config.file import with_overrides

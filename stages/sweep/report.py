@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.artefacts.sweep import FAILED, SweepRow
-from pipeline.artefacts.sweep_record import Gain, PointResult
+from pipeline.artefacts.sweep import FAILED, Gain, PointResult, SweepRow
 from pipeline.sweep_statistics import Difference
 from stages.sweep.results import Sweep, difference, statistics
 

@@ -7,8 +7,18 @@ from statistics import mean
 from typing import Final
 
 from pipeline.artefacts.run import Run
-from pipeline.artefacts.sweep import ACCURACIES, FAILED, OK, SweepFolder, SweepRow
-from pipeline.artefacts.sweep_record import Chosen, Gain, Measured, PointResult, SweepRecord
+from pipeline.artefacts.sweep import (
+    ACCURACIES,
+    FAILED,
+    OK,
+    Chosen,
+    Gain,
+    Measured,
+    PointResult,
+    SweepFolder,
+    SweepRecord,
+    SweepRow,
+)
 from pipeline.sweep_statistics import Difference, Spread, paired_difference, spread
 from stages.config.sweep import Metric
 from stages.sweep.points import Point

@@ -6,17 +6,15 @@ goes on where it was, and only failed runs are tried again.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.artefacts.sweep import OK, SweepFolder, SweepRow, sweep_folder
-from pipeline.artefacts.sweep_record import SweepRecord
-from stages import prepare
+from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRecord, SweepRow, sweep_folder
 from stages.config.root import Config
 from stages.sweep.points import Point, baseline_of, sweep_points
-from stages.sweep.report import describe, duration
+from stages.sweep.report import as_table, describe, duration
 from stages.sweep.results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics
-from stages.sweep.students import Students
-from stages.sweep.tasks import EVERYTHING, Failure, Part, Task, known_rows, tasks_of
+from stages.sweep.tasks import EVERYTHING, Failure, Part, Students, Task, known_rows, tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +28,8 @@ def execute(config: Config, part: Part = EVERYTHING) -> Sweep:
         ConfigError: if the sweep is not well formed, or has no such part; nothing was run.
         PipelineError: if the images cannot be prepared, or the table cannot be written.
     """
+    from stages import prepare
+
     points = sweep_points(config)
     baseline = baseline_of(config, points)
     tasks = tasks_of(config, points)
@@ -50,6 +50,40 @@ def execute(config: Config, part: Part = EVERYTHING) -> Sweep:
             chosen = look_at_test(record, rows, points, config.workspace)
         folder.write_chosen(chosen)
     return Sweep(folder=folder, record=record, rows=rows, num_left=num_left, chosen=chosen)
+
+
+def preview(config: Config, part: Part = EVERYTHING) -> str:
+    """The points, how many of their runs are done and left, and about how long these take.
+
+    Done are the runs that the sweep's table has. A run that another command made is found when its
+    turn comes.
+
+    Raises:
+        ConfigError: if the sweep is not well formed, or has no such part.
+    """
+    points = sweep_points(config)
+    baseline = baseline_of(config, points)
+    tasks = [task for task in part.of(tasks_of(config, points)) if task.config is not None]
+    known = known_rows(config, sweep_folder(config.workspace, config.sweep.name), tasks)
+    done = [row for row in known.values() if row.status == OK]
+    failed = Counter(row.point for row in known.values() if row.status == FAILED)
+    counts = Counter(row.point for row in done)
+    left = Counter(task.point.name for task in tasks) - counts
+    cells = [
+        (
+            point.name + (" (baseline)" if point is baseline else ""),
+            str(counts[point.name]),
+            str(left[point.name]),
+            str(failed[point.name]),
+        )
+        for point in points
+    ]
+    lines = [as_table([("point", "done", "left", "of these failed before"), *cells]), ""]
+    lines += [f"refused: {p.name}: {p.refusal}" for p in points if p.config is None]
+    seconds = seconds_left(done, list(left.elements()))
+    time = "" if seconds is None or not left else f", about {duration(seconds)} of training"
+    lines.append(f"{len(tasks)} runs: {len(done)} done, {left.total()} left{time}.")
+    return "\n".join(lines)
 
 
 def _record(

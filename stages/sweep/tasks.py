@@ -1,14 +1,22 @@
-"""What a sweep has to do, one point under one seed each, and the rows that come of it."""
+"""The tasks of a sweep, one point under one seed each, and how they are done.
 
-from collections.abc import Sequence
+The stages are imported where they run: a dry run trains nothing and need not wait for torch.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRow
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError, Terminated
 from stages.config.root import Config
 from stages.sweep.points import Point, settings_id, with_seed
+
+T = TypeVar("T")
+_OF_A_CACHE = {"views", "train_teacher", "cache_teacher", "caches", "share"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +136,86 @@ def known_rows(
         if settings.get((row.point, row.seed)) == row.settings
         and (row.run_path is None or (config.workspace / row.run_path).is_dir())
     }
+
+
+class Students:
+    """Trains students; makes what they learn from once, and remembers where that failed."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Failure | None] = {}
+        self.training_seconds = 0.0
+        """Of the runs that were trained here, as they count it themselves."""
+        self.wall_seconds = 0.0
+        """What these runs took, evaluations and all."""
+
+    def train(self, config: Config) -> Run | Failure:
+        """The run of ``config``: trained, found, or why it is not there."""
+        from stages import train_student
+
+        failure = self._teach(config)
+        if failure is not None:
+            return failure
+        before = set(config.runs_folder.glob("*"))
+        started = time.monotonic()
+        run = attempt(lambda: train_student.execute(config, log_result=False))
+        if isinstance(run, Run) and run.path not in before:
+            self.wall_seconds += time.monotonic() - started
+            self.training_seconds += run.result.cost.seconds
+        return run
+
+    def _teach(self, config: Config) -> Failure | None:
+        """Make the cache and the selection, if the student needs them."""
+        from stages import select
+
+        student = config.train_student
+        if not student.distil:
+            return None
+        needs_cache = config.select.cache is None and (
+            student.selection is None or student.needs_features
+        )
+        failure = None
+        if needs_cache or student.online:
+            settings = config.model_dump_json(include=_OF_A_CACHE)
+            failure = self._once(
+                f"{settings} {needs_cache}", lambda: _ask_teacher(config, caches=needs_cache)
+            )
+        if failure is None and student.selection is None:
+            settings = config.model_dump_json(include={*_OF_A_CACHE, "select"})
+            failure = self._once(settings, lambda: select.execute(config))
+        return failure
+
+    def _once(self, what: str, make: Callable[[], object]) -> Failure | None:
+        if what not in self._made:
+            made = attempt(make)
+            self._made[what] = made if isinstance(made, Failure) else None
+        return self._made[what]
+
+
+def attempt(make: Callable[[], T]) -> T | Failure:
+    """What ``make`` returns, or why it failed; interrupts and requests to end pass."""
+    try:
+        return make()
+    except Terminated:
+        raise
+    except PipelineError as error:
+        return Failure(kind=type(error).__name__, line=_one_line(error))
+    except Exception as error:
+        # Everywhere else a bug ends the program. Here one run of many would take a night of others
+        # with it, and what it says is kept: its class, its message and its traceback.
+        kind = type(error).__name__
+        line = f"{kind}: {_one_line(error)}" if str(error) else kind
+        return Failure(kind=kind, line=line, traceback=traceback.format_exc())
+
+
+def _ask_teacher(config: Config, *, caches: bool) -> None:
+    """Train the teacher where there is no checkpoint, and cache what it says."""
+    from stages import cache_teacher, train_teacher
+
+    if config.cache_teacher.checkpoint is None:
+        train_teacher.execute(config)
+    if caches:
+        cache_teacher.execute(config)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
