@@ -21,7 +21,16 @@ LAYERS = {
     "pipeline": {"pipeline"},
     "stages": {"pipeline", "stages"},
 }
-METHODS_MAY_USE = {"torch", "numpy", "math", "dataclasses", "typing", "collections", "pipeline"}
+METHODS_MAY_USE = {
+    "collections",
+    "dataclasses",
+    "math",
+    "numpy",
+    "pipeline",
+    "scipy",
+    "torch",
+    "typing",
+}
 
 
 def modules() -> list[Path]:

@@ -10,13 +10,13 @@ from statistics import fmean, stdev
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
-from pipeline.sweep_statistics import t_quantile
 from stages import compare, train_student
 from stages.config.file import with_overrides
 from stages.config.root import CompareConfig, Config
@@ -127,7 +127,7 @@ def test_the_table_has_the_numbers_of_the_runs(compared, text):
         assert rows[name][3] == f"{fmean(best):.2f} ± {stdev(best):.2f}"
     pairs = zip(own["LR + DS &lt;b&gt;"], own["plain"], strict=True)
     gains = [100 * (one.result.test_accuracy - other.result.test_accuracy) for one, other in pairs]
-    half = t_quantile(0.975, 1) * stdev(gains) / 2**0.5
+    half = scipy.stats.t.ppf(0.975, 1) * stdev(gains) / 2**0.5
     told = f"{fmean(gains):+.2f} [{fmean(gains) - half:+.2f}, {fmean(gains) + half:+.2f}]"
     assert rows["LR + DS &lt;b&gt;"][5] == told
     assert rows["plain"][5] == "-"

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 
 import numpy as np
 import pytest
@@ -9,31 +10,10 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sweep_statistics import Difference, paired_difference, spread, t_quantile
+from pipeline.methods.paired_differences import Difference, paired_difference, spread
 
 ACCURACY = st.floats(0.0, 1.0)
 BY_SEED = st.dictionaries(st.integers(0, 20), ACCURACY, max_size=8)
-
-
-@pytest.mark.parametrize("degrees", [*range(1, 40), 99, 100, 1000])
-def test_the_quantiles_are_scipy_s(degrees):
-    for probability in (0.001, 0.2, 0.6, 0.9, 0.95, 0.975, 0.995, 0.9999):
-        expected = scipy.stats.t.ppf(probability, degrees)
-        assert t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-10)
-    assert t_quantile(0.5, degrees) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_the_quantiles_of_the_tables():
-    """Of any textbook, two-sided 95 %."""
-    told = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 29: 2.045}
-    for degrees, quantile in told.items():
-        assert round(t_quantile(0.975, degrees), 3) == quantile
-
-
-@pytest.mark.parametrize(("probability", "degrees"), [(0.0, 3), (1.0, 3), (math.nan, 3), (0.9, 0)])
-def test_a_quantile_that_does_not_exist_is_refused(probability, degrees):
-    with pytest.raises(ValueError, match="must be"):
-        t_quantile(probability, degrees)
 
 
 def test_by_hand():
@@ -42,6 +22,18 @@ def test_by_hand():
     assert (found.num, found.mean) == (3, 2.0)
     assert found.low == pytest.approx(2.0 - 4.302653 / math.sqrt(3), abs=1e-6)
     assert found.high == pytest.approx(2.0 + 4.302653 / math.sqrt(3), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (30, 2.045)]
+)
+def test_the_half_width_is_the_quantile_of_the_textbooks(num, quantile):
+    """Two-sided 95 %, in standard errors."""
+    values = dict(enumerate(range(num)))
+    found = paired_difference(values, dict.fromkeys(values, 0.0))
+    error = statistics.stdev(values.values()) / math.sqrt(num)
+    assert round((found.high - found.mean) / error, 3) == quantile
+    assert round((found.mean - found.low) / error, 3) == quantile
 
 
 def test_the_sign_is_point_minus_baseline():

@@ -15,7 +15,7 @@ from benchmarks.study.tables import (
     of_point,
     points_of,
 )
-from pipeline.sweep_statistics import Difference
+from pipeline.methods.paired_differences import Difference
 from stages.report.svg_charts import COLOURS, INK, Curve, drawing, line_chart, svg
 
 FOLDER = ROOT / "docs" / "images"

@@ -17,7 +17,7 @@ from benchmarks.study.store import (
     sweep_of,
     teacher_of_point,
 )
-from pipeline.sweep_statistics import Difference, paired_difference, spread
+from pipeline.methods.paired_differences import Difference, paired_difference, spread
 
 Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 

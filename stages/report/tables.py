@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from pipeline.artefacts.run import Run
-from pipeline.sweep_statistics import paired_difference, spread
+from pipeline.methods.paired_differences import paired_difference, spread
 from stages.report.page import Section, Table
 from stages.report.teacher import TeacherFacts
 from stages.run_groups import Group, soft_labels_of

@@ -13,7 +13,7 @@ from pipeline.artefacts import comparison
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.run import RESULT, Run, RunResult, read_metrics
 from pipeline.errors import ConfigError
-from pipeline.sweep_statistics import spread
+from pipeline.methods.paired_differences import spread
 from stages.config.file import load_config
 from stages.run_groups import Group, grouped, is_student, told_apart
 from stages.show.places import ABOUT_RUNS, RUNS, refusal

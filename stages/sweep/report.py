@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.artefacts.sweep import FAILED, Gain, PointResult, SweepRow
-from pipeline.sweep_statistics import Difference
+from pipeline.methods.paired_differences import Difference
 from stages.sweep.results import Sweep, difference, statistics
 
 _TITLES = {

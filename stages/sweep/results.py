@@ -19,7 +19,7 @@ from pipeline.artefacts.sweep import (
     SweepRecord,
     SweepRow,
 )
-from pipeline.sweep_statistics import Difference, Spread, paired_difference, spread
+from pipeline.methods.paired_differences import Difference, Spread, paired_difference, spread
 from stages.config.sweep import Metric
 from stages.sweep.points import Point
 
