@@ -1,44 +1,50 @@
 """compare: one configuration -> every stage, several students, one table.
 
-Prepares the data, trains the teacher where there is no checkpoint, caches it once (none of which is
-done where `select.cache` names a cache), and trains the
-student under every variant and seed. What exists already is not made again.
+A sweep of named points that share a data set and a teacher: prepares the data, trains the teacher
+where there is no checkpoint, caches it once (none of which is done where `select.cache` names a
+cache), and trains the student under every variant and seed. What exists already is not made again.
+Unlike a sweep it stops at the first failure, chooses nothing, and may look at the test images.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from pipeline.artefacts import comparison
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.errors import ConfigError
+from pipeline.methods.paired_differences import spread
 from pipeline.runtime.ranks import ALONE, Ranks
-from stages import cache_teacher, prepare, select, train_student, train_teacher
+from stages import prepare
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
+from stages.sweep.points import with_seed
+from stages.sweep.tasks import Students
+from stages.text import markdown_table, percent, percent_over_seeds
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One variant over all seeds."""
-
-    name: str
-    runs: list[Run]
+_HEADER = (
+    "variant",
+    "seeds",
+    "test",
+    "held out, mean of last",
+    "best epoch",
+    "agrees with teacher",
+    "distilled",
+    "images/s",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """All variants, in the order of the configuration."""
 
-    rows: list[Row]
+    runs: Mapping[str, list[Run]]
+    """Name of each variant -> its runs, one for each seed."""
     teacher: str
-    """What is known of it, for people."""
+    """Name and accuracy, for people."""
     workspace: Path
 
 
@@ -50,53 +56,22 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> Comparison:
     }
     _require_shared_teacher(config, variants)
     dataset = ranks.first_before_others(lambda: prepare.execute(config))
+    students = Students(ranks=ranks, log_results=True)
     if config.select.cache is None:
-        if config.cache_teacher.checkpoint is None:
-            train_teacher.execute(config, ranks=ranks)
-        cache_teacher.execute(config, ranks=ranks)
-    rows = [
-        Row(name=name, runs=_students(variant, config.compare.seeds, ranks))
+        students.cache_teacher(config)
+    runs = {
+        name: [students.train(with_seed(variant, seed)) for seed in config.compare.seeds]
         for name, variant in variants.items()
-    ]
+    }
     if ranks.is_first:
-        comparison.write(config.workspace, _record(rows, config.workspace))
+        paths = {name: [run.path for run in own] for name, own in runs.items()}
+        comparison.write(config.workspace, paths)
     return Comparison(
-        rows=rows, teacher=_describe_teacher(config, dataset), workspace=config.workspace
+        runs=runs, teacher=_describe_teacher(config, dataset), workspace=config.workspace
     )
 
 
-def _record(rows: list[Row], workspace: Path) -> comparison.ComparisonRecord:
-    """Which runs have which names, for `report`."""
-    return comparison.ComparisonRecord(
-        variants=tuple(
-            comparison.Variant(
-                name=row.name,
-                runs=tuple(str(run.path.relative_to(workspace)) for run in row.runs),
-            )
-            for row in rows
-        )
-    )
-
-
-def _describe_teacher(config: Config, dataset: Dataset) -> str:
-    """Name and accuracy: on the test images where they were cached, else on held-out ones."""
-    caches = Caches(config=config, dataset=dataset)
-    test = caches.test if config.select.cache is None else None
-    summary = (test or caches.training).summary
-    accuracies = summary.accuracy_training if test else summary.accuracy_held_out
-    told = f", {'test' if test else 'held out'} {100 * accuracies[0]:.2f} %" if accuracies else ""
-    return f"{summary.teacher}{told}"
-
-
-def _students(config: Config, seeds: Sequence[int], ranks: Ranks) -> list[Run]:
-    """One run for each seed; what they learn from is made, and told, once."""
-    if config.train_student.distil:
-        select.execute(config, ranks=ranks)
-    seeded = [with_overrides(config, [f"train_student.seed={seed}"]) for seed in seeds]
-    return [train_student.execute(each, ranks=ranks) for each in seeded]
-
-
-def _require_shared_teacher(config: Config, variants: dict[str, Config]) -> None:
+def _require_shared_teacher(config: Config, variants: Mapping[str, Config]) -> None:
     """A comparison of students has one data set and one cache."""
     for name, variant in variants.items():
         for section in ("workspace", "prepare", "views", "train_teacher", "cache_teacher"):
@@ -107,46 +82,37 @@ def _require_shared_teacher(config: Config, variants: dict[str, Config]) -> None
                 )
 
 
-def as_markdown(comparison: Comparison) -> str:
+def _describe_teacher(config: Config, dataset: Dataset) -> str:
+    """Name and accuracy: on the test images where they were cached, else on held-out ones."""
+    caches = Caches(config=config, dataset=dataset)
+    test = caches.test if config.select.cache is None else None
+    summary = (test or caches.training).summary
+    accuracies = summary.accuracy_training if test else summary.accuracy_held_out
+    images = "test" if test else "held out"
+    return summary.teacher + (f", {images} {percent(accuracies[0])}" if accuracies else "")
+
+
+def as_markdown(found: Comparison) -> str:
     """The table of a comparison: accuracies in per cent, mean and standard deviation over seeds."""
-    header = (
-        "variant",
-        "seeds",
-        "test",
-        "held out, mean of last",
-        "best epoch",
-        "agrees with teacher",
-        "distilled",
-        "images/s",
-    )
-    rows = [header, *(_cells(row) for row in comparison.rows)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    lines.append(f"\nteacher: {comparison.teacher}. Everything lies under {comparison.workspace}.")
-    return "\n".join(lines)
+    table = markdown_table([_HEADER, *(_cells(*variant) for variant in found.runs.items())])
+    return f"{table}\n\nteacher: {found.teacher}. Everything lies under {found.workspace}."
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    results = [run.result for run in row.runs]
-    agreements = [r.teacher_agreement_test for r in results if r.teacher_agreement_test is not None]
-    share = mean(r.num_distilled / r.num_training_samples for r in results)
+def _cells(name: str, runs: list[Run]) -> tuple[str, ...]:
+    results = [run.result for run in runs]
+    agreements = (r.teacher_agreement_test for r in results)
     return (
-        row.name,
+        name,
         str(len(results)),
-        _percent([r.test_accuracy for r in results]),
-        _percent([r.held_out_accuracy_mean_of_last for r in results]),
-        _percent([r.held_out_accuracy_best for r in results]),
-        _percent(agreements) if agreements else "-",
-        f"{100 * share:.1f} %",
+        _over_seeds(r.test_accuracy for r in results),
+        _over_seeds(r.held_out_accuracy_mean_of_last for r in results),
+        _over_seeds(r.held_out_accuracy_best for r in results),
+        _over_seeds(share for share in agreements if share is not None),
+        percent(mean(r.num_distilled / r.num_training_samples for r in results), digits=1),
         f"{mean(r.cost.training_images_per_second for r in results):,.0f}",
     )
 
 
-def _percent(shares: list[float]) -> str:
-    if len(shares) == 1:
-        return f"{100 * shares[0]:.2f} %"
-    return f"{100 * mean(shares):.2f} ± {100 * stdev(shares):.2f} %"
+def _over_seeds(shares: Iterable[float]) -> str:
+    found = spread(shares)
+    return percent_over_seeds(found.mean, found.std)

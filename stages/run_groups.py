@@ -99,7 +99,9 @@ def _near(folder: Path) -> Path:
 def _of_config(config: Config) -> list[Group]:
     """What was compared or swept; without either, everything that was trained."""
     found = [
-        group for group in _compared(config.workspace) if group.name in config.compare.variants
+        group
+        for group in _named(comparison.read(config.workspace))
+        if group.name in config.compare.variants
     ]
     if config.sweep.axes or config.sweep.points:
         folder = sweep_folder(config.workspace, config.sweep.name)
@@ -108,18 +110,11 @@ def _of_config(config: Config) -> list[Group]:
     return found or _of_folder(config.runs_folder)
 
 
-def _compared(workspace: Path) -> list[Group]:
-    """What `compare` trained last, under the names of its configuration."""
-    record = comparison.read(workspace)
-    variants = () if record is None else record.variants
-    return _named(workspace, {variant.name: variant.runs for variant in variants})
-
-
-def _named(workspace: Path, paths: Mapping[str, Iterable[str]]) -> list[Group]:
+def _named(paths: Mapping[str, Iterable[Path]]) -> list[Group]:
     """Runs by the name of their group, as far as they are still there."""
     groups = []
     for name, own in paths.items():
-        there = [workspace / path for path in own if (workspace / path / RESULT).exists()]
+        there = [path for path in own if (path / RESULT).exists()]
         if there:
             groups.append(Group(name=name, runs=tuple(map(Run.open, there))))
     return groups
@@ -142,7 +137,8 @@ def _of_place(place: Path) -> list[Group]:
         return _of_folder(place)
     sweeps = [SweepFolder(path=path.parent) for path in sorted(place.glob(f"sweeps/*/{RESULTS}"))]
     named = [group for folder in sweeps for group in _of_sweep(folder, place)]
-    return [*_compared(place), *named, *_of_folder(place / "runs")]  # those named keep their names
+    compared = _named(comparison.read(place))
+    return [*compared, *named, *_of_folder(place / "runs")]  # those named keep their names
 
 
 def _of_folder(folder: Path) -> list[Group]:
@@ -158,11 +154,11 @@ def _of_folder(folder: Path) -> list[Group]:
 
 
 def _of_sweep(folder: SweepFolder, workspace: Path) -> list[Group]:
-    paths: dict[str, list[str]] = {}
+    paths: dict[str, list[Path]] = {}
     for row in folder.rows():
         if row.status == OK and row.run_path is not None:
-            paths.setdefault(row.point, []).append(row.run_path)
-    return _named(workspace, paths)
+            paths.setdefault(row.point, []).append(workspace / row.run_path)
+    return _named(paths)
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:

@@ -17,7 +17,6 @@ import zarr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from pipeline.artefacts import comparison
-from pipeline.artefacts.comparison import ComparisonRecord, Variant
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import COLUMNS, SelectionRecord, SelectionTable, write
@@ -432,9 +431,9 @@ def test_runs_are_found_by_workspace_by_configuration_and_one_by_one(work, tiny_
 
 def test_groups_have_the_names_of_the_comparison_and_the_others_their_own(work, tmp_path):
     copy = linked_copy(work, tmp_path / "work")
-    pair = tuple(f"runs/{path.name}" for path in sorted((copy / "runs").glob("student-s*")))
-    seeds = tuple(name for name in pair if Run.open(copy / name).result.method is not None)
-    comparison.write(copy, ComparisonRecord(variants=(Variant(name=HOSTILE[1], runs=seeds),)))
+    pair = sorted((copy / "runs").glob("student-s*"))
+    seeds = [path for path in pair if Run.open(path).result.method is not None]
+    comparison.write(copy, {HOSTILE[1]: seeds})
     found = told("run", copy)
     assert sum(group["name"] == HOSTILE[1] for group in found["groups"]) == 1
     text = out_of("run", copy)

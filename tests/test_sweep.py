@@ -22,14 +22,16 @@ from pipeline.artefacts.publishing import publish_json
 from pipeline.artefacts.run import RESULT, WEIGHTS, Run, run_id
 from pipeline.artefacts.sweep import ACCURACIES, OK, SweepRow, sweep_folder
 from pipeline.errors import ArtefactMismatch, ConfigError, PipelineError, Terminated
+from pipeline.runtime.ranks import ALONE, Ranks
 from stages import cache_teacher, select, train_student, train_teacher
 from stages.config.file import config_from_tree, with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.sweep import run as sweep
-from stages.sweep.report import as_markdown, duration
+from stages.sweep.report import as_markdown
 from stages.sweep.results import Sweep, seconds_left
 from stages.sweep.tasks import Part
+from stages.text import duration
 from tests.commands import heartcut
 from tests.workspaces import replace_bytes, snapshot
 
@@ -60,7 +62,8 @@ class FakeStudents:
         self.test: Callable[[str, int], float] = lambda *_: 0.5
         self.fail: dict[tuple[str, int], BaseException] = {}
 
-    def execute(self, config: Config, *, log_result: bool) -> Run:
+    def execute(self, config: Config, *, ranks: Ranks, log_result: bool) -> Run:
+        assert ranks is ALONE
         settings = config.train_student
         point, seed = RATES[settings.lr], settings.seed
         path = config.runs_folder / f"{point}-s{seed}"
@@ -412,12 +415,12 @@ def test_what_points_share_is_made_once_and_a_failed_teacher_fails_its_points_al
 ):
     cached, selected = [], []
 
-    def cache(config: Config) -> None:
+    def cache(config: Config, **_: object) -> None:
         cached.append(config.views.count)
         if config.views.count == 1:
             raise PipelineError("the teacher is ill")
 
-    def choose(config: Config) -> None:
+    def choose(config: Config, **_: object) -> None:
         selected.append((config.views.count, config.select.strategy))
 
     monkeypatch.setattr(cache_teacher, "execute", cache)
@@ -460,7 +463,7 @@ def test_a_student_gets_the_stages_that_it_needs_and_no_others(
     ran = []
     for module in (train_teacher, cache_teacher, select):
         name = module.__name__.rpartition(".")[2]
-        monkeypatch.setattr(module, "execute", lambda _, name=name: ran.append(name))
+        monkeypatch.setattr(module, "execute", lambda *_, name=name, **__: ran.append(name))
     sweep.execute(swept(digits_copy, points={"a": overrides}, seeds=[0]))
     assert ran == stages
 

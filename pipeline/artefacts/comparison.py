@@ -3,6 +3,7 @@
 <workspace>/compared.json    written when `compare` is done; the next comparison replaces it
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,26 +22,32 @@ class Variant(Record):
 
 
 class ComparisonRecord(Record):
-    """What was compared."""
+    """Everything that was compared."""
 
     format: Literal["heartcut.comparison"] = "heartcut.comparison"
     version: Literal[1] = 1
     variants: tuple[Variant, ...]
 
 
-def write(workspace: Path, record: ComparisonRecord) -> None:
-    """Keep what was compared in ``workspace``."""
+def write(workspace: Path, runs: Mapping[str, Iterable[Path]]) -> None:
+    """Keep the names of variants and the paths of their runs in ``workspace``."""
+    variants = (
+        Variant(name=name, runs=tuple(str(path.relative_to(workspace)) for path in own))
+        for name, own in runs.items()
+    )
+    record = ComparisonRecord(variants=tuple(variants))
     publish_json(workspace / FILE, record.model_dump(mode="json"))
 
 
-def read(workspace: Path) -> ComparisonRecord | None:
-    """What was compared last in ``workspace``; None: nothing.
+def read(workspace: Path) -> dict[str, list[Path]]:
+    """Names and run paths of the last comparison in ``workspace``; {} where there is none.
 
     Raises:
         ArtefactMismatch: if the file is damaged.
     """
     path = workspace / FILE
     if not path.exists():
-        return None
+        return {}
     remedy = f"Remove {path} and run `heartcut compare` again."
-    return read_record(ComparisonRecord, path, made_by="heartcut compare", remedy=remedy)
+    record = read_record(ComparisonRecord, path, made_by="heartcut compare", remedy=remedy)
+    return {variant.name: [workspace / run for run in variant.runs] for variant in record.variants}

@@ -9,7 +9,7 @@ from pipeline.methods.paired_differences import paired_difference, spread
 from stages.report.page import Section, Table
 from stages.report.teacher import TeacherFacts
 from stages.run_groups import Group, soft_labels_of
-from stages.sweep.report import duration
+from stages.text import duration
 
 _ACCURACIES = {
     "test": "test_accuracy",

@@ -121,15 +121,9 @@ def _named(groups: Iterable[Group]) -> Iterator[Group]:
         place = min(group.runs, key=lambda run: run.result.seed).path.resolve()
         workspace = place.parent.parent
         if workspace not in names:
-            names[workspace] = _compared(workspace)
+            compared = comparison.read(workspace)
+            names[workspace] = {path: name for name, own in compared.items() for path in own}
         yield replace(group, name=names[workspace].get(place, group.name))
-
-
-def _compared(workspace: Path) -> dict[Path, str]:
-    """Names of runs in the last comparison of their workspace."""
-    record = comparison.read(workspace)
-    variants = () if record is None else record.variants
-    return {workspace / path: variant.name for variant in variants for path in variant.runs}
 
 
 def _last_held_out(group: Group) -> float:

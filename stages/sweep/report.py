@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.artefacts.sweep import FAILED, Gain, PointResult, SweepRow
 from pipeline.methods.paired_differences import Difference
 from stages.sweep.results import Sweep, difference, statistics
+from stages.text import markdown_table, percent_over_seeds, percentage_points
 
 _TITLES = {
     "held_out_mean_of_last": "mean of last",
@@ -25,7 +26,7 @@ def as_markdown(sweep: Sweep) -> str:
         "failed",
     )
     rows = [_cells(sweep, point, of_points[point]) for point in of_points]
-    lines = [as_table([header, *rows]), ""]
+    lines = [markdown_table([header, *rows]), ""]
     lines += [*_failures(sweep.rows), *_same_runs(sweep.rows), *_choice(sweep)]
     lines.append(f"Everything is in {sweep.folder.results}.")
     return "\n".join(lines)
@@ -37,26 +38,18 @@ def _cells(sweep: Sweep, point: str, found: dict[str, float | None]) -> tuple[st
     return (
         point,
         f"{found['num_ok']:.0f}",
-        *(_percent(found[f"{name}_mean"], found[f"{name}_std"]) for name in _TITLES),
+        *(percent_over_seeds(found[f"{name}_mean"], found[f"{name}_std"]) for name in _TITLES),
         "baseline" if gain is None else _signed(gain),
         f"{found['num_failed']:.0f}",
     )
 
 
-def _percent(mean: float | None, std: float | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}") + " %"
-
-
 def _signed(gain: Difference | Gain) -> str:
-    """A difference in points of a per cent."""
+    """A difference in points of a per cent; what rounds to 0 is written as +0.00."""
     if gain.mean is None:
         return "no common seed"
-    mean, *bounds = (round(100 * (x or 0.0), 2) + 0.0 for x in (gain.mean, gain.low, gain.high))
-    if gain.low is None:
-        return f"{mean:+.2f} (one common seed, no interval)"
-    return f"{mean:+.2f} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+    found = percentage_points(gain.mean, gain.low, gain.high).replace("-0.00", "+0.00")
+    return found if gain.low is not None else f"{found} (one common seed, no interval)"
 
 
 def _failures(rows: Sequence[SweepRow]) -> list[str]:
@@ -108,7 +101,7 @@ def _choice(sweep: Sweep) -> list[str]:
 
 def _test(result: PointResult) -> str:
     test = result.test
-    return f"{_percent(test.mean, test.std)} (n = {test.num_seeds}) {result.point}"
+    return f"{percent_over_seeds(test.mean, test.std)} (n = {test.num_seeds}) {result.point}"
 
 
 def describe(row: SweepRow) -> str:
@@ -123,22 +116,3 @@ def describe(row: SweepRow) -> str:
         for title, value in zip(_TITLES.values(), accuracies, strict=True)
     )
     return f"{where}: held out {told} %, {row.seconds:.1f} s"
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def as_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """A markdown table; the first row is its header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

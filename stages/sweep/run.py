@@ -12,9 +12,19 @@ from collections.abc import Sequence
 from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRecord, SweepRow, sweep_folder
 from stages.config.root import Config
 from stages.sweep.points import Point, baseline_of, sweep_points
-from stages.sweep.report import as_table, describe, duration
+from stages.sweep.report import describe
 from stages.sweep.results import COLUMN_OF, Sweep, look_at_test, seconds_left, statistics
-from stages.sweep.tasks import EVERYTHING, Failure, Part, Students, Task, known_rows, tasks_of
+from stages.sweep.tasks import (
+    EVERYTHING,
+    Failure,
+    Part,
+    Students,
+    Task,
+    attempt,
+    known_rows,
+    tasks_of,
+)
+from stages.text import duration, markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +88,7 @@ def preview(config: Config, part: Part = EVERYTHING) -> str:
         )
         for point in points
     ]
-    lines = [as_table([("point", "done", "left", "of these failed before"), *cells]), ""]
+    lines = [markdown_table([("point", "done", "left", "of these failed before"), *cells]), ""]
     lines += [f"refused: {p.name}: {p.refusal}" for p in points if p.config is None]
     seconds = seconds_left(done, list(left.elements()))
     time = "" if seconds is None or not left else f", about {duration(seconds)} of training"
@@ -106,10 +116,12 @@ class _Table:
     def __init__(
         self, config: Config, folder: SweepFolder, record: SweepRecord, tasks: list[Task]
     ) -> None:
+        from pipeline.runtime.ranks import ALONE
+
         self._workspace = config.workspace
         self._folder = folder
         self._record = record
-        self._students = Students()
+        self._students = Students(ranks=ALONE, log_results=False)
         self._rows = known_rows(config, folder, tasks)
 
     @property
@@ -136,10 +148,11 @@ class _Table:
         if task.config is None:
             refusal = Failure(kind="ConfigError", line=task.point.refusal)
             return task.failed_row(refusal, traceback=None)
-        found = self._students.train(task.config)
+        config = task.config
+        found = attempt(lambda: self._students.train(config))
         if not isinstance(found, Failure):
             self._folder.forget_traceback(task.settings)
-            return task.row(found, task.config)
+            return task.row(found, config)
         kept = None
         if found.traceback is not None:
             kept = self._folder.write_traceback(task.settings, found.traceback)

@@ -7,13 +7,16 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRow
 from pipeline.errors import ConfigError, PipelineError, Terminated
 from stages.config.root import Config
 from stages.sweep.points import Point, settings_id, with_seed
+
+if TYPE_CHECKING:
+    from pipeline.runtime.ranks import Ranks
 
 T = TypeVar("T")
 _OF_A_CACHE = {"views", "train_teacher", "cache_teacher", "caches", "share"}
@@ -139,56 +142,77 @@ def known_rows(
 
 
 class Students:
-    """Trains students; makes what they learn from once, and remembers where that failed."""
+    """Trains students one after the other, each after the stages that it needs.
 
-    def __init__(self) -> None:
-        self._made: dict[str, Failure | None] = {}
+    The teacher, a cache or a selection is made once for all students that share it. Where it
+    failed, it is not tried again: it fails for all of them.
+    """
+
+    def __init__(self, *, ranks: "Ranks", log_results: bool) -> None:
+        self._ranks = ranks
+        self._log_results = log_results
+        self._tried: dict[str, Exception | None] = {}
         self.training_seconds = 0.0
-        """Of the runs that were trained here, as they count it themselves."""
+        """Training time of the runs that were trained here, as they count it themselves."""
         self.wall_seconds = 0.0
-        """What these runs took, evaluations and all."""
+        """Time that these runs took, evaluations and all."""
 
-    def train(self, config: Config) -> Run | Failure:
-        """The run of ``config``: trained, found, or why it is not there."""
+    def train(self, config: Config) -> Run:
+        """The run of ``config``, trained or found."""
         from stages import train_student
 
-        failure = self._teach(config)
-        if failure is not None:
-            return failure
+        self._teach(config)
         before = set(config.runs_folder.glob("*"))
         started = time.monotonic()
-        run = attempt(lambda: train_student.execute(config, log_result=False))
-        if isinstance(run, Run) and run.path not in before:
+        run = train_student.execute(config, ranks=self._ranks, log_result=self._log_results)
+        if run.path not in before:
             self.wall_seconds += time.monotonic() - started
             self.training_seconds += run.result.cost.seconds
         return run
 
-    def _teach(self, config: Config) -> Failure | None:
+    def cache_teacher(self, config: Config) -> None:
+        """Train the teacher where there is no checkpoint, and cache its outputs."""
+        self._run_teacher(config, caches=True)
+
+    def _teach(self, config: Config) -> None:
         """Make the cache and the selection, if the student needs them."""
         from stages import select
 
         student = config.train_student
         if not student.distil:
-            return None
+            return
         needs_cache = config.select.cache is None and (
             student.selection is None or student.needs_features
         )
-        failure = None
         if needs_cache or student.online:
-            settings = config.model_dump_json(include=_OF_A_CACHE)
-            failure = self._once(
-                f"{settings} {needs_cache}", lambda: _ask_teacher(config, caches=needs_cache)
-            )
-        if failure is None and student.selection is None:
+            self._run_teacher(config, caches=needs_cache)
+        if student.selection is None:
             settings = config.model_dump_json(include={*_OF_A_CACHE, "select"})
-            failure = self._once(settings, lambda: select.execute(config))
-        return failure
+            self._once(settings, lambda: select.execute(config, ranks=self._ranks))
 
-    def _once(self, what: str, make: Callable[[], object]) -> Failure | None:
-        if what not in self._made:
-            made = attempt(make)
-            self._made[what] = made if isinstance(made, Failure) else None
-        return self._made[what]
+    def _run_teacher(self, config: Config, *, caches: bool) -> None:
+        from stages import cache_teacher, train_teacher
+
+        def make() -> None:
+            if config.cache_teacher.checkpoint is None:
+                train_teacher.execute(config, ranks=self._ranks)
+            if caches:
+                cache_teacher.execute(config, ranks=self._ranks)
+
+        self._once(f"{config.model_dump_json(include=_OF_A_CACHE)} {caches}", make)
+
+    def _once(self, settings: str, make: Callable[[], object]) -> None:
+        if settings not in self._tried:
+            self._tried[settings] = None
+            try:
+                make()
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # they hold networks and batches
+                self._tried[settings] = error
+                raise
+        failed = self._tried[settings]
+        if failed is not None:
+            raise failed
 
 
 def attempt(make: Callable[[], T]) -> T | Failure:
@@ -205,16 +229,6 @@ def attempt(make: Callable[[], T]) -> T | Failure:
         kind = type(error).__name__
         line = f"{kind}: {_one_line(error)}" if str(error) else kind
         return Failure(kind=kind, line=line, traceback=traceback.format_exc())
-
-
-def _ask_teacher(config: Config, *, caches: bool) -> None:
-    """Train the teacher where there is no checkpoint, and cache what it says."""
-    from stages import cache_teacher, train_teacher
-
-    if config.cache_teacher.checkpoint is None:
-        train_teacher.execute(config)
-    if caches:
-        cache_teacher.execute(config)
 
 
 def _one_line(error: Exception) -> str:

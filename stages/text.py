@@ -1,0 +1,77 @@
+"""Numbers and tables as text: per cent, differences, durations, counts, columns."""
+
+from collections.abc import Iterator, Sequence
+
+
+def percent(share: float | None, *, digits: int = 2) -> str:
+    """A share in per cent; a dash where it is not known."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def percent_over_seeds(
+    mean: float | None, std: float | None, *, unit: str = " %", unknown: str = "-"
+) -> str:
+    """Mean and standard deviation of a share in per cent; of one seed the mean alone."""
+    if mean is None:
+        return unknown
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}") + unit
+
+
+def percentage_points(mean: float, low: float | None, high: float | None) -> str:
+    """A difference of shares in points, with its interval where there is one."""
+    difference = f"{100 * mean:+.2f}"
+    if low is None or high is None:
+        return difference
+    return f"{difference} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def decimal(value: float | None, form: str) -> str:
+    """A number in a format; a dash where it is not known."""
+    return "-" if value is None else format(value, form)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 run`, `2,000 runs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes, or hours and minutes."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as columns two spaces apart."""
+    return "\n".join("  ".join(cells).rstrip() for cells in _padded(rows))
+
+
+def markdown_table(rows: Sequence[Sequence[str]], *, aligned: bool = True) -> str:
+    """Rows as a Markdown table whose first row is the header.
+
+    Aligned columns are for readers of the text; a page that is rendered needs none.
+    """
+    if not aligned:
+        rule = "|" + "---|" * len(rows[0])
+        header, *others = (_between_bars(cells) for cells in rows)
+    else:
+        header, *others = (_between_bars(cells) for cells in _padded(rows))
+        rule = "|" + "|".join("-" * (width + 2) for width in _widths(rows)) + "|"
+    return "\n".join([header, rule, *others])
+
+
+def _between_bars(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _padded(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """The rows with every cell as wide as its column."""
+    widths = _widths(rows)
+    for row in rows:
+        yield [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
