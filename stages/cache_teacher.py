@@ -34,6 +34,7 @@ from stages.caches import cache_layout, cache_place, caches_of, is_sealed
 from stages.config.root import Config
 from stages.identities import cache_request
 from stages.teacher import load_teacher
+from stages.text import percent
 from stages.views import view_spec
 
 logger = logging.getLogger(__name__)
@@ -232,7 +233,7 @@ def _accuracy(cache: TeacherCache) -> float:
 def describe(cache: TeacherCache) -> str:
     """One line about a cache."""
     summary, shape = cache.summary, cache.shape
-    held_out = "".join(f", held out {100 * a:.2f} %" for a in summary.accuracy_held_out[:1])
+    held_out = "".join(f", held out {percent(a)}" for a in summary.accuracy_held_out[:1])
     per_view = "/".join(f"{100 * a:.1f}" for a in summary.accuracy_training)
     agree = "/".join(f"{100 * a:.1f}" for a in summary.agreement[1:])
     return (

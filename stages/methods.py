@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 from pipeline.methods.catalogue import METHODS, Method
+from stages.text import text_table
 
 _HEADER = (
     "method",
@@ -19,15 +20,10 @@ _HEADER = (
 def as_text() -> str:
     """A table, and what each method does, one line each."""
     rows = [_HEADER, *(_cells(method) for method in METHODS.values())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
     told = [f"{method.name}: {_described(method)}" for method in METHODS.values()]
     return "\n".join(
         [
-            *table,
+            text_table(rows),
             "",
             *told,
             "",

@@ -38,6 +38,7 @@ from stages.selection.explain import explained, require_samples
 from stages.selection.influence import open_scores
 from stages.selection.revise import revise_views
 from stages.selection.wording import doubts_of
+from stages.text import percent
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +163,9 @@ def describe(record: SelectionRecord) -> str:
     auc = "" if record.wrong_row_auc is None else f", AUC {record.wrong_row_auc:.3f} for wrong rows"
     return (
         f"{record.identity.strategy} keeps {record.num_selected:,} of "
-        f"{record.num_candidates:,} rows ({100 * share:.1f} %), {100 * wrong:.1f} % of the "
-        f"{record.num_wrong:,} wrong ones{auc}, id {short(record.id)}"
+        f"{record.num_candidates:,} rows ({percent(share, digits=1)}), "
+        f"{percent(wrong, digits=1)} of the {record.num_wrong:,} wrong ones{auc}, "
+        f"id {short(record.id)}"
     )
 
 
@@ -171,7 +173,7 @@ def describe_repair(report: RepairReport) -> Iterator[str]:
     """The repaired teacher beside the original, line by line."""
     for name, quality in (("the teacher's own head", report.before), ("repaired", report.after)):
         yield (
-            f"{name}: held out {100 * quality.accuracy:.2f} %, loss {quality.loss:.4f}, "
+            f"{name}: held out {percent(quality.accuracy)}, loss {quality.loss:.4f}, "
             f"calibration error {quality.calibration_error:.4f}, {quality.num_wrong:,} training "
             "rows wrong"
         )

@@ -31,7 +31,6 @@ from stages.sweep import run as sweep
 from stages.sweep.report import as_markdown
 from stages.sweep.results import Sweep, seconds_left
 from stages.sweep.tasks import Part
-from stages.text import duration
 from tests.commands import heartcut
 from tests.workspaces import replace_bytes, snapshot
 
@@ -476,13 +475,6 @@ def test_the_time_that_is_left_is_that_of_each_point():
     assert seconds_left(rows, ["a", "a", "b", "d"]) == 15.0 + 15.0 + 60.0 + 30.0
     assert seconds_left(rows, []) == 0
     assert seconds_left([], ["a"]) is None
-    assert [duration(s) for s in (3, 89, 100, 5000, 7530)] == [
-        "3 s",
-        "89 s",
-        "2 min",
-        "83 min",
-        "2 h 6 min",
-    ]
 
 
 def test_a_sweep_that_is_ill_formed_runs_nothing(digits_copy, students):

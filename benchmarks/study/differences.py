@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from functools import cache
 
 from benchmarks.study.store import runs_of, sweep_of, teacher_of_point
-from benchmarks.study.tables import STUDENTS, TEST, gain, of_point, table_of
+from benchmarks.study.tables import STUDENTS, TEST, gain, of_point
+from stages.text import markdown_table
 
 DIFFERENCES = "differences"
 """The name of the table on a page."""
@@ -49,7 +50,7 @@ def differences() -> str:
         if common and point != other:
             told = [gain(own, reference, field) for field in MEASURES.values()]
             rows.append([called(name), point, other, str(common), *told])
-    return table_of(["study", "student", "minus", "n", *MEASURES], rows)
+    return markdown_table([["study", "student", "minus", "n", *MEASURES], *rows], aligned=False)
 
 
 def asked() -> Iterator[tuple[str, str, str]]:

@@ -1,6 +1,6 @@
 """The tables of the study as markdown; accuracies in per cent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 import pandas as pd
@@ -18,6 +18,7 @@ from benchmarks.study.store import (
     teacher_of_point,
 )
 from pipeline.methods.paired_differences import Difference, paired_difference, spread
+from stages import text
 
 Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 
@@ -42,13 +43,7 @@ def table(name: str) -> str:
     order = points_of(name, frame)
     columns = columns_of(name, frame, order)
     rows = [[cell(point, of_point(frame, point)) for cell in columns.values()] for point in order]
-    return table_of(list(columns), rows)
-
-
-def table_of(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
+    return text.markdown_table([list(columns), *rows], aligned=False)
 
 
 def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Cell]:
@@ -97,7 +92,7 @@ def seconds(name: str, point: str, own: pd.DataFrame) -> str:
 
 def percent_distilled(own: pd.DataFrame) -> str:
     share = (own["num_distilled"] / own["num_training_samples"]).mean()
-    return f"{100 * share:.1f} %"
+    return text.percent(share, digits=1)
 
 
 def points_of(name: str, frame: pd.DataFrame) -> list[str]:
@@ -123,21 +118,13 @@ def of_point(frame: pd.DataFrame, point: str) -> pd.DataFrame:
 
 def percent(shares: pd.Series) -> str:
     found = spread(shares)
-    if found.mean is None:
-        return ""
-    told = f"{100 * found.mean:.2f}"
-    return told if found.std is None else f"{told} ± {100 * found.std:.2f}"
+    return text.percent_over_seeds(found.mean, found.std, unit="", unknown="")
 
 
 def gain(own: pd.DataFrame, reference: pd.DataFrame, field: str = TEST) -> str:
     """Point minus another over the seeds that both have, with its 95 % interval."""
     found = difference(own, reference, field)
-    if found.mean is None:
-        return ""
-    told = f"{100 * found.mean:+.2f}"
-    if found.low is None or found.high is None:
-        return told
-    return f"{told} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    return "" if found.mean is None else text.percentage_points(found.mean, found.low, found.high)
 
 
 def difference(own: pd.DataFrame, reference: pd.DataFrame, field: str = TEST) -> Difference:
@@ -164,7 +151,7 @@ def headline() -> str:
             others = {other: of_point(frame, other) for other in SHOWN[:2]}
             cells += ["" if other == point else gain(own, rows) for other, rows in others.items()]
             lines.append(cells)
-    return table_of(header, lines)
+    return text.markdown_table([header, *lines], aligned=False)
 
 
 def processors() -> str:
@@ -177,7 +164,7 @@ def processors() -> str:
             shifts = [percent(own[f"{field} again"] - own[field]) for field in fields]
             rows.append([name, *map(processor_of, devices), str(len(own)), *shifts])
     header = ["study", "made on", "again on", "n", "test", "held out, mean of last"]
-    return table_of(header, rows)
+    return text.markdown_table([header, *rows], aligned=False)
 
 
 def machines() -> str:
@@ -190,4 +177,4 @@ def machines() -> str:
         for device, own in frame[frame["device"] != usual].groupby("device"):
             order = ", ".join(f"*{point}*" for point in points_of(name, own))
             rows.append([name, str(device), str(len(own)), order])
-    return table_of(["study", "processor", "runs", "points"], rows)
+    return text.markdown_table([["study", "processor", "runs", "points"], *rows], aligned=False)

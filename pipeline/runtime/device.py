@@ -12,8 +12,6 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from pipeline.words import counted
-
 Module = TypeVar("Module", bound=nn.Module)
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32", "fp64"]
@@ -60,12 +58,11 @@ class Runtime:
     @property
     def description(self) -> str:
         """For people: device, precision, threads."""
-        name = (
-            torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else f"{processor()}, {counted(torch.get_num_threads(), 'thread')}"
-        )
-        return f"{name}, {self.precision}"
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
+        num_threads = torch.get_num_threads()
+        threads = "1 thread" if num_threads == 1 else f"{num_threads:,} threads"
+        return f"{processor()}, {threads}, {self.precision}"
 
 
 def resolve_runtime(precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"]) -> Runtime:

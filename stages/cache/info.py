@@ -21,6 +21,7 @@ from pipeline.provenance import short
 from stages.caches import Caches, begun_cache, is_sealed
 from stages.config.file import load_config
 from stages.config.root import Config
+from stages.text import text_table
 
 _EXAMPLES = 3
 
@@ -103,11 +104,7 @@ def table_of(root: str) -> str:
             f"{store.url} has no teacher cache. Make one with `heartcut cache-teacher`, or name "
             "the folder that holds the caches."
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return text_table(rows)
 
 
 def diff(first: str, second: str) -> list[str]:

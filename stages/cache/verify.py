@@ -22,6 +22,7 @@ from pipeline.teacher.frozen import Teacher, teacher_outputs
 from stages.caches import Caches
 from stages.config.root import Config
 from stages.teacher import load_teacher
+from stages.text import percent
 
 TOLERANCES = {"fp32": 0.005, "bf16": 0.05}
 """Share of the largest |logit| by which a recomputed logit may differ. On the machine that made the
@@ -97,7 +98,7 @@ def recompute(config: Config, *, share: float, tolerance: float | None) -> Findi
             f"{found.num_logits:,} logits of {found.num_images:,} images in "
             f"{cache.shape.num_views} views, max |difference| {found.max_difference:.4g} (expected "
             f"at most {limit:.4g}), mean {found.mean_difference:.4g}, same top class in "
-            f"{100 * found.agreement:.2f} %"
+            f"{percent(found.agreement)}"
         )
     return Finding(is_fine=agrees, lines=lines)
 

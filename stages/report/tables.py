@@ -9,7 +9,7 @@ from pipeline.methods.paired_differences import paired_difference, spread
 from stages.report.page import Section, Table
 from stages.report.teacher import TeacherFacts
 from stages.run_groups import Group, soft_labels_of
-from stages.text import duration
+from stages.text import duration, percent, percent_over_seeds, percentage_points
 
 _ACCURACIES = {
     "test": "test_accuracy",
@@ -85,18 +85,16 @@ def _row(group: Group, compared: Sequence[Group]) -> tuple[str, ...]:
         str(len(results)),
         *(_percent(group.by_seed(field).values()) for field in _ACCURACIES.values()),
         *(_difference(group, reference) for reference in compared),
-        _percent(agreements) if agreements else "not known",
+        _percent(agreements),
         f"{fmean(r.test_loss for r in results):.3f}",
         f"{fmean(r.test_calibration_error for r in results):.3f}",
-        f"{100 * fmean(r.num_distilled / r.num_training_samples for r in results):.1f} %",
+        percent(fmean(r.num_distilled / r.num_training_samples for r in results), digits=1),
     )
 
 
 def _percent(shares: Iterable[float]) -> str:
     found = spread(shares)
-    assert found.mean is not None, "a student has a run at least"
-    told = f"{100 * found.mean:.2f}"
-    return told if found.std is None else f"{told} ± {100 * found.std:.2f}"
+    return percent_over_seeds(found.mean, found.std, unit="", unknown="not known")
 
 
 def _difference(group: Group, reference: Group) -> str:
@@ -105,10 +103,8 @@ def _difference(group: Group, reference: Group) -> str:
     found = paired_difference(group.by_seed("test_accuracy"), reference.by_seed("test_accuracy"))
     if found.mean is None:
         return "no common seed"
-    told = f"{100 * found.mean:+.2f}"
-    if found.low is None or found.high is None:
-        return f"{told} (one seed)"
-    return f"{told} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    told = percentage_points(found.mean, found.low, found.high)
+    return told if found.low is not None else f"{told} (one seed)"
 
 
 def cost_section(groups: Sequence[Group], teacher: TeacherFacts | None) -> Section:

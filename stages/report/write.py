@@ -16,7 +16,6 @@ from pipeline.artefacts.selection import SelectionTable, read_selection_record
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
-from pipeline.words import counted
 from stages.report.charts import answers_section, drawn, influence_chart, on_test, training_section
 from stages.report.page import Page, Section, render
 from stages.report.samples import SCORE, explorer
@@ -24,6 +23,7 @@ from stages.report.tables import comparison_section, cost_section, of_ids, refer
 from stages.report.teacher import TeacherFacts, teacher_of
 from stages.run_groups import Group, Runs, find_runs, selection_path_of
 from stages.selection.wording import warnings_of_table
+from stages.text import counted, percent
 
 logger = logging.getLogger(__name__)
 
@@ -178,11 +178,11 @@ def _summary(
 def _of_teacher(teacher: TeacherFacts) -> list[tuple[str, str]]:
     summary = teacher.cache.summary
     told = [("teacher", summary.teacher)]
-    accuracy = f"training {100 * summary.accuracy_training[0]:.2f} %"
+    accuracy = f"training {percent(summary.accuracy_training[0])}"
     if summary.accuracy_held_out:
-        accuracy += f", held out {100 * summary.accuracy_held_out[0]:.2f} %"
+        accuracy += f", held out {percent(summary.accuracy_held_out[0])}"
     if teacher.test is not None:
-        accuracy += f", test {100 * teacher.test.summary.accuracy_training[0]:.2f} %"
+        accuracy += f", test {percent(teacher.test.summary.accuracy_training[0])}"
     told.append(("teacher's accuracy, clean view", accuracy))
     told.append(("teacher wrong", f"{summary.num_wrong:,} training and held-out rows"))
     told.append(("views", f"{teacher.cache.shape.num_views - 1} and the clean one"))

@@ -15,6 +15,7 @@ from pipeline.artefacts.records import printable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ConfigError
 from stages.selection.wording import rule
+from stages.text import percent
 
 _WIDTH = 80
 _INDENT = 20
@@ -110,7 +111,7 @@ class _Reader:
         for name, words in _POSITIONS.items():
             if not math.isnan(row[name]):
                 lower = (frame[name][frame["rank"] >= 0] < row[name]).mean()
-                yield words, f"{row[name]:.3e}, above {100 * lower:.1f} % of the candidates"
+                yield words, f"{row[name]:.3e}, above {percent(lower, digits=1)} of the candidates"
         if self.table.record.scores is not None and math.isnan(row["dloss_undistill"]):
             yield "scores", "none, only candidates are scored"
 
@@ -135,7 +136,8 @@ class _Reader:
         yield (
             "its class",
             f"{int(alike['selected'].sum()):,} of {len(alike):,} candidates of class "
-            f"{self._class(row['label'])} kept, {100 * share:.1f} %; {100 * overall:.1f} % overall",
+            f"{self._class(row['label'])} kept, {percent(share, digits=1)}; "
+            f"{percent(overall, digits=1)} overall",
         )
 
     def _class(self, label: object) -> str:

@@ -13,12 +13,12 @@ from stages.show.text import (
     facts_table,
     histogram_table,
     of_class,
-    percent,
     plain,
     rendered,
     table,
     with_bars,
 )
+from stages.text import percent
 
 _MOST_VIEWS: Final = 8
 _MOST_CLASSES: Final = 10

@@ -6,7 +6,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from stages.show.run import GroupShown, RunShown, RunsShown, Seeds
-from stages.show.text import curve, decimal, facts_table, percent, plain, rendered, table, with_bars
+from stages.show.text import curve, facts_table, plain, rendered, table, with_bars
+from stages.text import decimal, percent
 
 
 def as_text(shown: RunsShown) -> str:

@@ -10,17 +10,16 @@ from pipeline.artefacts.scores import Diagnostics
 from stages.show.selection import Sample, SelectionShown
 from stages.show.text import (
     bar,
-    decimal,
     facts_table,
     histogram_table,
     of_class,
-    percent,
     plain,
     rendered,
     table,
     title,
     with_bars,
 )
+from stages.text import decimal, percent
 
 _MOST_CLASSES: Final = 30
 _MOST_REASONS: Final = 10

@@ -151,16 +151,6 @@ def curve(values: Sequence[float | None], *, width: int = 40) -> str:
     return "".join(_BLOCKS[int(height)] for height in heights)
 
 
-def percent(share: float | None, *, digits: int = 2) -> str:
-    """A share in per cent."""
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def decimal(value: float | None, form: str) -> str:
-    """A number in a format; a dash where it is not known."""
-    return "-" if value is None else format(value, form)
-
-
 def of_class(label: int, name: str | None) -> str:
     """A class by number and, where it is known and another word, by name."""
     return str(label) if name is None or name == str(label) else f"{label} {name}"

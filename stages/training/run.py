@@ -19,6 +19,7 @@ from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256
 from pipeline.runtime.device import Runtime, versions
 from pipeline.runtime.ranks import ALONE, Ranks
+from stages.text import percent
 from stages.training.predictions import write_predictions
 from stages.training.trainer import Trainer, Training
 
@@ -124,10 +125,10 @@ def describe(result: RunResult) -> str:
     """One line about a run."""
     agrees = result.teacher_agreement_test
     return (
-        f"test {100 * result.test_accuracy:.2f} %, held out last "
+        f"test {percent(result.test_accuracy)}, held out last "
         f"{100 * result.held_out_accuracy_last:.2f} best {100 * result.held_out_accuracy_best:.2f} "
-        f"mean of last {result.mean_of_last} {100 * result.held_out_accuracy_mean_of_last:.2f} %"
-        + ("" if agrees is None else f", agrees with the teacher on {100 * agrees:.1f} %")
+        f"mean of last {result.mean_of_last} {percent(result.held_out_accuracy_mean_of_last)}"
+        + ("" if agrees is None else f", agrees with the teacher on {percent(agrees, digits=1)}")
         + f", {result.cost.seconds:.0f} s"
     )
 
