@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.artefacts.publishing import (
     _HOST,
+    locked_folder,
     publish_json,
     publishing_file,
     publishing_folder,
@@ -236,3 +238,25 @@ def test_json_that_is_torn_is_refused_in_one_line(tmp_path, content):
 def test_missing_json_names_what_makes_it(tmp_path):
     with pytest.raises(ArtefactNotFound, match=r"x\.json does not exist\. Make it with `make x`"):
         read_json(tmp_path / "x.json", made_by="make x")
+
+
+@pytest.mark.parametrize("file", [None, "lock"])
+def test_a_folder_is_held_by_one_at_a_time(tmp_path, file):
+    folder = tmp_path / "new" / "folder"
+    with (
+        locked_folder(folder, file=file),
+        pytest.raises(PipelineError, match=r"^it is busy$"),
+        locked_folder(folder, file=file, busy="it is busy"),
+    ):
+        pass
+    with locked_folder(folder, file=file, busy="it is busy"):
+        assert [path.name for path in folder.iterdir()] == ([] if file is None else [file])
+
+
+def test_a_file_system_without_locks_is_none_the_worse(tmp_path, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked_folder(tmp_path, busy="it is busy"), locked_folder(tmp_path, busy="it is busy"):
+        pass

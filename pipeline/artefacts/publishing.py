@@ -6,6 +6,7 @@ artefact modules know what.
 """
 
 import errno
+import fcntl
 import glob
 import hashlib
 import itertools
@@ -88,6 +89,48 @@ def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
             f"Remove it and run `{made_by}` again."
         )
     return value
+
+
+@contextmanager
+def locked_folder(
+    folder: Path, *, file: str | None = None, busy: str | None = None
+) -> Iterator[None]:
+    """Make a folder and hold its lock, as far as its file system has locks.
+
+    A lock saves work, or keeps two processes from the same work: what is published is complete
+    with and without. It ends with its process.
+
+    Args:
+        folder: the folder to make and hold.
+        file: name of the file in it that is locked; None: the folder itself.
+        busy: the error where another process holds the lock; None: wait for it.
+
+    Raises:
+        PipelineError: if the folder cannot be written, or another process holds the lock.
+    """
+    with one_line_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_lock(folder, file)
+    try:
+        _lock(descriptor, busy)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(folder: Path, file: str | None) -> int:
+    if file is None:
+        return os.open(folder, os.O_RDONLY)
+    return os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+
+def _lock(descriptor: int, busy: str | None) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise PipelineError(busy) from error
+    except OSError:
+        return  # a file system without locks
 
 
 def _aside(final: Path) -> Path:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pipeline.artefacts.publishing import publish_json, publishing_folder
 from pipeline.artefacts.records import Record, read_record
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.methods.catalogue import Revision
 from pipeline.methods.sparse_labels import packed_width
 from pipeline.provenance import Json, file_sha256, identity, short
 
@@ -92,7 +93,7 @@ class SoftLabelIdentity(Record):
     """Mismatches between cache and data set that the user accepted by name."""
     view_spec: dict[str, int | bool | float | str]
     """The views of the cache, so that a student can replay them without it."""
-    revision: Literal["none", "wrong", "all", "swap", "drop-wrong"]
+    revision: Revision
     eta: float | None
     """None where the revision has none."""
     temperature: float

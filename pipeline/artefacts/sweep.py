@@ -36,7 +36,6 @@ Unknown values are null. Accuracies on test images are in no column: a choice am
 not be made on them.
 """
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,9 +47,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artefacts import tables
-from pipeline.artefacts.publishing import one_line_disk_errors, publish_json, publishing_file
+from pipeline.artefacts.publishing import locked_folder, publish_json, publishing_file
 from pipeline.artefacts.records import Record, parse_record
-from pipeline.errors import ArtefactMismatch, PipelineError
+from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json, short
 
 FORMAT_VERSION: Final = 1
@@ -191,19 +190,11 @@ class SweepFolder:
         Raises:
             PipelineError: if one does, or the folder cannot be written.
         """
-        with one_line_disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / _LOCK).open("a")
-        with lock:
-            try:
-                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PipelineError(
-                    f"{self.path} is being swept by another process. Wait for it, or set another "
-                    "`sweep.name`."
-                ) from error
-            except OSError:  # a file system without locks; every file is replaced as a whole
-                pass
+        busy = (
+            f"{self.path} is being swept by another process. Wait for it, or set another "
+            "`sweep.name`."
+        )
+        with locked_folder(self.path, file=_LOCK, busy=busy):
             yield
 
     @property

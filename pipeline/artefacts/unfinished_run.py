@@ -16,7 +16,6 @@ return: dicts, lists and tuples of tensors, numbers, strings, booleans and None.
 lists. Nothing is pickled.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -32,13 +31,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.artefacts.publishing import (
-    one_line_disk_errors,
+    locked_folder,
     publish_json,
     publishing_file,
     read_json,
 )
 from pipeline.artefacts.run import Inputs, write_metrics
-from pipeline.errors import ArtefactMismatch, PipelineError
+from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 
 State: TypeAlias = Any
@@ -159,11 +158,8 @@ class UnfinishedRun:
             PipelineError: if it cannot be written, or another process trains the same run.
         """
         folder = unfinished_path(run)
-        with one_line_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / _LOCK).open("a")
-        with lock:
-            _lock(lock.fileno(), folder)
+        busy = f"{folder} is being trained by another process. Wait for it, or set another seed."
+        with locked_folder(folder, file=_LOCK, busy=busy):
             publish_json(folder / _DESCRIPTION, describe(settings, inputs))
             unfinished = cls(folder=folder)
             try:
@@ -238,14 +234,3 @@ def _flat(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
 def _shown(value: Json) -> str:
     text = "unset" if value is None else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise PipelineError(
-            f"{folder} is being trained by another process. Wait for it, or set another seed."
-        ) from error
-    except OSError:
-        return  # a file system without locks: two processes would write the same numbers

@@ -4,12 +4,12 @@ Shapes: K views, N samples of a problem, n samples that are read at once, D feat
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.influence.repair import TeacherRows
+from pipeline.methods.catalogue import Revision
 from pipeline.methods.head.data import Samples
 from pipeline.methods.label_revision import soft_labels
 
@@ -48,7 +48,7 @@ class CachedFeatures:
 class Labelling:
     """How soft labels are made of logits."""
 
-    revision: Literal["none", "wrong", "all", "swap", "drop-wrong"]
+    revision: Revision
     eta: float
     temperature: float
 

@@ -11,6 +11,9 @@ The loss that the weights belong to (n_s of the B rows are distilled, s marks th
 from dataclasses import dataclass
 from typing import Literal
 
+Revision = Literal["none", "wrong", "all", "swap", "drop-wrong"]
+"""How soft labels are moved towards the labels, see `label_revision`."""
+
 Kind = Literal["logits rows", "logits batch", "features"]
 """Distils soft labels row by row, or all of a batch's together; or penultimate features."""
 

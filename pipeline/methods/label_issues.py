@@ -70,26 +70,6 @@ def label_issues(probs: Tensor, labels: Tensor, *, thresholds: Tensor | None = N
     return torch.cat(issues) if issues else torch.zeros(0, dtype=torch.bool)
 
 
-def confident_joint(probs: Tensor, labels: Tensor, *, thresholds: Tensor | None = None) -> Tensor:
-    """How many samples of each label (row) have each confident guess (column).
-
-    Plain counts: cleanlab's ``compute_confident_joint(calibrate=False)`` before it raises the
-    diagonal to 1. Samples without a confident class are not counted. Arguments as `label_issues`.
-
-    Returns:
-        (C, C) int64.
-    """
-    thresholds = _thresholds(probs, labels, thresholds)
-    num_classes = probs.shape[1]
-    joint = torch.zeros(num_classes * num_classes, dtype=torch.int64)
-    for start in range(0, len(labels), _ROWS):
-        own = labels[start : start + _ROWS]
-        guess = _guess(probs[start : start + _ROWS].double(), thresholds)
-        cell = (own * num_classes + guess)[guess >= 0]
-        joint += torch.bincount(cell, minlength=num_classes * num_classes)
-    return joint.reshape(num_classes, num_classes)
-
-
 def _guess(probs: Tensor, thresholds: Tensor) -> Tensor:
     """The confident class of each row, (N,) int64; -1 where there is none."""
     confident = probs >= thresholds - CLOSE

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.methods.catalogue import Revision
 from pipeline.methods.precision import at_least_float32
-
-Revision = Literal["none", "wrong", "all", "swap", "drop-wrong"]
 
 
 def softened_probs(logits: Tensor, *, temperature: float) -> Tensor:

@@ -142,32 +142,6 @@ def reconstruct(
     return dense.scatter_(1, sparse.classes, sparse.logits.float())
 
 
-def reconstruction_kl(
-    logits: Tensor, sparse: SparseLogits, labels: Tensor, *, temperature: float
-) -> Tensor:
-    """What the even spread and the rounding cost.
-
-        KL(softmax(z / tau) || softmax(reconstructed / tau))
-
-    Args:
-        logits: the ones that ``sparse`` is a summary of, (B, C).
-        sparse: rows of `summarise`.
-        labels: those that the rows were summarised with, (B,) int64.
-        temperature: tau, one of the stored ones.
-
-    Returns:
-        (B,) float64, in nats; 0 where nothing is lost.
-
-    Raises:
-        ValueError: if nothing is stored for ``temperature``.
-    """
-    rebuilt = reconstruct(
-        sparse, labels, num_classes=logits.shape[1], temperature=temperature
-    ).double()
-    exact = (logits.double() / temperature).log_softmax(dim=1)
-    return (exact.exp() * (exact - (rebuilt / temperature).log_softmax(dim=1))).sum(dim=1)
-
-
 def _logsumexp(sparse: SparseLogits, temperature: float) -> Tensor:
     """The stored column of a temperature, (B,) float64."""
     if temperature not in sparse.temperatures:

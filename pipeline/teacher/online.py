@@ -3,12 +3,12 @@
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.supervision import Batch
+from pipeline.methods.catalogue import Revision
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.runtime.device import Runtime
@@ -21,7 +21,7 @@ class OnlineTeacher:
 
     teacher: Teacher
     runtime: Runtime
-    revision: Literal["none", "wrong", "all", "swap", "drop-wrong"]
+    revision: Revision
     eta: float
     revise_at: float
     """Temperature of the teacher's probabilities."""

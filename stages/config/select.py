@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from pipeline.methods.catalogue import Revision
 from stages.config.types import (
     Count,
     OpenUnit,
@@ -15,7 +16,6 @@ from stages.config.types import (
     refuse_unused,
 )
 
-Revision: TypeAlias = Literal["none", "wrong", "all", "swap", "drop-wrong"]
 Strategy: TypeAlias = Literal[
     "influence",
     "class-balanced",

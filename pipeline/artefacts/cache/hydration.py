@@ -32,8 +32,7 @@ from pipeline.artefacts.cache.arrays import (
 )
 from pipeline.artefacts.cache.join import Joined
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.folder_lock import one_at_a_time
-from pipeline.artefacts.publishing import publish_json, publishing_file
+from pipeline.artefacts.publishing import locked_folder, publish_json, publishing_file
 from pipeline.artefacts.records import Record, read_record
 from pipeline.errors import Damaged, PipelineError
 from pipeline.methods.sparse_logits import SparseLogits, reconstruct
@@ -178,7 +177,7 @@ class HydratedCache:
         path = folder / f"{name}.{view}{order}.npy"
         copied = self._whole_copy(path, name, rows=rows)
         if copied is None:
-            with one_at_a_time(folder):
+            with locked_folder(folder):
                 copied = self._whole_copy(path, name, rows=rows)  # another's, made meanwhile
                 if copied is None:
                     copied = self._copied(path, name, view, rows=rows)
