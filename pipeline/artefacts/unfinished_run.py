@@ -30,12 +30,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.artefacts.publishing import (
-    locked_folder,
-    publish_json,
-    publishing_file,
-    read_json,
-)
+from pipeline.artefacts.publishing import locked_folder, publish_json, publishing_file, read_json
 from pipeline.artefacts.run import Inputs, write_metrics
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
