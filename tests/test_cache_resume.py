@@ -33,7 +33,7 @@ from pipeline.artefacts.cache.record import CacheLayout, CacheShape
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.units import writing_behind
 from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
-from pipeline.artefacts.cache.zarr_arrays import encode
+from pipeline.artefacts.cache.zarr_store import encode
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects

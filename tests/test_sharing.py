@@ -25,7 +25,7 @@ from pipeline.artefacts.cache.receipts import (
     record_bytes,
 )
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.zarr_arrays import encode
+from pipeline.artefacts.cache.zarr_store import encode
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects

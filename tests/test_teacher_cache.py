@@ -36,7 +36,7 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.units import as_float16, writing_behind
 from pipeline.artefacts.cache.verify import Checked, check_cache
 from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
-from pipeline.artefacts.cache.zarr_arrays import encode
+from pipeline.artefacts.cache.zarr_store import encode
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.data.loaders import BatchLoader

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.artefacts.cache.arrays import LOGITS, array_specs
 from pipeline.artefacts.cache.receipts import facts_of
-from pipeline.artefacts.cache.zarr_arrays import decode, encode
+from pipeline.artefacts.cache.zarr_store import decode, encode
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels

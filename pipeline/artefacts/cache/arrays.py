@@ -5,7 +5,9 @@ asked for a path, a shape or a codec. The layout is told in `teacher_cache`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Final, TypeVar
 
@@ -15,15 +17,17 @@ from numpy.typing import NDArray
 from pipeline.artefacts.cache.receipts import MANIFEST, Facts, record_bytes
 from pipeline.artefacts.cache.record import MADE_BY, MAX_SHARD_BYTES, CacheManifest
 from pipeline.artefacts.cache.zarr_arrays import (
+    ZARR_JSON,
     ArraySpec,
     DType,
     array_metadata,
-    decode,
     group_metadata,
+    require_sound,
 )
+from pipeline.artefacts.cache.zarr_store import REMEMBERED, SealedArrays, SealedStore
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
-from pipeline.provenance import short
+from pipeline.provenance import Json, short
 from pipeline.runtime.read_ahead import read_ahead
 
 DATA: Final = "data.zarr"
@@ -81,13 +85,22 @@ def view_arrays(manifest: CacheManifest) -> list[ArraySpec]:
     return [spec for spec in array_specs(manifest).values() if spec.shard_rows is not None]
 
 
+def group_attributes(manifest: CacheManifest) -> dict[str, Json]:
+    """Attributes of the group."""
+    return {"heartcut": manifest.model_dump(mode="json")}
+
+
+def group_texts(manifest: CacheManifest) -> dict[str, bytes]:
+    """Every zarr.json of the group, by its key there."""
+    texts = {ZARR_JSON: group_metadata(group_attributes(manifest))}
+    for spec in array_specs(manifest).values():
+        texts[f"{spec.name}/{ZARR_JSON}"] = array_metadata(spec)
+    return texts
+
+
 def metadata_objects(manifest: CacheManifest) -> dict[str, bytes]:
     """Every zarr.json of a cache, by key."""
-    attributes = {"heartcut": manifest.model_dump(mode="json")}
-    objects = {f"{DATA}/zarr.json": group_metadata(attributes)}
-    for spec in array_specs(manifest).values():
-        objects[f"{DATA}/{spec.name}/zarr.json"] = array_metadata(spec)
-    return objects
+    return {f"{DATA}/{key}": text for key, text in group_texts(manifest).items()}
 
 
 def num_objects(manifest: CacheManifest) -> int:
@@ -122,7 +135,7 @@ def object_key(spec: ArraySpec, view: int, shard: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayReader:
-    """Reads objects and believes none: size and SHA-256 first, then exact decoding."""
+    """Reads objects and believes none: size, SHA-256 and layout first, then zarr decodes them."""
 
     store: ObjectStore
     manifest: CacheManifest
@@ -136,14 +149,12 @@ class ArrayReader:
         Raises:
             Damaged: if the object is missing, or is not what was vouched for.
         """
-        spec = self.specs[name]
-        start, stop = self.manifest.rows_of(shard)
-        data = self.verified(name, view, shard)
-        return self._decode(spec, data, view, shard, num_rows=stop - start)
+        with self._told_as_damage(name, view, shard):
+            return self._arrays.read(name, view, shard)
 
     def whole(self, name: str) -> NDArray[np.generic]:
         """An array that is one chunk."""
-        return self._decode(self.specs[name], self.verified(name, 0, 0), 0, 0, num_rows=None)
+        return self.shard(name, 0, 0)
 
     def blocks(self, name: str, view: int) -> Iterator[NDArray[np.generic]]:
         """The shards of one view in order, read a little ahead."""
@@ -174,13 +185,30 @@ class ArrayReader:
             )
         return data
 
-    def _decode(
-        self, spec: ArraySpec, data: bytes, view: int, shard: int, *, num_rows: int | None
-    ) -> NDArray[np.generic]:
+    def sealed_store(self) -> SealedStore:
+        """A store for zarr that gives out verified bytes alone."""
+        texts = group_texts(self.manifest)
+        return SealedStore(self.specs, texts, self._sound, remembered=REMEMBERED)
+
+    @cached_property
+    def _arrays(self) -> SealedArrays:
+        return SealedArrays(self.specs, group_texts(self.manifest), self._sound)
+
+    def _sound(self, name: str, view: int, shard: int) -> bytes:
+        """The verified bytes of an object, safe to decode."""
+        data = self.verified(name, view, shard)
+        with self._told_as_damage(name, view, shard):
+            require_sound(self.specs[name], data, shard)
+        return data
+
+    @contextmanager
+    def _told_as_damage(self, name: str, view: int, shard: int) -> Iterator[None]:
         try:
-            return decode(spec, data, num_rows=num_rows)
+            yield
+        except Damaged:
+            raise
         except ArtefactMismatch as error:
-            key = object_key(spec, view, shard)
+            key = object_key(self.specs[name], view, shard)
             raise Damaged(
                 f"{self.store.url}/{key} is damaged: {error}. {remedy(self.store)}"
             ) from error

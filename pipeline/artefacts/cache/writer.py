@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts.cache.arrays import (
+    DATA,
     HEAD_BIAS,
     HEAD_WEIGHT,
     KEYS,
@@ -21,7 +22,8 @@ from pipeline.artefacts.cache.arrays import (
     SMALL_AT_ONCE,
     ArrayReader,
     array_specs,
-    metadata_objects,
+    group_attributes,
+    group_texts,
     object_key,
     object_names,
     read_in_threads,
@@ -49,7 +51,8 @@ from pipeline.artefacts.cache.record import (
     CacheShape,
     CacheSummary,
 )
-from pipeline.artefacts.cache.zarr_arrays import ArraySpec, encode, extremes
+from pipeline.artefacts.cache.zarr_arrays import ArraySpec, extremes
+from pipeline.artefacts.cache.zarr_store import Created, NewArrays, encode
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactMismatch, Damaged, PipelineError
 
@@ -84,6 +87,7 @@ class CacheWriter:
     joined: bool
     """The cache was begun before."""
     _specs: Mapping[str, ArraySpec] = field(repr=False)
+    _arrays: NewArrays = field(repr=False)
     _known: dict[str, Receipt] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -104,11 +108,19 @@ class CacheWriter:
             ArtefactMismatch: if another cache lies there.
         """
         manifest, is_new = _manifest(store, identity=identity, shape=shape, layout=layout)
+        specs = array_specs(manifest)
         writer = cls(
-            store=store, manifest=manifest, joined=not is_new, _specs=array_specs(manifest)
+            store=store,
+            manifest=manifest,
+            joined=not is_new,
+            _specs=specs,
+            _arrays=NewArrays(
+                specs,
+                group_attributes(manifest),
+                group_texts(manifest),
+                lambda key, data: store.create(f"{DATA}/{key}", data),
+            ),
         )
-        for key, data in metadata_objects(manifest).items():
-            store.create(key, data)
         arrays: dict[str, NDArray[np.generic]] = {
             LABELS: contents.labels.astype(np.int32),
             KEYS: contents.keys,
@@ -215,15 +227,14 @@ class CacheWriter:
         rows: tuple[int, int],
         note: Note,
     ) -> None:
-        spec = self._specs[name]
-        if not np.isfinite(extremes(values)).all():
+        least, most = extremes(values)
+        if not np.isfinite((least, most)).all():
             raise PipelineError(
                 f"{name} of view {view}, rows {rows[0]} to {rows[1] - 1}, holds what is no finite "
                 "number (expected only such). Check the teacher's checkpoint and `mean`/`std`."
             )
-        data = encode(spec, values)
-        facts = facts_of(data, values, rows=rows)
-        self._create_object(object_key(spec, view, shard), data, receipt_key(name, view, shard))
+        created = self._created(name, view, shard, values)
+        facts = Facts(bytes=created.bytes, sha256=created.sha256, rows=rows, min=least, max=most)
         create_receipt(self.store, receipt_key(name, view, shard), Receipt.of(facts, note))
 
     def _store_whole(self, name: str, values: NDArray[np.generic]) -> None:
@@ -240,12 +251,13 @@ class CacheWriter:
                 "`prepare.order`, or choose another place with `caches`."
             )
 
-    def _create_object(self, key: str, data: bytes, receipt: str) -> None:
+    def _created(self, name: str, view: int, shard: int, values: NDArray[np.generic]) -> Created:
         try:
-            self.store.create(key, data)
+            return self._arrays.write(name, view, shard, values)
         except ArtefactMismatch as error:
-            if self.store.size(receipt) is not None:
+            if self.store.size(receipt_key(name, view, shard)) is not None:
                 raise
+            key = object_key(self._specs[name], view, shard)
             raise ArtefactMismatch(
                 f"{self.store.url}/{key} exists with other bytes and without a receipt: a worker "
                 "on other hardware or with other versions was killed, or is at work. Nothing was "

@@ -1,8 +1,7 @@
-"""The Zarr v3 arrays of a cache, encoded and decoded here so that nothing stored is believed.
+"""The Zarr v3 arrays of a cache: sizes, keys and descriptions, so that nothing stored is believed.
 
 A specification gives the one `zarr.json` that an array may have and the exact size of everything
-in it; bytes are decoded into memory that was measured before they were looked at. Any Zarr v3
-reader opens the result: tests compare with zarr-python in both directions.
+in it. `zarr_store` encodes and decodes with zarr; `require_sound` looks at stored bytes before.
 
 Arrays with a shard axis are (view, row, ...): one object per view and `shard_rows` rows, chunks
 along the rows only, each compressed and followed by its CRC-32C, the shard index (offset and size
@@ -13,17 +12,17 @@ https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-import google_crc32c
 import numpy as np
 import torch
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from pipeline.artefacts.cache.record import Codec, stored_json
+from pipeline.artefacts.objects.protocol import Data
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 
@@ -31,10 +30,11 @@ DType: TypeAlias = Literal["float16", "float32", "int32", "uint16", "uint8"]
 
 _CHUNK_BYTES = 512 * 1024
 _MAX_CHUNK_ROWS = 4096
-_ZSTD_LEVEL = 1
+ZSTD_LEVEL: Final = 1
 _MISSING = np.uint64(2**64 - 1)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 CRC_BYTES = 4
+ZARR_JSON: Final = "zarr.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,55 @@ class ArraySpec:
         index_bytes = 16 * self.num_chunks + CRC_BYTES
         return -(-num_rows // self.chunk_rows) * chunk_bytes + index_bytes
 
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of a chunk within a shard, or of the array that is one."""
+        return self.shape if self.shard_rows is None else (1, self.chunk_rows, *self.shape[2:])
+
+    @property
+    def shard_shape(self) -> tuple[int, ...] | None:
+        """Shape of a shard; None: the array is one chunk."""
+        return None if self.shard_rows is None else (1, self.shard_rows, *self.shape[2:])
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of each view."""
+        return 1 if self.shard_rows is None else -(-self.shape[1] // self.shard_rows)
+
     def key(self, view: int = 0, shard: int = 0) -> str:
-        """Where an object lies in the group."""
+        """Key of an object in the group."""
         if self.shard_rows is None:
             return "/".join([self.name, "c", *("0" for _ in self.shape)])
         return "/".join([self.name, "c", str(view), str(shard), *("0" for _ in self.shape[2:])])
+
+    def object_keys(self) -> Iterator[str]:
+        """Keys of all objects in the group."""
+        for view in range(1 if self.shard_rows is None else self.shape[0]):
+            yield from (self.key(view, shard) for shard in range(self.num_shards))
+
+    def place_of(self, key: str) -> tuple[int, int] | None:
+        """View and shard of an object in the group; None: the array has no such object."""
+        if self.shard_rows is None:
+            return (0, 0) if key == self.key() else None
+        parts = key.split("/")[2:4]
+        if len(parts) < 2 or not all(re.fullmatch(r"\d{1,10}", part, re.ASCII) for part in parts):
+            return None
+        view, shard = map(int, parts)
+        is_there = view < self.shape[0] and shard < self.num_shards
+        return (view, shard) if is_there and key == self.key(view, shard) else None
+
+    def num_rows(self, shard: int) -> int:
+        """Rows of a shard, of which the last may have fewer."""
+        assert self.shard_rows is not None
+        return min(self.shard_rows, self.shape[1] - shard * self.shard_rows)
+
+    def selection(self, view: int, shard: int) -> tuple[slice, ...]:
+        """Place of an object's rows in the array."""
+        if self.shard_rows is None:
+            return (slice(None),) * len(self.shape)
+        start = shard * self.shard_rows
+        rows = slice(start, start + self.num_rows(shard))
+        return (slice(view, view + 1), rows, *(slice(None) for _ in self.shape[2:]))
 
 
 def group_metadata(attributes: Mapping[str, Json]) -> bytes:
@@ -128,45 +172,21 @@ def array_metadata(spec: ArraySpec) -> bytes:
     )
 
 
-def encode(spec: ArraySpec, rows: NDArray[np.generic]) -> bytes:
-    """The stored bytes of a shard (its rows in one view) or of an array that is one chunk."""
-    rows = np.ascontiguousarray(rows, dtype=np.dtype(spec.dtype).newbyteorder("<"))
-    if spec.shard_rows is None:
-        assert rows.shape == spec.shape
-        return b"".join(_encode_chunk(spec, rows))
-    assert rows.shape[1:] == spec.shape[2:]
-    assert 0 < len(rows) <= spec.shard_rows
-    size = spec.chunk_rows
-    index = np.full((spec.num_chunks, 2), _MISSING, dtype="<u8")
-    parts: list[bytes] = []
-    offset = 0
-    for number, start in enumerate(range(0, len(rows), size)):
-        chunk = _encode_chunk(spec, _full(rows[start : start + size], size))
-        index[number] = offset, sum(map(len, chunk))
-        offset += sum(map(len, chunk))
-        parts += chunk
-    return b"".join([*parts, *_with_crc(index.tobytes())])
+def require_sound(spec: ArraySpec, data: Data, shard: int) -> None:
+    """Refuse an object that would be decoded to more or less than the array holds there.
 
-
-def decode(spec: ArraySpec, data: bytes, *, num_rows: int | None = None) -> NDArray[np.generic]:
-    """What `encode` was given; ``num_rows`` is how many rows the shard has.
+    Nothing is unpacked: the chunks of a shard must follow one another without a gap up to the
+    index, and each chunk, or the one that the array is, must claim to hold its exact size.
 
     Raises:
-        ArtefactMismatch: if the bytes are not exactly what `encode` may have written.
+        ArtefactMismatch: if it is not so.
     """
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    stored = memoryview(data)
     if spec.shard_rows is None:
-        out = np.empty(spec.shape, dtype)
-        _decode_chunk(spec, memoryview(data), out)
-        return out
-    assert num_rows is not None
-    assert 0 < num_rows <= spec.shard_rows
-    used = -(-num_rows // spec.chunk_rows)
-    out = np.empty((used * spec.chunk_rows, *spec.shape[2:]), dtype)
-    for number, (start, stop) in enumerate(_read_index(spec, data, used)):
-        first = number * spec.chunk_rows
-        _decode_chunk(spec, memoryview(data)[start:stop], out[first : first + spec.chunk_rows])
-    return out[:num_rows]
+        _require_chunk(spec, stored, spec.object_bytes)
+        return
+    for start, stop in _chunks(spec, stored, -(-spec.num_rows(shard) // spec.chunk_rows)):
+        _require_chunk(spec, stored[start:stop], spec.chunk_rows * spec.row_bytes)
 
 
 def extremes(values: NDArray[np.generic]) -> tuple[float, float]:
@@ -189,39 +209,20 @@ _CRC32C: dict[str, Json] = {"name": "crc32c"}
 
 def _chunk_codecs(spec: ArraySpec) -> list[Json]:
     to_bytes: dict[str, Json] = _LITTLE_ENDIAN if spec.dtype != "uint8" else {"name": "bytes"}
-    configuration: dict[str, Json] = {"level": _ZSTD_LEVEL, "checksum": False}
+    configuration: dict[str, Json] = {"level": ZSTD_LEVEL, "checksum": False}
     zstd: list[Json] = [{"name": "zstd", "configuration": configuration}]
     return [to_bytes, *(zstd if spec.codec == "zstd" else []), _CRC32C]
 
 
-def _full(rows: NDArray[np.generic], size: int) -> NDArray[np.generic]:
-    """The last chunk of an array is stored whole; what is behind the end is the fill value."""
-    if len(rows) == size:
-        return rows
-    fill = np.nan if rows.dtype.kind == "f" else 0
-    padding = np.full((size - len(rows), *rows.shape[1:]), fill, dtype=rows.dtype)
-    return np.concatenate([rows, padding])
-
-
-def _encode_chunk(spec: ArraySpec, rows: NDArray[np.generic]) -> tuple[bytes, bytes]:
-    raw = rows.tobytes()
-    return _with_crc(Zstd(level=_ZSTD_LEVEL).encode(raw) if spec.codec == "zstd" else raw)
-
-
-def _decode_chunk(spec: ArraySpec, stored: memoryview, out: NDArray[np.generic]) -> None:
-    encoded = _without_crc(stored, f"a chunk of {spec.name}")
-    if spec.codec == "none":
-        if len(encoded) != out.nbytes:
-            raise ArtefactMismatch(
-                f"a chunk of {spec.name} has {len(encoded):,} bytes (expected {out.nbytes:,})"
-            )
-        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, np.uint8)
-        return
-    _require_content_size(encoded, out.nbytes, spec.name)
-    try:
-        Zstd().decode(bytes(encoded), out=out)
-    except (RuntimeError, ValueError) as error:
-        raise ArtefactMismatch(f"a chunk of {spec.name} does not decompress: {error}") from error
+def _require_chunk(spec: ArraySpec, stored: memoryview, expected: int) -> None:
+    """Refuse a chunk that does not claim to hold ``expected`` bytes."""
+    if spec.codec == "zstd":
+        _require_content_size(stored[:-CRC_BYTES], expected, spec.name)
+    elif len(stored) != expected + CRC_BYTES:
+        raise ArtefactMismatch(
+            f"a chunk of {spec.name} has {max(len(stored) - CRC_BYTES, 0):,} bytes "
+            f"(expected {expected:,})"
+        )
 
 
 def _require_content_size(frame: memoryview, expected: int, name: str) -> None:
@@ -244,33 +245,19 @@ def _require_content_size(frame: memoryview, expected: int, name: str) -> None:
         )
 
 
-def _read_index(spec: ArraySpec, data: bytes, used: int) -> list[tuple[int, int]]:
-    """Where the chunks lie that hold rows: one after the other, as `encode` wrote them."""
-    index_bytes = 16 * spec.num_chunks
-    if len(data) < index_bytes + CRC_BYTES:
+def _chunks(spec: ArraySpec, data: memoryview, used: int) -> list[tuple[int, int]]:
+    """Where the chunks that hold rows begin and end: one after the other, as zarr writes them."""
+    end_of_chunks = len(data) - 16 * spec.num_chunks - CRC_BYTES
+    if end_of_chunks < 0:
         raise ArtefactMismatch(f"a shard of {spec.name} is shorter than its index")
-    tail = memoryview(data)[len(data) - index_bytes - CRC_BYTES :]
-    index = np.frombuffer(_without_crc(tail, f"the index of {spec.name}"), "<u8").reshape(-1, 2)
+    index = np.frombuffer(data[end_of_chunks:-CRC_BYTES], "<u8").reshape(-1, 2)
     end = 0
     places = []
     for offset, size in index[:used].tolist():
-        if offset != end or offset + size > len(data) - index_bytes - CRC_BYTES:
+        if offset != end or offset + size > end_of_chunks:
             raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
         end = offset + size
         places.append((offset, end))
-    if end != len(data) - index_bytes - CRC_BYTES or (index[used:] != _MISSING).any():
+    if end != end_of_chunks or (index[used:] != _MISSING).any():
         raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
     return places
-
-
-def _with_crc(data: bytes) -> tuple[bytes, bytes]:
-    """The data and what follows it; apart, so that a shard is put together once."""
-    crc: int = google_crc32c.value(data)
-    return data, crc.to_bytes(CRC_BYTES, "little")
-
-
-def _without_crc(stored: memoryview, what: str) -> memoryview:
-    data, crc = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
-    if len(crc) < CRC_BYTES or google_crc32c.value(bytes(data)) != int.from_bytes(crc, "little"):
-        raise ArtefactMismatch(f"{what} has another CRC-32C than was stored")
-    return data

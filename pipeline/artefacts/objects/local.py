@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.artefacts.objects.protocol import (
+    Data,
     check_key,
     check_new_key,
     create_or_compare,
@@ -93,7 +94,7 @@ class LocalObjects:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         return sorted(name for name in names if is_listed(name))
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: Data) -> bool:
         """Store ``data`` durably, or find the same bytes there; see `ObjectStore`."""
         *parents, name = [*self.prefix, *check_new_key(key)]
 
@@ -182,7 +183,7 @@ class LocalObjects:
         _make_durable(self.root)
         return self._open_folder(parts, make=True)
 
-    def _link_new(self, folder: int, name: str, data: bytes, key: str) -> bool:
+    def _link_new(self, folder: int, name: str, data: Data, key: str) -> bool:
         """Write aside, sync and link; False if the name is taken. The temporary is removed."""
         partial = f".{name}.{secrets.token_hex(8)}{PARTIAL}"
         try:
@@ -269,7 +270,7 @@ def _regular_files(top: int) -> Iterator[tuple[str, int]]:
                     yield str(Path(folder, name)), found.st_size
 
 
-def _write_durably(folder: int, name: str, data: bytes) -> None:
+def _write_durably(folder: int, name: str, data: Data) -> None:
     """Write a new file and force it to the disk."""
     descriptor = os.open(name, _NEW, 0o666, dir_fd=folder)
     try:

@@ -5,13 +5,16 @@ of writers may create at the same time without a lock: one wins, and the others 
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from pipeline.artefacts.publishing import PARTIAL
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 
 PROBE_KEY = ".heartcut-probe"
 """What `require_conditional_create` leaves behind; never listed."""
+
+Data: TypeAlias = bytes | memoryview
+"""Bytes of an object that is to be created; a view of another's memory saves a copy."""
 
 
 class ObjectStore(Protocol):
@@ -46,7 +49,7 @@ class ObjectStore(Protocol):
     def folders(self) -> list[str]:
         """Names of the folders directly in this store, sorted."""
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: Data) -> bool:
         """Store ``data`` durably under ``key``; nothing is ever overwritten.
 
         Returns:
@@ -104,7 +107,7 @@ def too_large(where: str, size: int, max_bytes: int) -> ArtefactMismatch:
 
 
 def create_or_compare(
-    store: ObjectStore, key: str, data: bytes, put_new: Callable[[], bool]
+    store: ObjectStore, key: str, data: Data, put_new: Callable[[], bool]
 ) -> bool:
     """Create with ``put_new``, or compare with what was there first; see `ObjectStore.create`.
 

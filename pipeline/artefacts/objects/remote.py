@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from pipeline.artefacts.objects.clients import Clients, failure_line, refuse_after_fork
 from pipeline.artefacts.objects.protocol import (
     PROBE_KEY,
+    Data,
     ObjectStore,
     check_key,
     check_new_key,
@@ -85,7 +86,7 @@ class HttpObjects:
         """Refused: plain HTTP has no listing."""
         raise self._not_offered("", "be listed")
 
-    def create(self, key: str, data: bytes) -> bool:  # noqa: ARG002
+    def create(self, key: str, data: Data) -> bool:  # noqa: ARG002
         """Refused: plain HTTP is read-only."""
         raise self._not_offered(key, "be written")
 
@@ -144,7 +145,7 @@ class RemoteObjects(HttpObjects):
         names = {name.rstrip("/").rpartition("/")[2] for name in self._told("", listing)}
         return sorted(name for name in names if is_listed(name))
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: Data) -> bool:
         """Store ``data`` by a conditional put; see `ObjectStore`.
 
         A put that is sent again because its answer was lost finds its own object: equal bytes.
@@ -154,7 +155,7 @@ class RemoteObjects(HttpObjects):
             raise too_large(self._where(key), len(data), MAX_CREATE_BYTES)
         return create_or_compare(self, key, data, lambda: self.put_new(key, data))
 
-    def put_new(self, key: str, data: bytes) -> bool:
+    def put_new(self, key: str, data: Data) -> bool:
         """Store ``data`` if the key is free; False if it is taken, whatever its bytes."""
         if self._clients.single_writer and self.size(key) is not None:
             return False

@@ -1,0 +1,437 @@
+"""Zarr's view of a cache: a store that hands out verified objects and creates each one once.
+
+Zarr encodes and decodes the arrays; the store is the trust boundary. `SealedStore` gives zarr only
+bytes that were verified, only the `zarr.json` that the manifest allows, and never "not there":
+zarr would read a missing object as the fill value. Before zarr unpacks anything, the store checks
+that a shard's chunks follow one another and that each claims the size of its chunk. `NewStore`
+creates objects that nothing changes later, and keeps the size and SHA-256 that a receipt needs.
+
+Zarr is driven by an event loop in the calling thread, without zarr's own threads: an interrupt
+leaves no thread behind that goes on writing, and a forked process inherits none that is missing.
+"""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from threading import Lock
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+import zarr
+import zarr.api.asynchronous as in_loop
+from numpy.typing import NDArray
+from zarr import AsyncArray
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+
+from pipeline.artefacts.cache.zarr_arrays import (
+    ZARR_JSON,
+    ZSTD_LEVEL,
+    ArraySpec,
+    array_metadata,
+    group_metadata,
+    require_sound,
+)
+from pipeline.artefacts.objects.protocol import Data
+from pipeline.errors import ArtefactMismatch, PipelineError
+
+Result = TypeVar("Result")
+Arrays: TypeAlias = dict[str, AsyncArray[Any]]
+Texts: TypeAlias = Mapping[str, bytes]
+"""Every `zarr.json` of a group, by its key there."""
+REMEMBERED: Final = 10
+"""Objects that a reader of single rows keeps: as many as zarr reads at once."""
+
+
+class _InThisThread(ThreadPoolExecutor):
+    """An executor that runs what it is given at once, so that zarr starts no threads."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except BaseException as error:  # handed on, also an interrupt
+            done.set_exception(error)
+        return done
+
+
+def run_here(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine of zarr to its end in this thread; from within a notebook's loop, in another.
+
+    An error or an interrupt cancels what is left of it.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run_here(work)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(_run_here, work).result()
+
+
+def _run_here(work: Coroutine[Any, Any, Result]) -> Result:
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # the first error is raised; others add nothing
+    try:
+        loop.set_default_executor(_InThisThread(max_workers=1))
+        return loop.run_until_complete(work)
+    finally:
+        if rest := asyncio.all_tasks(loop):
+            for task in rest:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        loop.close()
+
+
+class SealedStore(Store):
+    """A read-only group of which every byte is verified before zarr sees it.
+
+    Args:
+        specs: the arrays of the group, by name.
+        texts: handed out as they are, and never read from a place.
+        read: gives the verified bytes of (array, view, shard), or raises.
+        remembered: objects that are kept in memory, for readers that want single rows.
+    """
+
+    supports_writes = supports_deletes = False
+    supports_listing = True
+
+    def __init__(
+        self,
+        specs: Mapping[str, ArraySpec],
+        texts: Texts,
+        read: Callable[[str, int, int], Data],
+        *,
+        remembered: int,
+    ) -> None:
+        super().__init__(read_only=True)
+        self._specs, self._texts, self._read = specs, texts, read
+        self._recent: OrderedDict[str, Data] = OrderedDict()
+        self._remembered, self._lock = remembered, Lock()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Bytes of a description or of a verified object; None: the group has no such key."""
+        data: Data | None = self._texts.get(key)
+        if data is None and self._names(key) is not None:
+            data = await asyncio.to_thread(self._verified, key)
+        return None if data is None else prototype.buffer.from_bytes(_cut(data, byte_range))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """`get` of each."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        """True for what the manifest asks for; whether it is there, `get` finds out."""
+        return key in self._texts or self._names(key) is not None
+
+    async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
+        """Refuse: the store is read-only."""
+        self._check_writable()
+
+    async def delete(self, key: str) -> None:  # noqa: ARG002
+        """Refuse: the store is read-only."""
+        self._check_writable()
+
+    async def list(self) -> AsyncIterator[str]:
+        """Every key of the group, by its specifications."""
+        for key in self._texts:
+            yield key
+        for spec in self._specs.values():
+            for key in spec.object_keys():
+                yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """The keys that begin with ``prefix``."""
+        async for key in self.list():
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Names directly below ``prefix``, told by the descriptions alone."""
+        below = f"{prefix.rstrip('/')}/" if prefix else ""
+        found = {key.removeprefix(below).partition("/")[0] for key in self._texts}
+        for name in sorted(found) if not below else ["c", ZARR_JSON]:
+            yield name
+
+    def forget(self, key: str) -> None:
+        """Let go of the bytes of an object."""
+        with self._lock:
+            self._recent.pop(key, None)
+
+    def _names(self, key: str) -> tuple[str, int, int] | None:
+        spec = self._specs.get(key.partition("/")[0])
+        place = None if spec is None else spec.place_of(key)
+        return None if spec is None or place is None else (spec.name, *place)
+
+    def _verified(self, key: str) -> Data:
+        with self._lock:
+            data = self._recent.get(key)
+        if data is not None:
+            return data
+        name = self._names(key)
+        assert name is not None
+        data = self._read(*name)
+        with self._lock:
+            self._recent[key] = data
+            while len(self._recent) > self._remembered:
+                self._recent.popitem(last=False)
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """An object that zarr encoded, as a receipt describes it."""
+
+    bytes: int
+    sha256: str
+    is_new: bool
+
+
+class NewStore(Store):
+    """A group that zarr writes; nothing in it can be changed or read back.
+
+    Args:
+        texts: what zarr may describe.
+        create: stores an object; False if it was there with the same bytes.
+    """
+
+    supports_writes = True
+    supports_deletes = supports_listing = False
+
+    def __init__(self, texts: Texts, create: Callable[[str, Data], bool]) -> None:
+        super().__init__(read_only=False)
+        self._texts, self._create = texts, create
+        self.created: dict[str, Created] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    async def get(
+        self,
+        key: str,  # noqa: ARG002
+        prototype: BufferPrototype,  # noqa: ARG002
+        byte_range: ByteRequest | None = None,  # noqa: ARG002
+    ) -> Buffer | None:
+        """None, so that zarr never merges new rows with what is stored."""
+        return None
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """`get` of each."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        """True for what was created here."""
+        return key in self.created
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Create an object; of a description, the text that the manifest gives."""
+        data: Data = value.as_numpy_array().data
+        if key.rpartition("/")[2] == ZARR_JSON:
+            data = self._described(key, value.to_bytes())
+        digest = sha256(data).hexdigest()
+        is_new = self._create(key, data)
+        self.created[key] = Created(bytes=len(data), sha256=digest, is_new=is_new)
+
+    async def delete(self, key: str) -> None:
+        """Refuse: an object is created once."""
+        raise NotImplementedError(key)
+
+    async def list(self) -> AsyncIterator[str]:
+        """The keys that were created here and are kept."""
+        for key in self.created:
+            yield key
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Refuse: nothing is read back."""
+        raise NotImplementedError(prefix)
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Refuse: nothing is read back."""
+        raise NotImplementedError(prefix)
+
+    def _described(self, key: str, found: bytes) -> bytes:
+        expected: dict[str, Any] = json.loads(self._texts[key])
+        told: dict[str, Any] = json.loads(found)
+        if {name: told.get(name) for name in expected} != expected:
+            raise PipelineError(
+                f"zarr {zarr.__version__} describes {key} otherwise than the format of caches "
+                "(expected the same fields). Install the version that requirements.lock names."
+            )
+        return self._texts[key]
+
+
+class SealedArrays:
+    """Whole objects of a group, decoded by zarr.
+
+    Args:
+        specs: the arrays of the group, by name.
+        texts: its descriptions.
+        read: gives the verified bytes of (array, view, shard), or raises.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, ArraySpec],
+        texts: Texts,
+        read: Callable[[str, int, int], Data],
+    ) -> None:
+        self._specs = specs
+        self._store = SealedStore(specs, texts, read, remembered=REMEMBERED)
+
+    def read(self, name: str, view: int, shard: int) -> NDArray[np.generic]:
+        """The rows of one shard of one view, or an array that is one chunk.
+
+        Raises:
+            ArtefactMismatch: if the bytes are not what zarr may have written.
+        """
+        spec = self._specs[name]
+        try:
+            found: Any = run_here(self._arrays[name].getitem(spec.selection(view, shard)))
+        except PipelineError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise ArtefactMismatch(f"{name} does not decode: {error}") from error
+        finally:
+            self._store.forget(spec.key(view, shard))
+        rows: NDArray[np.generic] = found
+        return rows if spec.shard_rows is None else rows[0]
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return run_here(self._opened())
+
+    async def _opened(self) -> Arrays:
+        group = await in_loop.open_group(self._store, mode="r", zarr_format=3)
+        return {
+            name: member
+            for name in self._specs
+            if isinstance(member := await group.getitem(name), AsyncArray)
+        }
+
+
+class NewArrays:
+    """The arrays of a group, encoded by zarr and created object by object.
+
+    Args:
+        specs: the arrays of the group, by name.
+        attributes: those of the group.
+        texts: its descriptions, which are created at once.
+        create: stores an object; False if it was there with the same bytes.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, ArraySpec],
+        attributes: Mapping[str, Any],
+        texts: Texts,
+        create: Callable[[str, Data], bool],
+    ) -> None:
+        self._specs = specs
+        self._store = NewStore(texts, create)
+        self._arrays = run_here(self._described(attributes))
+
+    def write(self, name: str, view: int, shard: int, rows: NDArray[np.generic]) -> Created:
+        """Create the object of one shard of one view, or of an array that is one chunk."""
+        spec = self._specs[name]
+        place = spec.selection(view, shard)
+        if spec.shard_rows is not None:
+            rows = rows[None]
+            place = (place[0], slice(place[1].start, place[1].start + rows.shape[1]), *place[2:])
+        run_here(self._arrays[name].setitem(place, rows))
+        return self._store.created.pop(spec.key(view, shard))
+
+    async def _described(self, attributes: Mapping[str, Any]) -> Arrays:
+        await in_loop.create_group(store=self._store, attributes=dict(attributes), zarr_format=3)
+        return {name: await self._array(spec) for name, spec in self._specs.items()}
+
+    async def _array(self, spec: ArraySpec) -> AsyncArray[Any]:
+        zstd = [ZstdCodec(level=ZSTD_LEVEL, checksum=False)] if spec.codec == "zstd" else []
+        return await in_loop.create_array(
+            self._store,
+            name=spec.name,
+            shape=spec.shape,
+            dtype=spec.dtype,
+            chunks=spec.chunk_shape,
+            shards=spec.shard_shape,
+            filters=None,
+            serializer=BytesCodec(endian=None if spec.dtype == "uint8" else "little"),
+            compressors=[*zstd, Crc32cCodec()],
+            fill_value=np.nan if spec.dtype.startswith("float") else 0,
+            dimension_names=spec.dimensions,
+            config={"write_empty_chunks": True},
+            zarr_format=3,
+        )
+
+
+def encode(spec: ArraySpec, rows: NDArray[np.generic]) -> bytes:
+    """The stored bytes of a shard (its rows in one view) or of an array that is one chunk."""
+    found: dict[str, bytes] = {}
+
+    def keep(key: str, data: Data) -> bool:
+        found[key] = bytes(data)
+        return True
+
+    NewArrays({spec.name: spec}, {}, _texts(spec), keep).write(spec.name, 0, 0, rows)
+    return found[spec.key()]
+
+
+def decode(spec: ArraySpec, data: bytes, *, num_rows: int | None = None) -> NDArray[np.generic]:
+    """The rows that `encode` was given; ``num_rows`` is how many the shard has.
+
+    Raises:
+        ArtefactMismatch: if the bytes are not exactly what `encode` may have written.
+    """
+    if spec.shard_rows is not None:
+        assert num_rows is not None
+        assert 0 < num_rows <= spec.shard_rows
+        spec = replace(spec, shape=(1, num_rows, *spec.shape[2:]))
+
+    def sound(*_: object) -> bytes:
+        require_sound(spec, data, 0)
+        return data
+
+    return SealedArrays({spec.name: spec}, _texts(spec), sound).read(spec.name, 0, 0)
+
+
+def _texts(spec: ArraySpec) -> Texts:
+    return {
+        ZARR_JSON: group_metadata({}),
+        f"{spec.name}/{ZARR_JSON}": array_metadata(spec),
+    }
+
+
+def _cut(data: Data, part: ByteRequest | None) -> Data:
+    match part:
+        case RangeByteRequest(start, end):
+            return memoryview(data)[start:end]
+        case OffsetByteRequest(offset):
+            return memoryview(data)[offset:]
+        case SuffixByteRequest(suffix):
+            return memoryview(data)[-suffix:]
+    return data
