@@ -23,6 +23,8 @@ from typing import Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artefacts.cache.zarr_arrays import ZARR_JSON
+from pipeline.artefacts.objects.protocol import Data
 from pipeline.artefacts.publishing import publish_json, publishing_folder
 from pipeline.artefacts.records import Record, read_record
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
@@ -218,7 +220,8 @@ def write(
 ) -> None:
     """Write the views in order and publish them under ``path`` when all are there.
 
-    Files are written here and not by zarr, whose threads go on creating them after an interrupt.
+    Zarr describes the array. Its chunks are written here, block by block: zarr would need a whole
+    view in memory.
 
     Args:
         path: the folder to make.
@@ -237,7 +240,7 @@ def write(
             for slot, blocks in enumerate(views)
         ]
         assert len(digests) == shape[0], f"{len(digests)} views were given, not {shape[0]}"
-        (folder / "zarr.json").write_bytes(_zarr_metadata(shape, dtype))
+        _describe(folder, shape, dtype)
         record = SoftLabelRecord(
             id=identity.id,
             identity=identity,
@@ -294,13 +297,39 @@ def _write_view(
     return digest.hexdigest()
 
 
+def _describe(
+    folder: Path, shape: tuple[int, int, int], dtype: np.dtype[np.float16] | np.dtype[np.uint16]
+) -> None:
+    """Let zarr create the array whose chunks are the files of the views."""
+    from zarr.api.asynchronous import create_array  # slow to load, and opening needs none of it
+    from zarr.codecs import BytesCodec
+
+    from pipeline.artefacts.cache.zarr_store import NewStore, run_here
+
+    def create(key: str, data: Data) -> bool:
+        (folder / key).write_bytes(data)
+        return True
+
+    is_dense = dtype.kind == "f"
+    created = create_array(
+        NewStore({ZARR_JSON: _zarr_metadata(shape, dtype)}, create),
+        shape=shape,
+        dtype=dtype.name,
+        chunks=(1, *shape[1:]),
+        filters=None,
+        serializer=BytesCodec(endian="little"),
+        compressors=None,
+        fill_value=np.nan if is_dense else 0,
+        dimension_names=["view", "sample", "class" if is_dense else "packed"],
+        zarr_format=3,
+    )
+    run_here(created)
+
+
 def _zarr_metadata(
     shape: tuple[int, int, int], dtype: np.dtype[np.float16] | np.dtype[np.uint16]
 ) -> bytes:
-    """zarr.json of an array whose chunks are the files of the views.
-
-    Written here: zarr would start a thread for it, which an interrupt can catch half-made.
-    """
+    """The one zarr.json of an array whose chunks are the files of the views."""
     is_dense = dtype.kind == "f"
     described: dict[str, Json] = {
         "shape": list(shape),

@@ -13,7 +13,8 @@ import torch
 
 from pipeline.artefacts.cache.arrays import LOGITS, array_specs
 from pipeline.artefacts.cache.receipts import facts_of
-from pipeline.artefacts.cache.zarr_store import decode, encode
+from pipeline.artefacts.cache.zarr_arrays import decode
+from pipeline.artefacts.cache.zarr_store import encode
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
@@ -133,7 +134,7 @@ def _storage(size: CacheSize, folder: Path) -> tuple[Callable[[], float], Callab
 
     def read() -> float:
         data = store.read("shard0", max_bytes=spec.max_stored_bytes)
-        facts_of(data, decode(spec, data, num_rows=len(rows)), rows=(0, len(rows)))
+        facts_of(data, decode(spec, data, len(rows)), rows=(0, len(rows)))
         return float(rows.nbytes)
 
     return write, read

@@ -28,7 +28,7 @@ stored is believed about paths, shapes or codecs (`cache_arrays`).
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,9 @@ from pipeline.artefacts.cache.zarr_arrays import extremes, top_and_class
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
+
+if TYPE_CHECKING:
+    import zarr
 
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]
@@ -151,6 +154,19 @@ class TeacherCache:
     def is_sparse(self) -> bool:
         """Only the top k logits are kept."""
         return self.manifest.identity.top_k > 0
+
+    def group(self) -> "zarr.Group":
+        """The arrays as a read-only `zarr.Group`, for notebooks and other programs.
+
+        Zarr gets only bytes that were checked against the seal. Each object is read as a whole,
+        and the ten that were used last stay in memory.
+
+        Raises:
+            Damaged: while reading, if an object is missing, or is not what was sealed.
+        """
+        import zarr  # slow to load, and whole shards need none of it
+
+        return zarr.open_group(self.reader.sealed_store(), mode="r", zarr_format=3)
 
     @property
     def num_bytes(self) -> int:

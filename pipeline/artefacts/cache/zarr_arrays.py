@@ -1,7 +1,8 @@
 """The Zarr v3 arrays of a cache: sizes, keys and descriptions, so that nothing stored is believed.
 
 A specification gives the one `zarr.json` that an array may have and the exact size of everything
-in it. `zarr_store` encodes and decodes with zarr; `require_sound` looks at stored bytes before.
+in it. `zarr_store` encodes with zarr and lets zarr decode; whole shards are decoded here, into
+memory that was measured before they were looked at.
 
 Arrays with a shard axis are (view, row, ...): one object per view and `shard_rows` rows, chunks
 along the rows only, each compressed and followed by its CRC-32C, the shard index (offset and size
@@ -19,6 +20,8 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numcodecs.checksum32 import CRC32C
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from pipeline.artefacts.cache.record import Codec, stored_json
@@ -172,21 +175,49 @@ def array_metadata(spec: ArraySpec) -> bytes:
     )
 
 
-def require_sound(spec: ArraySpec, data: Data, shard: int) -> None:
-    """Refuse an object that would be decoded to more or less than the array holds there.
+def sound_chunks(spec: ArraySpec, data: Data, num_rows: int | None) -> list[memoryview]:
+    """The stored chunks of a shard of ``num_rows`` rows, or the one that the array is.
 
-    Nothing is unpacked: the chunks of a shard must follow one another without a gap up to the
-    index, and each chunk, or the one that the array is, must claim to hold its exact size.
+    Nothing is unpacked. The chunks of a shard must follow one another without a gap up to the
+    index, and every chunk must claim to hold its exact size.
 
     Raises:
-        ArtefactMismatch: if it is not so.
+        ArtefactMismatch: if they do not: decoding would give more or less than the array holds.
     """
     stored = memoryview(data)
     if spec.shard_rows is None:
-        _require_chunk(spec, stored, spec.object_bytes)
-        return
-    for start, stop in _chunks(spec, stored, -(-spec.num_rows(shard) // spec.chunk_rows)):
-        _require_chunk(spec, stored[start:stop], spec.chunk_rows * spec.row_bytes)
+        chunks, expected = [stored], spec.object_bytes
+    else:
+        assert num_rows is not None
+        assert 0 < num_rows <= spec.shard_rows
+        chunks = _chunks(spec, stored, -(-num_rows // spec.chunk_rows))
+        expected = spec.chunk_rows * spec.row_bytes
+    for chunk in chunks:
+        _require_size(spec, chunk, expected)
+    return chunks
+
+
+def decode(spec: ArraySpec, data: Data, num_rows: int | None) -> NDArray[np.generic]:
+    """The rows of a shard, or the array that is one chunk.
+
+    Zarr gives the same rows and needs more time and memory for a whole shard, because it copies
+    each row twice more (docs/performance.md).
+
+    Raises:
+        ArtefactMismatch: if the bytes are not exactly what zarr may have written.
+    """
+    chunks = sound_chunks(spec, data, num_rows)
+    rows = len(chunks) * spec.chunk_rows if spec.shard_rows is not None else 0
+    shape = spec.shape if spec.shard_rows is None else (rows, *spec.shape[2:])
+    out = np.empty(shape, np.dtype(spec.dtype).newbyteorder("<"))
+    for chunk, part in zip(
+        chunks, np.split(out.reshape(-1).view(np.uint8), len(chunks)), strict=True
+    ):
+        _decode_chunk(spec, chunk, part)
+    if spec.shard_rows is None:
+        return out
+    _without_crc(_index(spec, memoryview(data)), f"the index of {spec.name}")
+    return out[:num_rows]
 
 
 def extremes(values: NDArray[np.generic]) -> tuple[float, float]:
@@ -214,7 +245,25 @@ def _chunk_codecs(spec: ArraySpec) -> list[Json]:
     return [to_bytes, *(zstd if spec.codec == "zstd" else []), _CRC32C]
 
 
-def _require_chunk(spec: ArraySpec, stored: memoryview, expected: int) -> None:
+def _decode_chunk(spec: ArraySpec, stored: memoryview, out: NDArray[np.uint8]) -> None:
+    encoded = _without_crc(stored, f"a chunk of {spec.name}")
+    if spec.codec == "none":
+        out[:] = encoded
+        return
+    try:
+        Zstd().decode(encoded, out=out)
+    except (RuntimeError, ValueError) as error:
+        raise ArtefactMismatch(f"a chunk of {spec.name} does not decompress: {error}") from error
+
+
+def _without_crc(stored: memoryview, what: str) -> NDArray[np.uint8]:
+    data = np.frombuffer(stored, np.uint8)[:-CRC_BYTES]
+    if CRC32C.checksum(data) != int.from_bytes(stored[-CRC_BYTES:], "little"):
+        raise ArtefactMismatch(f"{what} has another CRC-32C than was stored")
+    return data
+
+
+def _require_size(spec: ArraySpec, stored: memoryview, expected: int) -> None:
     """Refuse a chunk that does not claim to hold ``expected`` bytes."""
     if spec.codec == "zstd":
         _require_content_size(stored[:-CRC_BYTES], expected, spec.name)
@@ -245,19 +294,24 @@ def _require_content_size(frame: memoryview, expected: int, name: str) -> None:
         )
 
 
-def _chunks(spec: ArraySpec, data: memoryview, used: int) -> list[tuple[int, int]]:
-    """Where the chunks that hold rows begin and end: one after the other, as zarr writes them."""
-    end_of_chunks = len(data) - 16 * spec.num_chunks - CRC_BYTES
-    if end_of_chunks < 0:
-        raise ArtefactMismatch(f"a shard of {spec.name} is shorter than its index")
-    index = np.frombuffer(data[end_of_chunks:-CRC_BYTES], "<u8").reshape(-1, 2)
-    end = 0
-    places = []
+def _chunks(spec: ArraySpec, data: memoryview, used: int) -> list[memoryview]:
+    """The chunks of a shard that hold rows: one after the other, as zarr writes them."""
+    index = np.frombuffer(_index(spec, data)[:-CRC_BYTES], "<u8").reshape(-1, 2)
+    room = len(data) - 16 * spec.num_chunks - CRC_BYTES
+    end, chunks = 0, []
     for offset, size in index[:used].tolist():
-        if offset != end or offset + size > end_of_chunks:
+        if offset != end or offset + size > room:
             raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
         end = offset + size
-        places.append((offset, end))
-    if end != end_of_chunks or (index[used:] != _MISSING).any():
+        chunks.append(data[offset:end])
+    if end != room or (index[used:] != _MISSING).any():
         raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
-    return places
+    return chunks
+
+
+def _index(spec: ArraySpec, data: memoryview) -> memoryview:
+    """The index of a shard with its CRC-32C."""
+    size = 16 * spec.num_chunks + CRC_BYTES
+    if len(data) < size:
+        raise ArtefactMismatch(f"a shard of {spec.name} is shorter than its index")
+    return data[-size:]

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from hashlib import sha256
 from threading import Lock
 from typing import Any, Final, TypeAlias, TypeVar
@@ -42,10 +41,9 @@ from pipeline.artefacts.cache.zarr_arrays import (
     ArraySpec,
     array_metadata,
     group_metadata,
-    require_sound,
 )
 from pipeline.artefacts.objects.protocol import Data
-from pipeline.errors import ArtefactMismatch, PipelineError
+from pipeline.errors import PipelineError
 
 Result = TypeVar("Result")
 Arrays: TypeAlias = dict[str, AsyncArray[Any]]
@@ -101,7 +99,6 @@ class SealedStore(Store):
         specs: the arrays of the group, by name.
         texts: handed out as they are, and never read from a place.
         read: gives the verified bytes of (array, view, shard), or raises.
-        remembered: objects that are kept in memory, for readers that want single rows.
     """
 
     supports_writes = supports_deletes = False
@@ -112,13 +109,11 @@ class SealedStore(Store):
         specs: Mapping[str, ArraySpec],
         texts: Texts,
         read: Callable[[str, int, int], Data],
-        *,
-        remembered: int,
     ) -> None:
         super().__init__(read_only=True)
         self._specs, self._texts, self._read = specs, texts, read
         self._recent: OrderedDict[str, Data] = OrderedDict()
-        self._remembered, self._lock = remembered, Lock()
+        self._lock = Lock()
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -174,11 +169,6 @@ class SealedStore(Store):
         for name in sorted(found) if not below else ["c", ZARR_JSON]:
             yield name
 
-    def forget(self, key: str) -> None:
-        """Let go of the bytes of an object."""
-        with self._lock:
-            self._recent.pop(key, None)
-
     def _names(self, key: str) -> tuple[str, int, int] | None:
         spec = self._specs.get(key.partition("/")[0])
         place = None if spec is None else spec.place_of(key)
@@ -194,7 +184,7 @@ class SealedStore(Store):
         data = self._read(*name)
         with self._lock:
             self._recent[key] = data
-            while len(self._recent) > self._remembered:
+            while len(self._recent) > REMEMBERED:
                 self._recent.popitem(last=False)
         return data
 
@@ -286,55 +276,6 @@ class NewStore(Store):
         return self._texts[key]
 
 
-class SealedArrays:
-    """Whole objects of a group, decoded by zarr.
-
-    Args:
-        specs: the arrays of the group, by name.
-        texts: its descriptions.
-        read: gives the verified bytes of (array, view, shard), or raises.
-    """
-
-    def __init__(
-        self,
-        specs: Mapping[str, ArraySpec],
-        texts: Texts,
-        read: Callable[[str, int, int], Data],
-    ) -> None:
-        self._specs = specs
-        self._store = SealedStore(specs, texts, read, remembered=REMEMBERED)
-
-    def read(self, name: str, view: int, shard: int) -> NDArray[np.generic]:
-        """The rows of one shard of one view, or an array that is one chunk.
-
-        Raises:
-            ArtefactMismatch: if the bytes are not what zarr may have written.
-        """
-        spec = self._specs[name]
-        try:
-            found: Any = run_here(self._arrays[name].getitem(spec.selection(view, shard)))
-        except PipelineError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            raise ArtefactMismatch(f"{name} does not decode: {error}") from error
-        finally:
-            self._store.forget(spec.key(view, shard))
-        rows: NDArray[np.generic] = found
-        return rows if spec.shard_rows is None else rows[0]
-
-    @cached_property
-    def _arrays(self) -> Arrays:
-        return run_here(self._opened())
-
-    async def _opened(self) -> Arrays:
-        group = await in_loop.open_group(self._store, mode="r", zarr_format=3)
-        return {
-            name: member
-            for name in self._specs
-            if isinstance(member := await group.getitem(name), AsyncArray)
-        }
-
-
 class NewArrays:
     """The arrays of a group, encoded by zarr and created object by object.
 
@@ -391,6 +332,8 @@ class NewArrays:
 
 def encode(spec: ArraySpec, rows: NDArray[np.generic]) -> bytes:
     """The stored bytes of a shard (its rows in one view) or of an array that is one chunk."""
+    if spec.shard_rows is not None:
+        spec = replace(spec, shape=(1, len(rows), *spec.shape[2:]))
     found: dict[str, bytes] = {}
 
     def keep(key: str, data: Data) -> bool:
@@ -399,24 +342,6 @@ def encode(spec: ArraySpec, rows: NDArray[np.generic]) -> bytes:
 
     NewArrays({spec.name: spec}, {}, _texts(spec), keep).write(spec.name, 0, 0, rows)
     return found[spec.key()]
-
-
-def decode(spec: ArraySpec, data: bytes, *, num_rows: int | None = None) -> NDArray[np.generic]:
-    """The rows that `encode` was given; ``num_rows`` is how many the shard has.
-
-    Raises:
-        ArtefactMismatch: if the bytes are not exactly what `encode` may have written.
-    """
-    if spec.shard_rows is not None:
-        assert num_rows is not None
-        assert 0 < num_rows <= spec.shard_rows
-        spec = replace(spec, shape=(1, num_rows, *spec.shape[2:]))
-
-    def sound(*_: object) -> bytes:
-        require_sound(spec, data, 0)
-        return data
-
-    return SealedArrays({spec.name: spec}, _texts(spec), sound).read(spec.name, 0, 0)
 
 
 def _texts(spec: ArraySpec) -> Texts:
