@@ -11,11 +11,11 @@ import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numcodecs.checksum32 import CRC32C
 
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import Joined
@@ -131,7 +131,7 @@ def test_a_pickle_in_place_of_a_shard_is_refused_even_if_the_seal_vouches_for_it
     small, marker, crc
 ):
     data = pickle.dumps([Malice(marker)] * 20)
-    data += google_crc32c.value(data).to_bytes(4, "little") if crc else b""
+    data = bytes(CRC32C().encode(data)) if crc else data
     (small.path / "data.zarr/logits/c/0/0/0").write_bytes(data)
     read, _ = refusals(small)
     assert "has" in read
@@ -213,9 +213,9 @@ def test_a_manifest_that_asks_for_absurd_sizes_is_refused_before_memory_is(small
 
 def test_a_shard_that_would_unpack_to_more_is_refused_even_if_the_seal_vouches_for_it(small):
     bomb = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x03\x00\x10\x07"
-    chunk = bomb + google_crc32c.value(bomb).to_bytes(4, "little")
+    chunk = bytes(CRC32C().encode(bomb))
     index = np.array([0, len(chunk)], "<u8").tobytes()
-    shard = chunk + index + google_crc32c.value(index).to_bytes(4, "little")
+    shard = chunk + bytes(CRC32C().encode(index))
     (small.path / "data.zarr/logits/c/0/0/0").write_bytes(shard)
     vouch(small, "logits", 0, 0)
     line = read_or_refusal(lambda: TeacherCache.open(small.path).logits(0))

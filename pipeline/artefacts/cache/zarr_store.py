@@ -1,24 +1,23 @@
 """Zarr's view of a cache: a store that hands out verified objects and creates each one once.
 
-Zarr encodes and decodes the arrays; the store is the trust boundary. `SealedStore` gives zarr only
-bytes that were verified, only the `zarr.json` that the manifest allows, and never "not there":
-zarr would read a missing object as the fill value. Before zarr unpacks anything, the store checks
-that a shard's chunks follow one another and that each claims the size of its chunk. `NewStore`
-creates objects that nothing changes later, and keeps the size and SHA-256 that a receipt needs.
+Zarr encodes the arrays, and decodes them for `TeacherCache.group`; the store is the trust boundary.
+`SealedStore` gives zarr only bytes that were verified, and only the `zarr.json` that the manifest
+allows. It raises where an object is missing: zarr would read the fill value. `NewStore` creates
+objects that nothing changes later, and keeps the size and SHA-256 that a receipt needs.
 
-Zarr is driven by an event loop in the calling thread, without zarr's own threads: an interrupt
-leaves no thread behind that goes on writing, and a forked process inherits none that is missing.
+`run_here` runs the coroutines of zarr in the calling thread. So an interrupt leaves no thread
+behind that continues to write, and a forked process does not wait for a thread that it lacks.
 """
 
 import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import numpy as np
 import zarr
@@ -46,6 +45,7 @@ from pipeline.artefacts.objects.protocol import Data
 from pipeline.errors import PipelineError
 
 Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 Arrays: TypeAlias = dict[str, AsyncArray[Any]]
 Texts: TypeAlias = Mapping[str, bytes]
 """Every `zarr.json` of a group, by its key there."""
@@ -53,20 +53,23 @@ REMEMBERED: Final = 10
 """Objects that a reader of single rows keeps: as many as zarr reads at once."""
 
 
-class _InThisThread(ThreadPoolExecutor):
-    """An executor that runs what it is given at once, so that zarr starts no threads."""
+class _Here(asyncio.SelectorEventLoop):
+    """An event loop that starts no threads: what zarr would hand to one is done at once."""
 
-    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(work(*args, **kwargs))
-        except BaseException as error:  # handed on, also an interrupt
-            done.set_exception(error)
+    def run_in_executor(
+        self,
+        executor: Executor | None,  # noqa: ARG002
+        func: Callable[[Unpack[Arguments]], Result],
+        *args: Unpack[Arguments],
+    ) -> asyncio.Future[Result]:
+        """The result of ``func``, which is called at once."""
+        done: asyncio.Future[Result] = self.create_future()
+        done.set_result(func(*args))
         return done
 
 
 def run_here(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine of zarr to its end in this thread; from within a notebook's loop, in another.
+    """Run a coroutine of zarr to its end in this thread; in another, where a notebook's loop runs.
 
     An error or an interrupt cancels what is left of it.
     """
@@ -79,10 +82,9 @@ def run_here(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def _run_here(work: Coroutine[Any, Any, Result]) -> Result:
-    loop = asyncio.new_event_loop()
+    loop = _Here()
     loop.set_exception_handler(lambda *_: None)  # the first error is raised; others add nothing
     try:
-        loop.set_default_executor(_InThisThread(max_workers=1))
         return loop.run_until_complete(work)
     finally:
         if rest := asyncio.all_tasks(loop):
