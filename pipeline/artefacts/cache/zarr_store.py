@@ -17,7 +17,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple
 
 import numpy as np
 import zarr
@@ -59,8 +59,8 @@ class _Here(asyncio.SelectorEventLoop):
     def run_in_executor(
         self,
         executor: Executor | None,  # noqa: ARG002
-        func: Callable[[Unpack[Arguments]], Result],
-        *args: Unpack[Arguments],
+        func: Callable[[*Arguments], Result],
+        *args: *Arguments,
     ) -> asyncio.Future[Result]:
         """The result of ``func``, which is called at once."""
         done: asyncio.Future[Result] = self.create_future()
