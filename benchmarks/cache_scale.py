@@ -37,9 +37,8 @@ from pipeline.artefacts.cache.record import (
     CacheSummary,
 )
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.units import writing_behind
 from pipeline.artefacts.cache.verify import check_cache
-from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, writing_behind
 from pipeline.artefacts.objects.addresses import open_objects
 
 CLASSES, FEATURES = 1000, 2048

@@ -31,13 +31,12 @@ from pipeline.artefacts.cache.receipts import (
 )
 from pipeline.artefacts.cache.record import CacheLayout, CacheShape
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.units import writing_behind
-from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
-from pipeline.artefacts.cache.zarr_store import encode
+from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit, writing_behind
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.objects.protocol import missing
+from pipeline.artefacts.zarr_store import encode
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ViewSpec

@@ -20,9 +20,9 @@ from numcodecs.checksum32 import CRC32C
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import Joined
 from pipeline.artefacts.cache.receipts import read_manifest, read_receipt, read_seal
-from pipeline.artefacts.cache.record import stored_json
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.verify import check_cache
+from pipeline.artefacts.records import stored_json
 from pipeline.artefacts.selection import COLUMNS, SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.selection import write as write_selection
 from pipeline.provenance import short

@@ -25,13 +25,13 @@ from pipeline.artefacts.cache.receipts import (
     record_bytes,
 )
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.zarr_store import encode
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
+from pipeline.artefacts.zarr_store import encode
 from pipeline.data.views import ViewSpec, view_codes
 from pipeline.errors import ArtefactNotFound
 from pipeline.models.checkpoints import load_weights, save_weights, weights_digest

@@ -30,15 +30,20 @@ from pipeline.artefacts.cache.record import (
     CacheManifest,
     CacheShape,
     Fidelity,
-    stored_json,
 )
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.units import as_float16, writing_behind
 from pipeline.artefacts.cache.verify import Checked, check_cache
-from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
-from pipeline.artefacts.cache.zarr_store import encode
+from pipeline.artefacts.cache.writer import (
+    CacheContents,
+    CacheWriter,
+    Unit,
+    as_float16,
+    writing_behind,
+)
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.local import LocalObjects
+from pipeline.artefacts.records import stored_json
+from pipeline.artefacts.zarr_store import encode
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed, PipelineError

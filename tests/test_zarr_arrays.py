@@ -16,7 +16,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from pipeline.artefacts.cache.zarr_arrays import (
+from pipeline.artefacts.zarr_arrays import (
     ArraySpec,
     array_metadata,
     decode,
@@ -24,7 +24,7 @@ from pipeline.artefacts.cache.zarr_arrays import (
     group_metadata,
     top_and_class,
 )
-from pipeline.artefacts.cache.zarr_store import encode
+from pipeline.artefacts.zarr_store import encode
 from pipeline.errors import ArtefactMismatch
 from tests.workspaces import read_or_refusal
 

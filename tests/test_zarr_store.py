@@ -15,14 +15,14 @@ from numcodecs.checksum32 import CRC32C
 from pipeline.artefacts.cache.arrays import FEATURES, LOGITS
 from pipeline.artefacts.cache.receipts import Note
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.zarr_arrays import (
+from pipeline.artefacts.zarr_arrays import (
     ZARR_JSON,
     ArraySpec,
     array_metadata,
     decode,
     group_metadata,
 )
-from pipeline.artefacts.cache.zarr_store import NewArrays, encode, run_here
+from pipeline.artefacts.zarr_store import NewArrays, encode, run_here
 from pipeline.errors import Damaged, PipelineError
 from tests.commands import ROOT
 from tests.test_security import vouch

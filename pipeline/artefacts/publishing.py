@@ -17,10 +17,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from pipeline.provenance import Json
 
+Data: TypeAlias = bytes | memoryview
+"""Bytes of what is to be created; a view of other memory saves a copy."""
 PARTIAL = ".partial"
 """Suffix of what is not finished. A reader never opens such a name."""
 

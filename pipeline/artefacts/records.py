@@ -1,5 +1,6 @@
 """Stored records: JSON objects of a known form, refused in one line where they are not."""
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,3 +48,8 @@ def parse_record(
         raise ArtefactMismatch(
             f"{path} does not follow its format: {where}: {first['msg']}. {remedy}"
         ) from error
+
+
+def stored_json(value: Json) -> bytes:
+    """The one text of a JSON file whose every byte is checked, such as those of a cache."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -23,10 +23,9 @@ from typing import Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache.zarr_arrays import ZARR_JSON
-from pipeline.artefacts.objects.protocol import Data
-from pipeline.artefacts.publishing import publish_json, publishing_folder
+from pipeline.artefacts.publishing import Data, publish_json, publishing_folder
 from pipeline.artefacts.records import Record, read_record
+from pipeline.artefacts.zarr_arrays import ZARR_JSON
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import Revision
 from pipeline.methods.sparse_labels import packed_width
@@ -304,7 +303,7 @@ def _describe(
     from zarr.api.asynchronous import create_array  # slow to load, and opening needs none of it
     from zarr.codecs import BytesCodec
 
-    from pipeline.artefacts.cache.zarr_store import NewStore, run_here
+    from pipeline.artefacts.zarr_store import NewStore, run_here
 
     def create(key: str, data: Data) -> bool:
         (folder / key).write_bytes(data)

@@ -28,8 +28,13 @@ from pipeline.artefacts.cache.arrays import (
 )
 from pipeline.artefacts.cache.receipts import Note
 from pipeline.artefacts.cache.record import CacheIdentity, CacheLayout, CacheShape, Fidelity
-from pipeline.artefacts.cache.units import as_float16, writing_behind
-from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
+from pipeline.artefacts.cache.writer import (
+    CacheContents,
+    CacheWriter,
+    Unit,
+    as_float16,
+    writing_behind,
+)
 from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.data.loaders import BatchLoader

@@ -13,9 +13,9 @@ import torch
 
 from pipeline.artefacts.cache.arrays import LOGITS, array_specs
 from pipeline.artefacts.cache.receipts import facts_of
-from pipeline.artefacts.cache.zarr_arrays import decode
-from pipeline.artefacts.cache.zarr_store import encode
 from pipeline.artefacts.objects.addresses import open_objects
+from pipeline.artefacts.zarr_arrays import decode
+from pipeline.artefacts.zarr_store import encode
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.networks.classifier import Classifier

@@ -12,7 +12,7 @@ from pipeline.artefacts.cache.record import (
     CacheManifest,
     CacheShape,
 )
-from pipeline.artefacts.cache.zarr_arrays import CRC_BYTES, ArraySpec
+from pipeline.artefacts.zarr_arrays import CRC_BYTES, ArraySpec
 from stages.caches import cache_layout
 from stages.config.root import CacheTeacherConfig
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts.cache.receipts import MANIFEST, Facts, record_bytes
 from pipeline.artefacts.cache.record import MADE_BY, MAX_SHARD_BYTES, CacheManifest
-from pipeline.artefacts.cache.zarr_arrays import (
+from pipeline.artefacts.objects.protocol import ObjectStore
+from pipeline.artefacts.zarr_arrays import (
     ZARR_JSON,
     ArraySpec,
     DType,
@@ -24,13 +25,12 @@ from pipeline.artefacts.cache.zarr_arrays import (
     group_metadata,
     sound_chunks,
 )
-from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
 from pipeline.provenance import Json, short
 from pipeline.runtime.read_ahead import read_ahead
 
 if TYPE_CHECKING:
-    from pipeline.artefacts.cache.zarr_store import SealedStore
+    from pipeline.artefacts.zarr_store import SealedStore
 
 DATA: Final = "data.zarr"
 LABELS, KEYS, PIXELS, HEAD_WEIGHT, HEAD_BIAS = (
@@ -190,7 +190,7 @@ class ArrayReader:
 
     def sealed_store(self) -> "SealedStore":
         """A store that gives zarr verified bytes alone."""
-        from pipeline.artefacts.cache.zarr_store import SealedStore  # whole shards need no zarr
+        from pipeline.artefacts.zarr_store import SealedStore  # whole shards need no zarr
 
         return SealedStore(self.specs, group_texts(self.manifest), self._sound)
 

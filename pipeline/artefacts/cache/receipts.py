@@ -15,16 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 
-from pipeline.artefacts.cache.record import (
-    MADE_BY,
-    CacheManifest,
-    CacheSummary,
-    Fidelity,
-    stored_json,
-)
-from pipeline.artefacts.cache.zarr_arrays import extremes
+from pipeline.artefacts.cache.record import MADE_BY, CacheManifest, CacheSummary, Fidelity
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.records import AnyRecord, Record, parse_record
+from pipeline.artefacts.records import AnyRecord, Record, parse_record, stored_json
+from pipeline.artefacts.zarr_arrays import extremes
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged, NotSealed
 from pipeline.provenance import Json, identity, short
 

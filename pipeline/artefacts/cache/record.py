@@ -1,12 +1,12 @@
 """What a teacher cache says of itself: identity, shape, layout, summary (see `teacher_cache`)."""
 
-import json
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
 
 from pipeline.artefacts.records import Record
-from pipeline.provenance import Json, identity
+from pipeline.artefacts.zarr_arrays import Codec
+from pipeline.provenance import identity
 
 FORMAT_VERSION: Final = 2
 MADE_BY = "heartcut cache-teacher"
@@ -15,7 +15,6 @@ MAX_SHARD_BYTES = 1 << 30
 """No stored object of a cache is larger, decoded: a manifest that asks for more is refused."""
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
-Codec: TypeAlias = Literal["zstd", "none"]
 
 
 class CacheIdentity(Record):
@@ -115,8 +114,3 @@ class CacheSummary(Record):
     """Of the teacher's work, summed over all that shared it."""
     devices: list[str]
     versions: dict[str, str]
-
-
-def stored_json(value: Json) -> bytes:
-    """The one text of a JSON file in a cache, so that a changed byte is never read over."""
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

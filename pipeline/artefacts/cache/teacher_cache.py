@@ -61,9 +61,9 @@ from pipeline.artefacts.cache.receipts import (
     receipt_key,
 )
 from pipeline.artefacts.cache.record import CacheManifest, CacheShape, CacheSummary
-from pipeline.artefacts.cache.zarr_arrays import extremes, top_and_class
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
+from pipeline.artefacts.zarr_arrays import extremes, top_and_class
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, Damaged
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.artefacts.objects.protocol import (
-    Data,
     check_key,
     check_new_key,
     create_or_compare,
@@ -23,7 +22,7 @@ from pipeline.artefacts.objects.protocol import (
     missing,
     too_large,
 )
-from pipeline.artefacts.publishing import PARTIAL, one_line_disk_errors
+from pipeline.artefacts.publishing import PARTIAL, Data, one_line_disk_errors
 from pipeline.errors import ArtefactMismatch, PipelineError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

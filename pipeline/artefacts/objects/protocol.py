@@ -5,16 +5,13 @@ of writers may create at the same time without a lock: one wins, and the others 
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from pipeline.artefacts.publishing import PARTIAL
+from pipeline.artefacts.publishing import PARTIAL, Data
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 
 PROBE_KEY = ".heartcut-probe"
 """What `require_conditional_create` leaves behind; never listed."""
-
-Data: TypeAlias = bytes | memoryview
-"""Bytes of an object that is to be created; a view of another's memory saves a copy."""
 
 
 class ObjectStore(Protocol):

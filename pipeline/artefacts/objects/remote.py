@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 from pipeline.artefacts.objects.clients import Clients, failure_line, refuse_after_fork
 from pipeline.artefacts.objects.protocol import (
     PROBE_KEY,
-    Data,
     ObjectStore,
     check_key,
     check_new_key,
@@ -20,6 +19,7 @@ from pipeline.artefacts.objects.protocol import (
     is_listed,
     too_large,
 )
+from pipeline.artefacts.publishing import Data
 from pipeline.errors import PipelineError
 
 LARGE_BYTES = 1 << 20

@@ -34,14 +34,14 @@ from zarr.abc.store import (
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from pipeline.artefacts.cache.zarr_arrays import (
+from pipeline.artefacts.publishing import Data
+from pipeline.artefacts.zarr_arrays import (
     ZARR_JSON,
     ZSTD_LEVEL,
     ArraySpec,
     array_metadata,
     group_metadata,
 )
-from pipeline.artefacts.objects.protocol import Data
 from pipeline.errors import PipelineError
 
 Result = TypeVar("Result")

@@ -24,11 +24,12 @@ from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from pipeline.artefacts.cache.record import Codec, stored_json
-from pipeline.artefacts.objects.protocol import Data
+from pipeline.artefacts.publishing import Data
+from pipeline.artefacts.records import stored_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json
 
+Codec: TypeAlias = Literal["zstd", "none"]
 DType: TypeAlias = Literal["float16", "float32", "int32", "uint16", "uint8"]
 
 _CHUNK_BYTES = 512 * 1024
