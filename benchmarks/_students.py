@@ -10,20 +10,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.artefacts.dataset import Beton
-from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.supervision import Batch, Supervision
 from pipeline.data.views import ViewSpec
 from pipeline.models.networks.classifier import Classifier
 from pipeline.models.zoo import build
 from pipeline.runtime.device import Runtime
 from pipeline.teacher.frozen import Teacher
 from pipeline.teacher.online import OnlineTeacher
-from pipeline.training.learner import EpochSize, Learner, Totals, outputs_of
-from pipeline.training.optimisation import make_optimizer, make_schedule
-from pipeline.training.student_loss import DistillationLoss, Weights
+from pipeline.training.learner import EpochSize, Learner, StepRules, Totals, outputs_of
+from pipeline.training.optimisation import (
+    OptimiserSettings,
+    ScheduleSettings,
+    make_optimizer,
+    make_schedule,
+)
+from pipeline.training.student_loss import DistillationLoss, DistillationSettings, Weights
 
 TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # the CIFAR-100 recipes of the field
-SETTINGS = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+SETTINGS = OptimiserSettings(kind="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+RATES = ScheduleSettings(
+    kind="constant", epochs=1, steps_per_epoch=1, warmup=0.3, milestones=(), gamma=0.1
+)
 
 
 class Student:
@@ -37,27 +46,20 @@ class Student:
         self.model = build(arch, num_classes=num_classes).to(runtime.device)
         self.model = self.model.to(memory_format=torch.channels_last)
         self.loss = DistillationLoss(
-            "kd", weights=Weights(ce=CE_WEIGHT, kd=KD_WEIGHT), temperature=TEMPERATURE
+            DistillationSettings(
+                weights=Weights(ce=CE_WEIGHT, kd=KD_WEIGHT), temperature=TEMPERATURE
+            )
         )
         self.normalise = Normaliser(mean=MEAN, std=STD, device=runtime.device)
-        self.optimizer = make_optimizer([self.model], kind="sgd", **SETTINGS)
-        self.schedule = make_schedule(
-            self.optimizer,
-            kind="constant",
-            epochs=1,
-            steps_per_epoch=1,
-            warmup=0.3,
-            milestones=(),
-            gamma=0.1,
-        )
+        self.optimizer = make_optimizer([self.model], SETTINGS)
+        self.schedule = make_schedule(self.optimizer, RATES)
         self.learner = Learner(
             self.model,
             self.loss,
-            optimizer=self.optimizer,
             schedule=self.schedule,
             normalise=self.normalise,
             runtime=runtime,
-            compile=compiled,
+            rules=StepRules(compile=compiled),
         )
         self._outputs = torch.compile(outputs_of) if compiled else outputs_of
 
@@ -89,7 +91,7 @@ class FieldStudent:
         self._model = build(student, num_classes=num_classes).to(device)
         self._teacher = build(teacher, num_classes=num_classes).to(device).eval()
         self._teacher.requires_grad_(False)
-        self._optimizer = torch.optim.SGD(self._model.parameters(), **SETTINGS)
+        self._optimizer = make_optimizer([self._model], SETTINGS)
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """KD with the weights of `Student`; metrics are read after every step, as theirs are."""

@@ -17,7 +17,8 @@ from _common import Target, interleaved, report, synthetic_beton
 from _field import field_loader
 
 from pipeline.artefacts.dataset import Beton
-from pipeline.data.loaders import BatchLoader, Supervision
+from pipeline.data.loaders import BatchLoader
+from pipeline.data.supervision import Supervision
 from pipeline.data.views import ViewSpec
 from pipeline.methods.sparse_labels import packed_width
 

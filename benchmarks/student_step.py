@@ -24,7 +24,8 @@ from _students import FieldStudent, Student, endless, online_teacher, resident, 
 from torch import Tensor
 
 from pipeline.artefacts.dataset import Beton
-from pipeline.data.loaders import Batch, BatchLoader
+from pipeline.data.loaders import BatchLoader
+from pipeline.data.supervision import Batch
 from pipeline.data.views import ViewSpec
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training.learner import EpochSize

@@ -27,7 +27,13 @@ from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.feature_terms import feature_term
-from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
+from pipeline.training.student_loss import (
+    DistillationLoss,
+    DistillationSettings,
+    PlainLoss,
+    StudentLoss,
+    Weights,
+)
 from stages.caches import Caches
 from stages.config.root import Config
 from stages.config.training import TrainStudentConfig
@@ -198,16 +204,15 @@ def _taught(
         )
     ce, kd, feature = settings.weights
     made = lesson.soft.record.identity
-    loss = DistillationLoss(
-        settings.method,
+    loss_settings = DistillationSettings(
+        method=settings.method,
+        own=method_settings,
         weights=Weights(ce=ce, kd=kd, feature=feature),
         temperature=made.temperature,
-        settings=method_settings,
         standardise=made.standardise,
         label_smoothing=settings.label_smoothing,
-        feature_term=term,
     )
-    return model, loss
+    return model, DistillationLoss(loss_settings, feature_term=term)
 
 
 def _online(config: Config, dataset: Dataset, lesson: Lesson | None) -> OnlineTeacher:

@@ -6,13 +6,25 @@ from typing import Any
 import torch
 
 from pipeline.artefacts.dataset import Dataset
-from pipeline.data.loaders import Batch, BatchLoader
+from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.supervision import Batch
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime
 from pipeline.training.learner import EpochMetrics, EpochSize, Learner, Totals
-from pipeline.training.optimisation import make_optimizer, make_schedule
-from pipeline.training.student_loss import DistillationLoss, PlainLoss, StudentLoss, Weights
+from pipeline.training.optimisation import (
+    OptimiserSettings,
+    ScheduleSettings,
+    make_optimizer,
+    make_schedule,
+)
+from pipeline.training.student_loss import (
+    DistillationLoss,
+    DistillationSettings,
+    PlainLoss,
+    StudentLoss,
+    Weights,
+)
 
 CPU = torch.device("cpu")
 FP32 = Runtime(device=CPU, precision="fp32")
@@ -21,25 +33,23 @@ FP32 = Runtime(device=CPU, precision="fp32")
 def kd_loss(**settings: Any) -> DistillationLoss:
     """Vanilla distillation with the field's weights."""
     weights = Weights(ce=0.1, kd=0.9)
-    return DistillationLoss("kd", weights=weights, temperature=4.0, **settings)
+    return DistillationLoss(DistillationSettings(weights=weights, temperature=4.0, **settings))
 
 
 def optimizer_of(*modules: torch.nn.Module, kind: Any = "sgd", lr: float = 0.1, **settings: Any):
     """SGD with Nesterov momentum, or AdamW."""
     defaults = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0}
-    return make_optimizer(modules, kind=kind, lr=lr, **(defaults | settings))
+    made = OptimiserSettings(kind=kind, lr=lr, **(defaults | settings))
+    return make_optimizer(modules, made)
 
 
 def schedule_of(optimizer, *, kind="constant", epochs=3, steps_per_epoch=7, **settings: Any):
     """A schedule of three epochs of seven steps."""
     defaults = {"warmup": 0.3, "milestones": (), "gamma": 0.1}
-    return make_schedule(
-        optimizer,
-        kind=kind,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        **(defaults | settings),
+    made = ScheduleSettings(
+        kind=kind, epochs=epochs, steps_per_epoch=steps_per_epoch, **(defaults | settings)
     )
+    return make_schedule(optimizer, made)
 
 
 def normaliser_of(dataset: Dataset) -> Normaliser:
@@ -61,7 +71,6 @@ def learner_of(
     return Learner(
         model,
         loss,
-        optimizer=optimizer,
         schedule=schedule_of(optimizer),
         normalise=normaliser_of(dataset),
         runtime=runtime,

@@ -16,7 +16,8 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.soft_labels import SoftLabelIdentity, SoftLabels
-from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.loaders import BatchLoader
+from pipeline.data.supervision import Batch, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.zoo import build

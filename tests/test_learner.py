@@ -104,7 +104,7 @@ def trained_length(dataset) -> float:
 def test_the_average_is_that_of_the_weights_after_every_step(dataset):
     model = small()
     optimizer = optimizer_of(model, lr=0.05)
-    learner = learner_of(model, dataset, optimizer=optimizer, ema_decay=0.8)
+    learner = learner_of(model, dataset, optimizer=optimizer, rules=StepRules(ema_decay=0.8))
     loader = BatchLoader(dataset.train, batch_size=10, rows=dataset.training[:ROWS])
     seen = []
     train_epoch(
@@ -184,7 +184,7 @@ def test_a_loss_that_is_no_number_is_told_with_step_and_samples(dataset):
 
 @pytest.mark.slow
 def test_a_compiled_network_trains_like_the_network(dataset):
-    compiled = trained(dataset, batch_size=50, compile=True)
+    compiled = trained(dataset, batch_size=50, rules=StepRules(compile=True))
     plain = trained(dataset, batch_size=50)
     torch.testing.assert_close(
         weights_of(compiled.model), weights_of(plain.model), rtol=1e-4, atol=1e-6

@@ -14,7 +14,8 @@ from PIL import Image
 
 from pipeline.data import replay_operations as showing
 from pipeline.data import views
-from pipeline.data.loaders import BatchLoader, Supervision
+from pipeline.data.loaders import BatchLoader
+from pipeline.data.supervision import Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch
 from pipeline.methods.sparse_labels import packed_width

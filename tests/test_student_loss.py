@@ -7,11 +7,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.data.loaders import Batch
+from pipeline.data.supervision import Batch
 from pipeline.methods.catalogue import METHODS
 from pipeline.methods.logit_distillation import standardised
 from pipeline.training.feature_terms import feature_term
-from pipeline.training.student_loss import DistillationLoss, Outputs, PlainLoss, Weights
+from pipeline.training.student_loss import (
+    DistillationLoss,
+    DistillationSettings,
+    Outputs,
+    PlainLoss,
+    Weights,
+)
 from stages.config.training import TrainStudentConfig
 
 NUM_ROWS, NUM_CLASSES, STUDENT_DIM, TEACHER_DIM = 24, 5, 6, 7
@@ -58,14 +64,14 @@ def loss_of(method: str, *, weights: Weights | None = None, **settings) -> Disti
         seed=0,
     )
     ce, kd, feature = config.weights
-    return DistillationLoss(
-        method,
+    made = DistillationSettings(
+        method=method,
+        own=own,
         weights=weights or Weights(ce=ce, kd=kd, feature=feature),
         temperature=4.0,
-        settings=own,
-        feature_term=term,
         **settings,
     )
+    return DistillationLoss(made, feature_term=term)
 
 
 MIXED = torch.arange(NUM_ROWS) % 3 != 0

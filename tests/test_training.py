@@ -14,8 +14,9 @@ from torchvision.transforms import functional as vision
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
-from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.supervision import Batch, Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import PipelineError
 from pipeline.methods.sparse_labels import pack

@@ -29,8 +29,6 @@ from pipeline.errors import ArtefactMismatch
 from pipeline.runtime.device import num_cores
 from pipeline.runtime.ranks import ALONE, Ranks
 
-__all__ = ["Batch", "BatchLoader", "Supervision"]
-
 SOFT_LABEL, SELECTED, FEATURE = "soft_label", "selected", "feature"
 CLEAN = ViewSpec()
 HOST = torch.device("cpu")
@@ -49,6 +47,7 @@ class BatchLoader:
             a label is not the supervision's.
     """
 
+    # Like the DataLoader of torch: each parameter is a choice of its own.
     def __init__(
         self,
         beton: Beton,

@@ -1,6 +1,6 @@
 """Evaluation of a network: one pass over batches in the clean view."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -19,7 +19,6 @@ def evaluate(
     *,
     normalise: Normaliser,
     runtime: Runtime,
-    on_batch: Callable[[int], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Run a network over all samples once; several ranks have parts that follow each other."""
@@ -30,5 +29,4 @@ def evaluate(
             out = model(normalise(batch.images))
         logits.append(out.float().cpu())
         labels.append(batch.labels.clone().cpu())
-        on_batch(len(batch))
     return evaluate_logits(ranks.gathered(torch.cat(logits)), ranks.gathered(torch.cat(labels)))

@@ -116,17 +116,19 @@ CHECK_EVERY = 50
 """Batches between two looks at whether the loss is finite, where a look makes a device wait."""
 SHOWN_SAMPLES = 8
 
-__all__ = ["EpochMetrics", "EpochSize", "Learner", "StepRules", "Totals", "outputs_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepRules:
-    """What one step of the optimiser is made of."""
+    """The rules of one step of the optimiser."""
 
     accumulate: int = 1
     """Batches of which the gradients are averaged, each by its samples."""
     clip_norm: float | None = None
     """Longest gradient over all weights."""
+    ema_decay: float = 0.0
+    """Above 0: keep a moving average of the weights, for evaluation."""
+    compile: bool = False
+    """Compile the forward pass."""
 
 
 class Learner:
@@ -134,14 +136,11 @@ class Learner:
 
     Args:
         model: the network, on the runtime's device.
-        loss: what it minimises; the optimiser must hold the loss's own weights too.
-        optimizer: over the weights of both.
-        schedule: advances by one for every step of the optimiser.
+        loss: what it minimises.
+        schedule: of an optimiser over the weights of both; advances by one for every step.
         normalise: uint8 images to what the network takes.
         runtime: device and precision.
-        rules: what a step is made of.
-        ema_decay: above 0: keep a moving average of the weights, for evaluation.
-        compile: compile the forward pass.
+        rules: of a step.
         ranks: those that train together, each its part of every batch.
     """
 
@@ -150,17 +149,14 @@ class Learner:
         model: Classifier,
         loss: StudentLoss,
         *,
-        optimizer: torch.optim.Optimizer,
         schedule: LRScheduler,
         normalise: Normaliser,
         runtime: Runtime,
         rules: StepRules | None = None,
-        ema_decay: float = 0.0,
-        compile: bool = False,  # noqa: A002
         ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.loss = model, loss
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.schedule = schedule.optimizer, schedule
         self.normalise, self.runtime = normalise, runtime
         self.rules = rules or StepRules()
         self.num_steps = 0
@@ -168,14 +164,14 @@ class Learner:
             runtime.device.type, enabled=runtime.precision == "fp16"
         )
         self._average = None
-        if ema_decay:
-            average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
+        if self.rules.ema_decay:
+            average = get_ema_multi_avg_fn(self.rules.ema_decay)  # type: ignore[no-untyped-call]
             self._average = AveragedModel(model, multi_avg_fn=average)
         self._ranks = ranks
-        forward = torch.compile(outputs_of) if compile else outputs_of
+        forward = torch.compile(outputs_of) if self.rules.compile else outputs_of
         self._network = JointNetwork(model, forward, ranks)
         self._weights: list[Tensor] = [
-            w for group in optimizer.param_groups for w in group["params"]
+            w for group in self.optimizer.param_groups for w in group["params"]
         ]
         self._unchecked: list[tuple[int, Tensor, Tensor]] = []
 

@@ -1,6 +1,7 @@
 """How weights move: the optimiser, and its learning rate for every step."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,22 +15,49 @@ from torch.optim.lr_scheduler import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptimiserSettings:
+    """The optimiser and its constants."""
+
+    kind: Literal["sgd", "adamw"]
+    lr: float
+    """Peak learning rate."""
+    momentum: float
+    """Of SGD, as `nesterov`."""
+    nesterov: bool
+    weight_decay: float
+    decay_norms: bool = True
+    """False: weights of one dimension do not decay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The course of the learning rate."""
+
+    kind: Literal["one-cycle", "cosine", "multi-step", "constant"]
+    epochs: int
+    steps_per_epoch: int
+    warmup: float
+    """Share of the steps in which one-cycle climbs."""
+    milestones: tuple[int, ...]
+    """Epochs after which multi-step multiplies the rate by `gamma`."""
+    gamma: float
+
+
 def make_optimizer(
-    modules: Iterable[nn.Module],
-    *,
-    kind: Literal["sgd", "adamw"],
-    lr: float,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    decay_norms: bool = True,
+    modules: Iterable[nn.Module], settings: OptimiserSettings
 ) -> torch.optim.Optimizer:
     """SGD or AdamW over all weights that are trained."""
-    groups = weight_groups(modules, weight_decay=weight_decay, decay_norms=decay_norms)
-    if kind == "adamw":
+    lr, weight_decay = settings.lr, settings.weight_decay
+    groups = weight_groups(modules, weight_decay=weight_decay, decay_norms=settings.decay_norms)
+    if settings.kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     return torch.optim.SGD(
-        groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        groups,
+        lr=lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=weight_decay,
     )
 
 
@@ -51,27 +79,19 @@ def weight_groups(
     ]
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer,
-    *,
-    kind: Literal["one-cycle", "cosine", "multi-step", "constant"],
-    epochs: int,
-    steps_per_epoch: int,
-    warmup: float,
-    milestones: Iterable[int],
-    gamma: float,
-) -> LRScheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings) -> LRScheduler:
     """A learning rate for every step; the optimiser's rate is the peak."""
-    steps = epochs * steps_per_epoch
+    kind, steps = settings.kind, settings.epochs * settings.steps_per_epoch
     peak = optimizer.param_groups[0]["lr"]
     if kind == "one-cycle":
-        climb = max(warmup, 2 / (steps + 1))  # where it is one step, OneCycleLR divides by zero
+        # Where it climbs for one step, OneCycleLR divides by zero.
+        climb = max(settings.warmup, 2 / (steps + 1))
         return OneCycleLR(
             optimizer, max_lr=peak, total_steps=steps + 1, pct_start=climb, cycle_momentum=False
         )
     if kind == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
     if kind == "multi-step":
-        boundaries = [epoch * steps_per_epoch for epoch in milestones]
-        return MultiStepLR(optimizer, milestones=boundaries, gamma=gamma)
+        boundaries = [epoch * settings.steps_per_epoch for epoch in settings.milestones]
+        return MultiStepLR(optimizer, milestones=boundaries, gamma=settings.gamma)
     return ConstantLR(optimizer, factor=1.0, total_iters=0)

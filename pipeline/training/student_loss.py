@@ -9,7 +9,7 @@ other counts as the mean of its rows, so that every method weighs by the share t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from pipeline.methods.precision import at_least_float32
 from pipeline.methods.sparse_labels import unpack
 from pipeline.training.feature_terms import FeatureTerm
 
-Settings: TypeAlias = Mapping[str, float | int | tuple[float, ...]]
+MethodSettings: TypeAlias = Mapping[str, float | int | tuple[float, ...]]
 """A method's own settings, by name."""
 
 RowTerm: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -90,29 +90,36 @@ class Weights:
     feature: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings:
+    """A method with its numbers."""
+
+    method: str = "kd"
+    """Its name in the catalogue."""
+    own: MethodSettings = field(default_factory=dict)
+    """The method's own table."""
+    weights: Weights
+    temperature: float
+    standardise: bool = False
+    """Standardise the student's logits, as the soft labels' were."""
+    label_smoothing: float = 0.0
+
+
 class DistillationLoss(StudentLoss):
     """Labels, soft labels and features; see the module."""
 
     def __init__(
-        self,
-        method: str,
-        *,
-        weights: Weights,
-        temperature: float,
-        settings: Settings | None = None,
-        standardise: bool = False,
-        label_smoothing: float = 0.0,
-        feature_term: FeatureTerm | None = None,
+        self, settings: DistillationSettings, *, feature_term: FeatureTerm | None = None
     ) -> None:
         super().__init__()
-        settings = settings or {}
-        self._weights = weights
+        method, own, temperature = settings.method, settings.own, settings.temperature
+        self._weights = settings.weights
         self._temperature = temperature
-        self._standardise = standardise
-        self._smoothing = label_smoothing
-        self._rows = _row_term(method, settings, temperature)
-        self._over_batch = _batch_term(method, settings, temperature)
-        self._warmup = int(_number(settings, "warmup_epochs", 0.0))
+        self._standardise = settings.standardise
+        self._smoothing = settings.label_smoothing
+        self._rows = _row_term(method, own, temperature)
+        self._over_batch = _batch_term(method, own, temperature)
+        self._warmup = int(_number(own, "warmup_epochs", 0.0))
         self._scale = 1.0
         self.feature_term = feature_term
 
@@ -188,7 +195,7 @@ def dense(soft_labels: Tensor, *, num_classes: int) -> Tensor:
     return soft_labels if soft_labels.is_floating_point() else unpack(soft_labels, num_classes)
 
 
-def _row_term(method: str, settings: Settings, temperature: float) -> RowTerm | None:
+def _row_term(method: str, settings: MethodSettings, temperature: float) -> RowTerm | None:
     """What a method adds for every row; None where it has no such term of its own."""
     if method == "dkd":
         return lambda logits, soft, labels: dkd_rows(
@@ -206,7 +213,7 @@ def _row_term(method: str, settings: Settings, temperature: float) -> RowTerm | 
     return None
 
 
-def _batch_term(method: str, settings: Settings, temperature: float) -> BatchTerm | None:
+def _batch_term(method: str, settings: MethodSettings, temperature: float) -> BatchTerm | None:
     """What a method adds for a batch of distilled rows; None where it has no such term."""
     if method == "dist":
         return lambda logits, soft: dist_loss(
@@ -225,7 +232,7 @@ def _batch_term(method: str, settings: Settings, temperature: float) -> BatchTer
     return None
 
 
-def _number(settings: Settings, name: str, default: float | None = None) -> float:
+def _number(settings: MethodSettings, name: str, default: float | None = None) -> float:
     value = settings[name] if default is None else settings.get(name, default)
     assert not isinstance(value, tuple)
     return float(value)

@@ -1,6 +1,7 @@
 """What the tables of a configuration are made of: ranges of numbers, and strict tables."""
 
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import fields
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
@@ -33,12 +34,18 @@ def _have_names(rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 Seeds: TypeAlias = Annotated[tuple[Seed, ...], AfterValidator(_are_different)]
 NamedOverrides: TypeAlias = Annotated[dict[str, tuple[str, ...]], AfterValidator(_have_names)]
 """Name of a row of a table -> its overrides, as for --set."""
+Settings = TypeVar("Settings")
 
 
 class Section(BaseModel):
     """A table of the configuration file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def produce(self, part: type[Settings], /, **others: Any) -> Settings:
+        """A part's own dataclass: its fields are this table's of the same name, and ``others``."""
+        names = {field.name for field in fields(part)}  # type: ignore[arg-type]
+        return part(**(self.model_dump(include=names) | others))
 
 
 def refuse_unused(section: Section, unused: dict[str, bool], *, because: str) -> None:

@@ -11,7 +11,7 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.selection import SelectionTable, require_same_selection, selection_path
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.data.loaders import Supervision
+from pipeline.data.supervision import Supervision
 from pipeline.data.view_specs import Views, views_from_json
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import refusal

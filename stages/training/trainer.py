@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.predictions import HELD_OUT, TEST
 from pipeline.artefacts.run import Inputs
 from pipeline.artefacts.unfinished_run import UnfinishedRun
-from pipeline.data.loaders import Batch, BatchLoader, Supervision
+from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
+from pipeline.data.supervision import Batch, Supervision
 from pipeline.data.view_specs import Views
 from pipeline.methods.metrics import Evaluation
 from pipeline.models.networks.classifier import Classifier
@@ -36,7 +37,12 @@ from pipeline.runtime.stopping import SharedWish, hearing_stop_wishes
 from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.evaluation import evaluate
 from pipeline.training.learner import EpochSize, Learner, StepRules, Totals
-from pipeline.training.optimisation import make_optimizer, make_schedule
+from pipeline.training.optimisation import (
+    OptimiserSettings,
+    ScheduleSettings,
+    make_optimizer,
+    make_schedule,
+)
 from pipeline.training.student_loss import StudentLoss
 from pipeline.training.tensorboard_log import events_into
 from stages.config.training import OptimiserConfig
@@ -73,8 +79,6 @@ class Training:
     method: str | None = None
     online: OnlineTeacher | None = None
 
-
-__all__ = ["TeacherClasses", "Trainer", "Training", "make_learner"]
 
 logger = logging.getLogger(__name__)
 
@@ -278,34 +282,24 @@ def make_learner(
 ) -> Learner:
     """The network with its optimiser and schedule, as the settings say."""
     settings = training.settings
-    modules: tuple[nn.Module, ...] = (training.model, training.loss)
     optimizer = make_optimizer(
-        modules,
-        kind=settings.optimizer,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        decay_norms=settings.decay_norms,
+        (training.model, training.loss),
+        settings.produce(OptimiserSettings, kind=settings.optimizer),
     )
     schedule = make_schedule(
         optimizer,
-        kind=settings.schedule,
-        epochs=settings.epochs,
-        steps_per_epoch=-(-num_batches // settings.accumulate),
-        warmup=settings.warmup,
-        milestones=settings.milestones,
-        gamma=settings.gamma,
+        settings.produce(
+            ScheduleSettings,
+            kind=settings.schedule,
+            steps_per_epoch=-(-num_batches // settings.accumulate),
+        ),
     )
     return Learner(
         training.model,
         training.loss,
-        optimizer=optimizer,
         schedule=schedule,
         normalise=normalise,
         runtime=runtime,
-        rules=StepRules(accumulate=settings.accumulate, clip_norm=settings.clip_norm),
-        ema_decay=settings.ema_decay,
-        compile=settings.compile,
+        rules=settings.produce(StepRules),
         ranks=ranks,
     )
