@@ -19,15 +19,14 @@ from _common import MEAN, STD, Target, device_is_done, interleaved, report, synt
 from _students import fresh_teacher
 
 from pipeline.artefacts.cache.record import CacheLayout
-from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.views import ViewSpec
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime, resolve_runtime
-from pipeline.teacher.caching import cache_views
-from pipeline.teacher.frozen import Teacher, cache_identity
+from pipeline.teacher.caching import TeacherPass, cache_views
+from pipeline.teacher.frozen import KeptOutputs, cache_identity
 
 CLASSES = 10
 BARE = "bare forward, resident tensors"
@@ -48,32 +47,18 @@ def bare(model: Classifier, batches: list[torch.Tensor], runtime: Runtime) -> Ca
     return run
 
 
-def cached(
-    teacher: Teacher,
-    loader: BatchLoader,
-    beton: Beton,
-    runtime: Runtime,
-    folder: Path,
-    *,
-    views: ViewSpec = VIEWS,
-) -> Callable[[], float]:
-    """Each call fills and seals one more cache of the clean view and those of the spec."""
+def cached(planned: TeacherPass, folder: Path) -> Callable[[], float]:
+    """Each call fills and seals one more cache of the clean view and those of the pass."""
     number = iter(range(10**9))
+    beton, views, kept = planned.beton, planned.views, KeptOutputs(features=True)
 
     def run() -> float:
         started = time.perf_counter()
-        identity = cache_identity(teacher, beton=beton, views=views, runtime=runtime, features=True)
-        cache_views(
-            open_objects(folder / f"cache{next(number)}"),
-            identity=identity,
-            layout=LAYOUT,
-            teacher=teacher,
-            loader=loader,
-            beton=beton,
-            views=views,
-            runtime=runtime,
-            held_out=np.arange(100),
+        identity = cache_identity(
+            planned.teacher, beton=beton, views=views, runtime=planned.runtime, kept=kept
         )
+        place = open_objects(folder / f"cache{next(number)}")
+        cache_views(place, planned, identity=identity, layout=LAYOUT)
         return (views.num_views + 1) * beton.num_samples / (time.perf_counter() - started)
 
     return run
@@ -99,9 +84,17 @@ def main() -> None:
         )
         normalise = Normaliser(mean=MEAN, std=STD, device=runtime.device)
         batches = [normalise(batch.images) for batch in loader.view(0)]
+        planned = TeacherPass(
+            teacher=teacher,
+            loader=loader,
+            beton=beton,
+            views=VIEWS,
+            runtime=runtime,
+            held_out=np.arange(100),
+        )
         measured = interleaved(
             {
-                "cache-teacher": cached(teacher, loader, beton, runtime, Path(folder)),
+                "cache-teacher": cached(planned, Path(folder)),
                 BARE: bare(teacher.model, batches, runtime),
             },
             rounds=arguments.rounds,

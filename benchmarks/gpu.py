@@ -14,6 +14,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from _common import Target, interleaved, report, synthetic_beton, timed
 from _students import Student, fresh_teacher, resident, supervision_of
@@ -23,6 +24,7 @@ from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.runtime.device import Runtime, resolve_runtime
+from pipeline.teacher.caching import TeacherPass
 from pipeline.training.learner import EpochSize
 
 SAMPLES, CLASSES = 50_000, 100
@@ -80,21 +82,21 @@ def main() -> None:
             rounds=arguments.rounds,
         )
         views = ViewSpec(padding=4, flip=True, count=arguments.views - 1)
-        pass_of_teacher = cached(
-            fresh_teacher(TEACHER, runtime, num_classes=CLASSES),
-            BatchLoader(
+        planned = TeacherPass(
+            teacher=fresh_teacher(TEACHER, runtime, num_classes=CLASSES),
+            loader=BatchLoader(
                 beton,
                 batch_size=2048,
                 view_spec=views,
                 workers=runtime.loader_workers(0),
                 device=runtime.device,
             ),
-            beton,
-            runtime,
-            Path(folder),
+            beton=beton,
             views=views,
+            runtime=runtime,
+            held_out=np.arange(100),
         )
-        caches = interleaved({"cache-teacher": pass_of_teacher}, rounds=3)
+        caches = interleaved({"cache-teacher": cached(planned, Path(folder))}, rounds=3)
     report(
         f"{STUDENT}, batch {arguments.batch}, {runtime.description}, and caches of {TEACHER}",
         [*students, *caches],

@@ -28,8 +28,8 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.teacher.caching import cache_views
-from pipeline.teacher.frozen import Teacher, cache_identity
+from pipeline.teacher.caching import TeacherPass, cache_views
+from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity
 from stages.caches import cache_layout, cache_place, caches_of, is_sealed
 from stages.config.root import Config
 from stages.identities import cache_request
@@ -105,9 +105,7 @@ class _Wanted:
             beton=beton,
             views=views,
             runtime=job.runtime,
-            features=settings.features,
-            top_k=settings.top_k,
-            temperatures=settings.temperatures,
+            kept=settings.produce(KeptOutputs),
         )
         layout = cache_layout(
             settings, num_classes=head.out_features, num_features=head.in_features
@@ -163,16 +161,19 @@ def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | N
 
 def _computed(job: _Job, wanted: _Wanted, *, mine: Mine | None, place: ObjectStore) -> int:
     """Compute this process's share; how many shards were left at the end of it."""
-    return cache_views(
-        place,
-        identity=wanted.identity,
-        layout=wanted.layout,
+    planned = TeacherPass(
         teacher=job.teacher,
         loader=_loader(job, wanted),
         beton=wanted.beton,
         views=wanted.views,
         runtime=job.runtime,
         held_out=_held_out(job.dataset, wanted.beton),
+    )
+    return cache_views(
+        place,
+        planned,
+        identity=wanted.identity,
+        layout=wanted.layout,
         share=None
         if mine is None
         else lambda units: [unit for number, unit in enumerate(units) if mine(number)],

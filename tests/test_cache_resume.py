@@ -43,8 +43,8 @@ from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
-from pipeline.teacher.caching import cache_views
-from pipeline.teacher.frozen import Teacher, cache_identity, teacher_outputs
+from pipeline.teacher.caching import TeacherPass, cache_views
+from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity, teacher_outputs
 from stages.cache import garbage as cache_gc
 from stages.identities import teacher_run_path
 from tests.commands import heartcut
@@ -564,16 +564,20 @@ def test_every_sample_is_there_once_whatever_divides_what(
 def cache_views_of(folder, dataset, teacher, views, batch_size, shard_rows, share=None) -> int:
     runtime = resolve_runtime("fp32")
     beton = dataset.train
-    return cache_views(
-        open_objects(folder / "cache"),
-        identity=cache_identity(teacher, beton=beton, views=views, runtime=runtime, features=True),
-        layout=CacheLayout(shard_rows=shard_rows),
+    kept = KeptOutputs(features=True)
+    planned = TeacherPass(
         teacher=teacher,
         loader=BatchLoader(beton, batch_size=batch_size, view_spec=views),
         beton=beton,
         views=views,
         runtime=runtime,
         held_out=dataset.held_out,
+    )
+    return cache_views(
+        open_objects(folder / "cache"),
+        planned,
+        identity=cache_identity(teacher, beton=beton, views=views, runtime=runtime, kept=kept),
+        layout=CacheLayout(shard_rows=shard_rows),
         share=share,
     )
 

@@ -33,10 +33,14 @@ def rows():
     return features, labels, folds
 
 
+def problem_of(features, labels) -> HeadProblem:
+    return HeadProblem(features=features, labels=labels, l2=L2)
+
+
 @pytest.fixture(scope="module")
 def fitted(rows):
     features, labels, folds = rows
-    return cross_fit(features, labels, folds=folds, l2=L2, start=START)
+    return cross_fit(problem_of(features, labels), folds=folds, start=START)
 
 
 def sklearn_head(features, labels, *, l2: float = L2) -> torch.Tensor:
@@ -86,7 +90,7 @@ def test_a_rows_own_label_and_features_do_not_reach_its_own_head(rows, fitted, r
     features, labels, folds = (part.clone() for part in rows)
     labels[row] = (labels[row] + 1) % NUM_CLASSES
     features[0, row] = features[0, row].flip(0)
-    changed = cross_fit(features, labels, folds=folds, l2=L2, start=START)
+    changed = cross_fit(problem_of(features, labels), folds=folds, start=START)
     fold = int(folds[row])
     for head in range(NUM_FOLDS):
         assert torch.equal(changed.weights[head], fitted.weights[head]) == (head == fold)
@@ -97,7 +101,7 @@ def test_rows_outside_the_folds_are_not_read(rows, fitted):
     features, labels, folds = (part.clone() for part in rows)
     features[:, folds < 0] = torch.nan
     labels[folds < 0] = 0
-    again = cross_fit(features, labels, folds=folds, l2=L2, start=START)
+    again = cross_fit(problem_of(features, labels), folds=folds, start=START)
     assert torch.equal(again.weights, fitted.weights)
     assert torch.equal(again.overall, fitted.overall)
     assert again.logits_of(features[0], folds).isnan().any(dim=1).equal(folds < 0)
@@ -106,7 +110,7 @@ def test_rows_outside_the_folds_are_not_read(rows, fitted):
 def test_views_are_averaged_as_losses(rows):
     features, labels, folds = rows
     views = torch.cat([features, features.flip(2) / 2])
-    found = cross_fit(views, labels, folds=folds, l2=L2, start=START)
+    found = cross_fit(problem_of(views, labels), folds=folds, start=START)
     others = (folds >= 0) & (folds != 1)
     expected = sklearn_head(views[:, others].flatten(0, 1), labels[others].repeat(2))
     torch.testing.assert_close(found.weights[1], expected, rtol=1e-5, atol=1e-7)
@@ -116,7 +120,7 @@ def test_features_may_be_mapped_from_a_file(rows, fitted, tmp_path):
     features, labels, folds = rows
     np.save(tmp_path / "features.npy", features[0].numpy())
     mapped = torch.from_numpy(np.load(tmp_path / "features.npy", mmap_mode="c"))
-    again = cross_fit(mapped[None], labels, folds=folds, l2=L2, start=START)
+    again = cross_fit(problem_of(mapped[None], labels), folds=folds, start=START)
     assert torch.equal(again.weights, fitted.weights)
     assert torch.equal(again.logits_of(mapped, folds), fitted.logits_of(features[0], folds))
 
@@ -125,10 +129,8 @@ def test_features_may_be_mapped_from_a_file(rows, fitted, tmp_path):
 def test_folds_that_leave_nothing_to_fit_or_to_predict_are_refused(folds):
     with pytest.raises(ValueError, match=r"folds must be 2 or more with rows in each"):
         cross_fit(
-            torch.zeros(1, 4, 2),
-            torch.tensor([0, 1, 0, 1]),
+            problem_of(torch.zeros(1, 4, 2), torch.tensor([0, 1, 0, 1])),
             folds=torch.tensor(folds),
-            l2=L2,
             start=torch.zeros(2, 3),
         )
 

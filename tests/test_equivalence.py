@@ -22,8 +22,8 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.zoo import build
 from pipeline.provenance import array_sha256
-from pipeline.teacher.caching import cache_views
-from pipeline.teacher.frozen import Teacher, cache_identity, teacher_outputs
+from pipeline.teacher.caching import TeacherPass, cache_views
+from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity, teacher_outputs
 from stages import train_student
 from stages.config.file import with_overrides
 from stages.identities import teacher_run_path
@@ -66,13 +66,13 @@ def spec(request) -> ViewSpec:
 @pytest.fixture(scope="module")
 def cache(spec, prepared, teacher, tmp_path_factory) -> TeacherCache:
     identity = cache_identity(
-        teacher, beton=prepared.train, views=spec, runtime=FP32, features=True
+        teacher,
+        beton=prepared.train,
+        views=spec,
+        runtime=FP32,
+        kept=KeptOutputs(features=True),
     )
-    path = tmp_path_factory.mktemp("cache") / "cache"
-    cache_views(
-        open_objects(path),
-        identity=identity,
-        layout=CacheLayout(shard_rows=30),
+    planned = TeacherPass(
         teacher=teacher,
         loader=BatchLoader(prepared.train, batch_size=64, view_spec=spec),
         beton=prepared.train,
@@ -80,6 +80,9 @@ def cache(spec, prepared, teacher, tmp_path_factory) -> TeacherCache:
         runtime=FP32,
         held_out=prepared.held_out,
     )
+    path = tmp_path_factory.mktemp("cache") / "cache"
+    layout = CacheLayout(shard_rows=30)
+    cache_views(open_objects(path), planned, identity=identity, layout=layout)
     return TeacherCache.open(path)
 
 

@@ -93,7 +93,11 @@ def test_the_heads_are_cross_fitted_at_the_l2_that_the_first_half_chose(
     choice = choose_l2(problem, loss, start)
     assert repaired.report.l2 == choice.l2
     np.testing.assert_allclose(repaired.report.tried, choice.losses, rtol=1e-9)
-    heads = cross_fit(features[None], labels, folds=repaired.folds, l2=choice.l2, start=start)
+    heads = cross_fit(
+        HeadProblem(features=features[None], labels=labels, l2=choice.l2),
+        folds=repaired.folds,
+        start=start,
+    )
     torch.testing.assert_close(heads.weights, repaired.heads.weights, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(heads.overall, repaired.heads.overall, rtol=1e-7, atol=1e-8)
     both = torch.cat([repaired.heads.weights, repaired.heads.overall[None]])

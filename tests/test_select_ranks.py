@@ -94,12 +94,9 @@ def found_of_rows(ranks: Ranks) -> dict[str, Tensor]:
         problem.features, num_components=2, rows_per_chunk=6, sharing=ranks
     )
     heads = cross_fit(
-        problem.features,
-        problem.labels,
+        HeadProblem(features=problem.features, labels=problem.labels, l2=1e-2, sharing=ranks),
         folds=torch.arange(41) % 4 - 1,
-        l2=1e-2,
         start=random_head(problem),
-        ranks=ranks,
     )
     return {
         "centre": centre,

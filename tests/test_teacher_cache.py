@@ -49,8 +49,8 @@ from pipeline.data.views import ViewSpec
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, NotSealed, PipelineError
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
-from pipeline.teacher.caching import cache_views
-from pipeline.teacher.frozen import Teacher, cache_identity
+from pipeline.teacher.caching import TeacherPass, cache_views
+from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity
 from pipeline.teacher.summary import storage_fidelity, summarise_cache
 from stages import cache_teacher
 from stages.caches import Caches
@@ -878,18 +878,22 @@ def teacher_pass(dataset: Dataset, path: Path, *, bias: float = 0.0, **settings)
         description="untrained",
     )
     runtime, views = resolve_runtime("fp32"), ViewSpec()
-    left = cache_views(
-        LocalObjects(path),
-        identity=cache_identity(
-            teacher, beton=dataset.eval, views=views, runtime=runtime, **settings
-        ),
-        layout=CacheLayout(shard_rows=4),
+    planned = TeacherPass(
         teacher=teacher,
         loader=BatchLoader(dataset.eval, batch_size=3),
         beton=dataset.eval,
         views=views,
         runtime=runtime,
         held_out=np.zeros(0, dtype=np.int64),
+    )
+    kept = KeptOutputs(**settings)
+    left = cache_views(
+        LocalObjects(path),
+        planned,
+        identity=cache_identity(
+            teacher, beton=dataset.eval, views=views, runtime=runtime, kept=kept
+        ),
+        layout=CacheLayout(shard_rows=4),
     )
     assert left == 0
     return TeacherCache.open(path)

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.influence.inputs import ScoredRows
-from pipeline.methods.head.data import Rows, read_rows, runs
+from pipeline.methods.head.data import read_rows, runs
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input
 from pipeline.methods.head.solver import HeadFit, NotConverged, fit, least_gradient, with_precision
 from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.methods.rank_sums import agreed
-from pipeline.runtime.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +67,7 @@ class CrossFit:
         return logits
 
 
-def cross_fit(
-    features: Rows,
-    labels: Tensor,
-    *,
-    folds: Tensor,
-    l2: float,
-    start: Tensor,
-    ranks: Ranks = ALONE,
-) -> CrossFit:
+def cross_fit(problem: HeadProblem, *, folds: Tensor, start: Tensor) -> CrossFit:
     """Fit a head without each fold, and one with all.
 
         J_f(W) = mean over the rows outside f of CE(y_i, W h~_i) + (l2/2) ||W without bias||^2
@@ -84,13 +75,10 @@ def cross_fit(
     Every head begins at ``start``, so that not even rounding tells a head of its own fold.
 
     Args:
-        features: (K, N, D), any floating dtype; may be memory-mapped. The losses of several views
-            of a sample are averaged.
-        labels: class ids, (N,) int64.
+        problem: of all N rows; the losses of several views of a sample are averaged. Fitted in the
+            precision that its size allows.
         folds: (N,) int64; the rows of fold -1 are not read.
-        l2: weight of the L2 term.
         start: W to begin at, (C, D + 1), the teacher's head for example.
-        ranks: each reads a part of the rows of every fit.
     Raises:
         NotConverged: if a head cannot be fitted to tolerance.
         ValueError: if there are fewer than two folds, or one of them is empty.
@@ -98,7 +86,6 @@ def cross_fit(
     counts = torch.bincount(folds[folds >= 0])
     if len(counts) < 2 or bool((counts == 0).any()):
         raise ValueError(f"folds must be 2 or more with rows in each, got {counts.tolist()} rows")
-    problem = HeadProblem(features=features, labels=labels, l2=l2, sharing=ranks)
     problem = with_precision(problem, num_classes=len(start))
 
     def fitted(rows: Tensor) -> HeadFit:
@@ -212,14 +199,8 @@ def issue_columns(rows: ScoredRows, *, l2: float) -> dict[str, NDArray[np.generi
     """Confident learning on cross-fitted probabilities: columns of `artefacts.scores`, (N,)."""
     folds, ranks = rows.folds, rows.ranks
     assert folds is not None, "there are some where issues are asked for"
-    heads = cross_fit(
-        rows.clean,
-        rows.labels,
-        folds=folds,
-        l2=l2,
-        start=rows.start,
-        ranks=ranks,
-    )
+    problem = HeadProblem(features=rows.clean, labels=rows.labels, l2=l2, sharing=ranks)
+    heads = cross_fit(problem, folds=folds, start=rows.start)
 
     def probs_of(part: slice) -> Tensor:
         return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)

@@ -108,7 +108,7 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class InfluenceSettings:
-    """How influence is predicted; `stages.config.root.InfluenceConfig` tells what each one is."""
+    """How influence is predicted; see `stages.config.select.InfluenceConfig`."""
 
     l2: float | None
     kd_weight: float

@@ -116,9 +116,10 @@ def repair_head(
     start = _teacher_head(cached.cache)
     try:
         choice = _choose(features, rows, start, ranks=ranks)
-        heads = cross_fit(
-            features[None], rows.labels, folds=rows.folds, l2=choice.l2, start=start, ranks=ranks
+        problem = HeadProblem(
+            features=features[None], labels=rows.labels, l2=choice.l2, sharing=ranks
         )
+        heads = cross_fit(problem, folds=rows.folds, start=start)
     except NotConverged as error:
         raise PipelineError(f"the teacher's head cannot be repaired: {error}") from error
     report = RepairReport(

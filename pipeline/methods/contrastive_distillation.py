@@ -8,12 +8,27 @@ Shapes: B batch (1 or more), N samples, K negatives, D_s and D_t dimensions of t
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.methods.feature_distillation import unit_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastSettings:
+    """The numbers of the method."""
+
+    dim: int
+    """Of both embeddings; the paper's is 128."""
+    negatives: int
+    """K, limited to the samples outside the largest class; 16,384."""
+    temperature: float
+    """Above 0; the published code's is 0.07, the paper's 0.1 for CIFAR-100."""
+    momentum: float
+    """Of the banks, in [0, 1); the published code's is 0.5."""
 
 
 class ContrastiveDistillation(nn.Module):
@@ -45,44 +60,35 @@ class ContrastiveDistillation(nn.Module):
 
     def __init__(
         self,
-        *,
-        num_samples: int,
         labels: Tensor,
+        *,
         student_dim: int,
         teacher_dim: int,
-        dim: int,
-        negatives: int,
-        temperature: float,
-        momentum: float,
+        settings: ContrastSettings,
         seed: int,
     ) -> None:
         """Start the banks and embeddings at random.
 
         Args:
-            num_samples: N.
             labels: class ids, (N,) int64; below 0: never a negative, for samples that are
                 never distilled, whose rows of the banks stay random.
             student_dim: D_s.
             teacher_dim: D_t.
-            dim: of both embeddings; the paper's is 128.
-            negatives: K, limited to the samples outside the largest class; 16,384.
-            temperature: above 0; the published code's is 0.07, the paper's 0.1 for CIFAR-100.
-            momentum: of the banks, in [0, 1); the published code's is 0.5.
+            settings: the method's own.
             seed: fixes banks, embeddings and draws.
 
         Raises:
-            ValueError: if ``labels`` are not N, or not of two classes at least.
+            ValueError: if ``labels`` are not of two classes at least.
         """
         super().__init__()
-        if len(labels) != num_samples:
-            raise ValueError(f"labels must be one per sample, {num_samples}, got {len(labels)}")
-        self.temperature, self.momentum, self.seed = temperature, momentum, seed
-        self.negatives = min(negatives, self._list_classes(labels))
+        self.temperature, self.momentum, self.seed = settings.temperature, settings.momentum, seed
+        self.negatives = min(settings.negatives, self._list_classes(labels))
+        dim, bank = settings.dim, (len(labels), settings.dim)
         generator = torch.Generator().manual_seed(_mixed_seed(seed, 0))
         self.student_embedding = _linear(student_dim, dim, generator)
         self.teacher_embedding = _linear(teacher_dim, dim, generator)
-        self.register_buffer("student_bank", _uniform((num_samples, dim), 3 / dim, generator))
-        self.register_buffer("teacher_bank", _uniform((num_samples, dim), 3 / dim, generator))
+        self.register_buffer("student_bank", _uniform(bank, 3 / dim, generator))
+        self.register_buffer("teacher_bank", _uniform(bank, 3 / dim, generator))
         self.register_buffer("log_normalisers", torch.zeros(2))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
 

@@ -48,8 +48,8 @@ from pipeline.teacher.summary import storage_fidelity, summarise_cache
 
 logger = logging.getLogger(__name__)
 
-Share: TypeAlias = Callable[[list[Unit]], list[Unit]]
-"""Which of all units a worker computes."""
+UnitChoice: TypeAlias = Callable[[list[Unit]], list[Unit]]
+"""The units, among all, that a worker computes."""
 Arrays: TypeAlias = dict[str, NDArray[np.generic]]
 
 FIDELITY_ROWS = 1024
@@ -57,6 +57,21 @@ FIDELITY_ROWS = 1024
 FIDELITY_TEMPERATURES = (1.0, 4.0)
 HEAD_TOLERANCE = 0.02
 """Share of the largest logit by which the head of the stored features may miss a logit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPass:
+    """A teacher and the images that it is to see."""
+
+    teacher: Teacher
+    loader: BatchLoader
+    """All of `beton` in sequential order."""
+    beton: Beton
+    views: Views
+    """The views to store beside the clean one."""
+    runtime: Runtime
+    held_out: NDArray[np.int64]
+    """Sample indices whose accuracy is told apart, (M,) int64; may be empty."""
 
 
 def cache_shape(teacher: Teacher, *, beton: Beton, views: Views) -> CacheShape:
@@ -84,29 +99,19 @@ def cache_contents(teacher: Teacher, beton: Beton) -> CacheContents:
 
 def cache_views(
     store: ObjectStore,
+    planned: TeacherPass,
     *,
     identity: CacheIdentity,
     layout: CacheLayout,
-    teacher: Teacher,
-    loader: BatchLoader,
-    beton: Beton,
-    views: Views,
-    runtime: Runtime,
-    held_out: NDArray[np.int64],
-    share: Share | None = None,
+    share: UnitChoice | None = None,
 ) -> int:
     """Run the teacher over what is missing of a cache; seal it when nothing is.
 
     Args:
         store: where the cache lies or will lie.
-        identity: what `cache_identity` gives for the other arguments.
+        planned: the teacher, and what it sees.
+        identity: what `cache_identity` gives for the pass.
         layout: how a new cache is cut into objects; one that exists keeps its own.
-        teacher: the frozen network.
-        loader: all of ``beton`` in sequential order.
-        beton: the images.
-        views: the views to store beside the clean one.
-        runtime: device and precision.
-        held_out: sample indices whose accuracy is told apart, (M,) int64; may be empty.
         share: which units this worker computes; None: whatever is missing.
     Returns:
         Number of units that are still missing, of other workers' shares; 0: the cache is sealed.
@@ -115,22 +120,22 @@ def cache_views(
         ArtefactMismatch: if the head of the features does not give the logits, or another worker
             stored other numbers.
     """
+    teacher, beton = planned.teacher, planned.beton
     writer = CacheWriter.begin(
         store,
         identity=identity,
-        shape=cache_shape(teacher, beton=beton, views=views),
+        shape=cache_shape(teacher, beton=beton, views=planned.views),
         layout=layout,
         contents=cache_contents(teacher, beton),
     )
-    worker = _Worker(teacher=teacher, runtime=runtime, loader=loader, writer=writer)
     with _telling_what_is_left(writer):
-        worker.compute(share, labels=beton.samples.labels)
+        _Worker(planned=planned, writer=writer).compute(share)
         left = len(writer.missing())
         if left == 0:
             summary = summarise_cache(
                 writer,
                 labels=beton.samples.labels,
-                held_out=held_out,
+                held_out=planned.held_out,
                 target_in_sample=teacher.target_in_sample,
                 description=teacher.description,
             )
@@ -161,12 +166,10 @@ def _telling_what_is_left(writer: CacheWriter) -> Iterator[None]:
 class _Worker:
     """The teacher over a share of the units."""
 
-    teacher: Teacher
-    runtime: Runtime
-    loader: BatchLoader
+    planned: TeacherPass
     writer: CacheWriter
 
-    def compute(self, share: Share | None, *, labels: NDArray[np.int64]) -> None:
+    def compute(self, share: UnitChoice | None) -> None:
         """Compute and keep every unit of the share that nobody has kept yet."""
         missing = self.writer.missing()
         mine = set(missing if share is None else share(self.writer.units))
@@ -180,16 +183,16 @@ class _Worker:
             )
         total = sum(self._num_rows(unit) for unit in todo)
         with (
-            progress(f"teacher on {self.loader.name}", total=total, unit="images") as bar,
+            progress(f"teacher on {self.planned.loader.name}", total=total, unit="images") as bar,
             writing_behind(self.writer) as write,
         ):
             for unit in todo:
                 if self.writer.has(unit):  # another worker was faster
                     bar.advance(self._num_rows(unit))
                 else:
-                    write(unit, *self._outputs(unit, labels, bar))
+                    write(unit, *self._outputs(unit, bar))
 
-    def _apart(self, missing: list[Unit], share: Share | None) -> list[Unit]:
+    def _apart(self, missing: list[Unit], share: UnitChoice | None) -> list[Unit]:
         """In an order of this worker's own, where others may be at work on the same cache."""
         if share is None and self.writer.joined:
             return random.Random().sample(missing, len(missing))
@@ -200,24 +203,25 @@ class _Worker:
         return stop - start
 
     @torch.inference_mode()
-    def _outputs(self, unit: Unit, labels: NDArray[np.int64], bar: Progress) -> tuple[Arrays, Note]:
+    def _outputs(self, unit: Unit, bar: Progress) -> tuple[Arrays, Note]:
         """What is stored of a unit."""
         started = monotonic()
         start, stop = self.writer.manifest.rows_of(unit.shard)
-        normalise = self.teacher.normaliser(self.runtime.device)
+        teacher, runtime = self.planned.teacher, self.planned.runtime
+        normalise = teacher.normaliser(runtime.device)
         logits, features = [], []
-        for batch in self.loader.view(unit.view, rows=slice(start, stop)):
+        for batch in self.planned.loader.view(unit.view, rows=slice(start, stop)):
             some_logits, some_features = teacher_outputs(
-                self.teacher.model, normalise, batch, runtime=self.runtime
+                teacher.model, normalise, batch, runtime=runtime
             )
             logits.append(some_logits.cpu())
             features.append(some_features.cpu())
             bar.advance(len(batch), note=f"view {unit.view}")
         all_logits, all_features = torch.cat(logits), torch.cat(features)
-        targets = torch.from_numpy(labels[start:stop])
+        targets = torch.from_numpy(self.planned.beton.samples.labels[start:stop])
         arrays, fidelity = self._stored(unit, all_logits, all_features, targets)
         return arrays, Note(
-            device=self.runtime.description,
+            device=runtime.description,
             seconds=monotonic() - started,
             fidelity=fidelity,
             head_error=self._head_error(all_logits[:FIDELITY_ROWS], all_features[:FIDELITY_ROWS]),
@@ -272,14 +276,15 @@ class _Worker:
         Raises:
             ArtefactMismatch: if the features are not the classifier's input.
         """
-        head = self.teacher.model.head
+        teacher = self.planned.teacher
+        head = teacher.model.head
         weight, bias = head.weight.float().cpu(), head.bias.float().cpu()
         kept = self.writer.manifest.identity.features
         read = features.half().float() if kept else features
         error = (F.linear(read, weight, bias) - logits).abs().max().item()
         if not error <= HEAD_TOLERANCE * max(1.0, logits.abs().max().item()):
             raise ArtefactMismatch(
-                f"the head of {self.teacher.description} does not give its logits from its "
+                f"the head of {teacher.description} does not give its logits from its "
                 f"features: they differ by {error:.3g}. `features` must return the head's input."
             )
         return error

@@ -36,15 +36,19 @@ class Teacher:
         return Normaliser(mean=self.mean, std=self.std, device=device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptOutputs:
+    """The part of the teacher's outputs that a cache keeps."""
+
+    features: bool
+    top_k: int = 0
+    """Logits of each row; 0: all."""
+    temperatures: tuple[float, ...] = ()
+    """Where the sum over the other logits is kept, beside the top k."""
+
+
 def cache_identity(
-    teacher: Teacher,
-    *,
-    beton: Beton,
-    views: Views,
-    runtime: Runtime,
-    features: bool,
-    top_k: int = 0,
-    temperatures: tuple[float, ...] = (),
+    teacher: Teacher, *, beton: Beton, views: Views, runtime: Runtime, kept: KeptOutputs
 ) -> CacheIdentity:
     """Everything that the cached numbers depend on."""
     assert runtime.precision in ("bf16", "fp32"), "a cache is made in bf16 or fp32"
@@ -57,9 +61,9 @@ def cache_identity(
         std=teacher.std,
         views=views.as_json(),
         precision=runtime.precision,
-        features=features,
-        top_k=top_k,
-        temperatures=temperatures if top_k else (),
+        features=kept.features,
+        top_k=kept.top_k,
+        temperatures=kept.temperatures if kept.top_k else (),
     )
 
 

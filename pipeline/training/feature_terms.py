@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.supervision import Batch
-from pipeline.methods.contrastive_distillation import ContrastiveDistillation
+from pipeline.methods.contrastive_distillation import ContrastiveDistillation, ContrastSettings
 from pipeline.methods.feature_distillation import (
     cc_loss,
     feature_map,
@@ -154,12 +154,11 @@ def feature_term(
     if method == "crd":
         return Contrasted(
             ContrastiveDistillation(
-                num_samples=len(labels),
-                labels=torch.from_numpy(labels),
+                torch.from_numpy(labels),
                 student_dim=dims[0],
                 teacher_dim=dims[1],
+                settings=ContrastSettings(**settings),
                 seed=seed,
-                **settings,
             )
         )
     return None

@@ -44,8 +44,9 @@ class Section(BaseModel):
 
     def produce(self, part: type[Settings], /, **others: Any) -> Settings:
         """A part's own dataclass: its fields are this table's of the same name, and ``others``."""
-        names = {field.name for field in fields(part)}  # type: ignore[arg-type]
-        return part(**(self.model_dump(include=names) | others))
+        names = [field.name for field in fields(part)]  # type: ignore[arg-type]
+        own = {name: getattr(self, name) for name in names if name not in others}
+        return part(**own, **others)
 
 
 def refuse_unused(section: Section, unused: dict[str, bool], *, because: str) -> None:

@@ -93,16 +93,9 @@ def _require_rows(config: SelectConfig, cache: TeacherCache, inputs: Clean) -> N
 
 def _settings(config: SelectConfig) -> InfluenceSettings:
     settings = config.influence
-    return InfluenceSettings(
+    return settings.produce(
+        InfluenceSettings,
         l2=None if settings.l2 == "auto" else settings.l2,
-        kd_weight=settings.kd_weight,
-        temperature=settings.temperature,
-        distilled=settings.distilled,
-        rounds=settings.rounds,
-        hessian_subsample=settings.hessian_subsample,
-        solver=settings.solver,
-        label_issues=settings.label_issues,
-        diagnostics=settings.diagnostics,
         param_change=config.strategy == "param-change",
         seed=config.seed,
     )

@@ -31,35 +31,45 @@ class HeadSolution:
     iterations: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoppingRule:
+    """The point at which a solution is good enough, or has cost enough."""
+
+    rtol: float
+    """Bound of ||R - H V|| / ||R||."""
+
+    max_iterations: int
+    """Hessian products allowed."""
+
+    certain: bool
+    """Measure the residual anew, with products in the problem's dtype, before it is believed, and
+    go on from there: so rounding in float32 products is refined away."""
+
+
 def conjugate_gradients(
     linear: Linearisation,
     right_side: Tensor,
     *,
     preconditioner: Preconditioner,
-    rtol: float,
-    max_iterations: int,
-    certain: bool,
+    stopping: StoppingRule,
 ) -> HeadSolution:
-    """The best solution within the allowed products, converged or not.
-
-    ``certain`` measures the residual anew, with products in the problem's dtype, before it is
-    believed, and goes on from there: so rounding in float32 products is refined away.
-    """
+    """The best solution within the allowed products, converged or not."""
     sharing, exact = linear.problem.sharing, linear.problem.products == linear.problem.dtype
     norms = _norms(right_side)
-    bound = rtol * norms
+    bound = stopping.rtol * norms
     solution = torch.zeros_like(right_side)
     residual, measured = right_side, norms
     direction, energy = None, torch.ones_like(norms)
     iterations = 0
     while True:
         cycle = bound if exact else torch.maximum(bound, CYCLE * measured)
-        if _all_below(residual, cycle, linear) or iterations == max_iterations:
-            if not certain:
+        is_spent = iterations == stopping.max_iterations
+        if _all_below(residual, cycle, linear) or is_spent:
+            if not stopping.certain:
                 break
             residual, direction = centred(right_side - linear.certain_hvp(solution)), None
             measured = _norms(residual)
-            if _all_below(residual, bound, linear) or iterations == max_iterations:
+            if _all_below(residual, bound, linear) or is_spent:
                 break
         step = centred(preconditioner.inverse(residual))
         previous, energy = energy, _dots(residual, step)

@@ -15,7 +15,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from pipeline.methods.head.conjugate_gradients import HeadSolution, conjugate_gradients
+from pipeline.methods.head.conjugate_gradients import (
+    HeadSolution,
+    StoppingRule,
+    conjugate_gradients,
+)
 from pipeline.methods.head.preconditioner import Preconditioner
 from pipeline.methods.head.preconditioner import preconditioner as made_for
 from pipeline.methods.head.problem import HeadProblem, Linearisation, centred
@@ -85,9 +89,7 @@ def solve(
         linear,
         centred(right_side),
         preconditioner=made_for(linear) if preconditioner is None else preconditioner,
-        rtol=rtol,
-        max_iterations=max_iterations,
-        certain=True,
+        stopping=StoppingRule(rtol=rtol, max_iterations=max_iterations, certain=True),
     )
     if not found.relative_residual <= rtol:
         raise NotConverged(
@@ -171,9 +173,9 @@ def _newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadF
             centred(linear.slope),
             preconditioner=helper,
             # Solved only as well as the distance to the minimum deserves.
-            rtol=max(min(0.1, norm**0.5), 0.1 * gtol / norm),
-            max_iterations=250,
-            certain=False,
+            stopping=StoppingRule(
+                rtol=max(min(0.1, norm**0.5), 0.1 * gtol / norm), max_iterations=250, certain=False
+            ),
         )
         if found.iterations > STALE_AFTER:
             helper = None
