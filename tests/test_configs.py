@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from pipeline.errors import ArtefactNotFound, ConfigError
 from stages.config.file import config_from_tree, load_config, with_overrides
 from stages.config.root import Config
+from stages.config.training import OptimiserConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.toml"))
@@ -277,6 +279,24 @@ def test_a_file_that_is_no_toml_is_told_in_one_line(tmp_path, content):
     with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML: ") as refusal:
         load_config(path)
     assert "\n" not in str(refusal.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Settings of some part of the pipeline."""
+
+    lr: float
+    milestones: tuple[int, ...]
+    gamma: float
+    steps: int = 1
+
+
+def test_a_table_produces_the_settings_of_a_part_by_their_names():
+    config = OptimiserConfig(schedule="multi-step", milestones=(2, 3))
+    made = config.produce(Part, steps=7, gamma=0.5)
+    assert made == Part(lr=config.lr, milestones=(2, 3), steps=7, gamma=0.5)
+    with pytest.raises(AttributeError, match="steps"):
+        config.produce(Part)
 
 
 def test_a_configuration_cannot_be_changed():

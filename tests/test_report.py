@@ -459,7 +459,7 @@ def test_calibration_without_a_known_held_out_row_says_nothing_of_the_teacher(co
     dataset = Dataset.open(compared.data_folder)
     frames, names = on_test(groups, dataset), dataset.record.class_names
     for unknown, is_told in ((table, True), (edited(table, p_max=np.nan), False)):
-        answers = answers_section(groups, frames, None, unknown, names, num_groups=1)
+        answers = answers_section(frames, None, unknown, names, num_groups=1)
         assert ("teacher, held out" in answers.charts[0].svg) == is_told
         assert "nan" not in answers.charts[0].svg
 

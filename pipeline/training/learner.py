@@ -144,6 +144,7 @@ class Learner:
         ranks: those that train together, each its part of every batch.
     """
 
+    # Parts that are built apart: none of them holds another.
     def __init__(
         self,
         model: Classifier,

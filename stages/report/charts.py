@@ -89,7 +89,6 @@ def training_section(groups: Sequence[Group], *, num_groups: int) -> Section:
 
 
 def answers_section(
-    groups: Sequence[Group],
     frames: TestFrames,
     teacher: Answers | None,
     table: SelectionTable | None,
@@ -98,9 +97,8 @@ def answers_section(
     num_groups: int,
 ) -> Section:
     """How sure everyone is, and of which classes."""
-    charts = [_reliability(groups, frames, teacher, table)]
-    charts.append(_classes(groups, frames, teacher, class_names))
-    return Section(title="Answers", intro=_left_out(len(groups), num_groups), charts=tuple(charts))
+    charts = (_reliability(frames, teacher, table), _classes(frames, teacher, class_names))
+    return Section(title="Answers", intro=_left_out(len(frames), num_groups), charts=charts)
 
 
 def influence_chart(table: SelectionTable) -> Chart | None:
@@ -170,10 +168,7 @@ def _curve(name: str, runs: Sequence[pd.DataFrame], x: str, y: str) -> Curve:
 
 
 def _reliability(
-    groups: Sequence[Group],
-    frames: TestFrames,
-    teacher: Answers | None,
-    table: SelectionTable | None,
+    frames: TestFrames, teacher: Answers | None, table: SelectionTable | None
 ) -> Chart:
     found: list[tuple[str, Reliability]] = []
     if teacher is not None:
@@ -185,10 +180,9 @@ def _reliability(
         if len(held_out):
             correct = flags(held_out["teacher_correct"])
             found.append(("teacher, held out", reliability(confidence, correct)))
-    for group in groups:
-        frame = frames[group.name]
+    for name, frame in frames.items():
         correct = (frame["predicted"] == frame["label"]).to_numpy()
-        found.append((group.name, reliability(frame["confidence"].to_numpy(), correct)))
+        found.append((name, reliability(frame["confidence"].to_numpy(), correct)))
     return Chart(
         title="Calibration",
         svg=reliability_chart(found),
@@ -197,21 +191,15 @@ def _reliability(
     )
 
 
-def _classes(
-    groups: Sequence[Group],
-    frames: TestFrames,
-    teacher: Answers | None,
-    class_names: Sequence[str],
-) -> Chart:
+def _classes(frames: TestFrames, teacher: Answers | None, class_names: Sequence[str]) -> Chart:
     shares: list[tuple[str, NDArray[np.float64]]] = []
     num = len(class_names)
     if teacher is not None:
         right = teacher.predicted == teacher.labels
         shares.append(("teacher", _by_class(teacher.labels, right, num)))
-    for group in groups:
-        frame = frames[group.name]
+    for name, frame in frames.items():
         right = (frame["predicted"] == frame["label"]).to_numpy(dtype=bool)
-        shares.append((group.name, _by_class(frame["label"].to_numpy(), right, num)))
+        shares.append((name, _by_class(frame["label"].to_numpy(), right, num)))
     classes, told = np.arange(num), "Every class on the test images, all seeds together."
     if num > _MOST_CLASSES:
         first, last = shares[0][1], shares[-1][1]

@@ -85,7 +85,6 @@ def _page(runs: Runs, dataset: Dataset, settings: ReportSettings) -> Page:
         comparison_section(runs.groups, compared),
         training_section(shown, num_groups=len(runs.groups)),
         answers_section(
-            shown,
             on_test(shown, dataset),
             None if teacher is None else teacher.on_test(dataset),
             table,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,14 @@ def revise_views(
 ) -> None:
     """Write the soft labels of all views."""
     labels = torch.from_numpy(dataset.train.samples.labels)
+    revising = _Revising(identity=identity, cached=cached, labels=labels, eta=eta)
     with progress(
         "revise labels", total=len(identity.views) * cached.num_samples, unit="rows"
     ) as bar:
         soft_format.write(
             path,
             identity=identity,
-            views=(
-                _revised(identity, cached, view, labels, eta=eta, bar=bar)
-                for view in identity.views
-            ),
+            views=(revising.view(view, bar) for view in identity.views),
             num_samples=cached.num_samples,
             num_classes=dataset.num_classes,
             repaired=cached.report if isinstance(cached, RepairedCache) else None,
@@ -49,30 +48,32 @@ def revise_views(
     logger.info("%s: %d views of %s labels", path, len(identity.views), f"{cached.num_samples:,}")
 
 
-def _revised(
-    identity: SoftLabelIdentity,
-    cached: TeacherRows,
-    view: int,
-    labels: Tensor,
-    *,
-    eta: float,
-    bar: Progress,
-) -> Iterator[NDArray[np.float16] | NDArray[np.uint16]]:
-    """The soft labels of one view, revised in float32; hard ones where the cache has none."""
-    known = torch.from_numpy(cached.joined.known)
-    for block in cached.logit_blocks(view, temperature=identity.revise_at):
-        own, seen = labels[block.samples], known[block.samples]
-        revised = F.one_hot(own, block.logits.shape[1]).float()
-        logits = block.logits[seen]
-        revised[seen] = soft_labels(
-            standardised(logits) if identity.standardise else logits,
-            own[seen],
-            revision=identity.revision,
-            eta=eta,
-            temperature=identity.revise_at,
-        )
-        if block.classes is None:
-            yield revised.half().numpy()
-        else:
-            yield pack(revised, block.classes, own).numpy()
-        bar.advance(len(own))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Revising:
+    """The teacher's rows, the labels, and how far the one moves towards the other."""
+
+    identity: SoftLabelIdentity
+    cached: TeacherRows
+    labels: Tensor
+    """Of the data set, (N,) int64."""
+    eta: float
+
+    def view(self, view: int, bar: Progress) -> Iterator[NDArray[np.float16] | NDArray[np.uint16]]:
+        """The soft labels of one view, revised in float32; hard ones where the cache has none."""
+        identity, known = self.identity, torch.from_numpy(self.cached.joined.known)
+        for block in self.cached.logit_blocks(view, temperature=identity.revise_at):
+            own, seen = self.labels[block.samples], known[block.samples]
+            revised = F.one_hot(own, block.logits.shape[1]).float()
+            logits = block.logits[seen]
+            revised[seen] = soft_labels(
+                standardised(logits) if identity.standardise else logits,
+                own[seen],
+                revision=identity.revision,
+                eta=self.eta,
+                temperature=identity.revise_at,
+            )
+            if block.classes is None:
+                yield revised.half().numpy()
+            else:
+                yield pack(revised, block.classes, own).numpy()
+            bar.advance(len(own))

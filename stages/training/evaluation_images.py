@@ -1,5 +1,6 @@
 """Images as networks are evaluated on them: every one once, in order, in the clean view."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.artefacts.dataset import Dataset
@@ -14,27 +15,30 @@ EVALUATION_BATCH = 1000
 """Images of at most 64 x 64 pixels, or fewer larger ones that have as many pixels."""
 
 
-def clean_images(
-    dataset: Dataset,
-    split: Literal["held_out", "test"],
-    views: Views,
-    runtime: Runtime,
-    *,
-    workers: int = 0,
-    ranks: Ranks = ALONE,
-) -> BatchLoader:
-    """Batches of the held-out rows or of the test images, in the order of their indices."""
-    clean = views.clean
-    height, width = seen_size(clean, dataset)
-    return BatchLoader(
-        dataset.train if split == "held_out" else dataset.eval,
-        batch_size=ranks.world * max(1, EVALUATION_BATCH * 64**2 // max(height * width, 64**2)),
-        view_spec=clean,
-        rows=dataset.held_out if split == "held_out" else None,
-        workers=runtime.loader_workers(workers),
-        device=runtime.device,
-        ranks=ranks,
-    )
+@dataclass(frozen=True, kw_only=True)
+class EvaluationImages:
+    """The held-out and test images of a data set, for networks that were trained on ``views``."""
+
+    dataset: Dataset
+    views: Views
+    runtime: Runtime
+    workers: int = 0
+    ranks: Ranks = ALONE
+
+    def batches(self, split: Literal["held_out", "test"]) -> BatchLoader:
+        """The held-out rows or the test images, in the order of their indices."""
+        dataset, clean = self.dataset, self.views.clean
+        height, width = seen_size(clean, dataset)
+        most = max(1, EVALUATION_BATCH * 64**2 // max(height * width, 64**2))
+        return BatchLoader(
+            dataset.train if split == "held_out" else dataset.eval,
+            batch_size=self.ranks.world * most,
+            view_spec=clean,
+            rows=dataset.held_out if split == "held_out" else None,
+            workers=self.runtime.loader_workers(self.workers),
+            device=self.runtime.device,
+            ranks=self.ranks,
+        )
 
 
 def normaliser(dataset: Dataset, runtime: Runtime) -> Normaliser:

@@ -20,7 +20,7 @@ from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training.evaluation import evaluate
 from stages.config.types import TrainingPrecision
-from stages.training.evaluation_images import clean_images, normaliser
+from stages.training.evaluation_images import EvaluationImages, normaliser
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +69,11 @@ def open_predictions(run: Run, dataset: Dataset) -> Predictions:
 
 def _predict(run: Run, dataset: Dataset) -> None:
     model, views, runtime = _network(run, dataset)
+    images = EvaluationImages(dataset=dataset, views=views, runtime=runtime)
 
     def of(split: Literal["held_out", "test"]) -> Evaluation:
-        loader = clean_images(dataset, split, views, runtime)
-        return evaluate(
-            model, loader.view(0), normalise=normaliser(dataset, runtime), runtime=runtime
-        )
+        batches = images.batches(split).view(0)
+        return evaluate(model, batches, normalise=normaliser(dataset, runtime), runtime=runtime)
 
     write_predictions(run, dataset, held_out=of(HELD_OUT), test=of(TEST))
 

@@ -48,7 +48,7 @@ def train(
         held_out = trainer.run(unfinished)
         test = trainer.test()
         if ranks.is_first:
-            _publish(training, trainer, unfinished, held_out=held_out, test=test, path=path)
+            _publish(trainer, unfinished, held_out=held_out, test=test, path=path)
         ranks.wait()
     run = Run.open(path)
     if log_result:
@@ -80,7 +80,6 @@ def _unfinished(training: Training, path: Path, ranks: Ranks) -> Iterator[Unfini
 
 
 def _publish(
-    training: Training,
     trainer: Trainer,
     unfinished: UnfinishedRun,
     *,
@@ -89,6 +88,7 @@ def _publish(
     path: Path,
 ) -> None:
     """Make the run of a training that is complete, and forget the checkpoint."""
+    training = trainer.training
     with publishing_folder(path) as folder:
         (folder / run_format.SETTINGS).write_text(_as_toml(training.identity))
         run_format.write_metrics(folder, trainer.metrics)
@@ -96,7 +96,7 @@ def _publish(
             shutil.copy2(events, folder)
         save_weights(trainer.learner.evaluated, folder / run_format.WEIGHTS)
         weights = file_sha256(folder / run_format.WEIGHTS)
-        result = _result(training, trainer, held_out, test, weights=weights)
+        result = _result(trainer, held_out, test, weights=weights)
         run = Run(path=folder, result=result)
         write_predictions(run, training.dataset, held_out=held_out, test=test)
         publish_json(folder / run_format.RESULT, result.model_dump(mode="json"))
@@ -133,9 +133,8 @@ def describe(result: RunResult) -> str:
     )
 
 
-def _result(
-    training: Training, trainer: Trainer, last: Evaluation, test: Evaluation, *, weights: str
-) -> RunResult:
+def _result(trainer: Trainer, last: Evaluation, test: Evaluation, *, weights: str) -> RunResult:
+    training = trainer.training
     settings, dataset = training.settings, training.dataset
     held_out = [float(line["held_out_accuracy"]) for line in trainer.metrics]
     last_epochs = held_out[-settings.mean_of_last :]

@@ -46,7 +46,7 @@ from pipeline.training.optimisation import (
 from pipeline.training.student_loss import StudentLoss
 from pipeline.training.tensorboard_log import events_into
 from stages.config.training import OptimiserConfig
-from stages.training.evaluation_images import clean_images, normaliser
+from stages.training.evaluation_images import EvaluationImages, normaliser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Trainer:
 
     def __init__(self, training: Training, runtime: Runtime, *, ranks: Ranks = ALONE) -> None:
         settings, dataset = training.settings, training.dataset
-        self._training = training
+        self.training = training
         self._settings = settings
         self.runtime, self._ranks = runtime, ranks
         self._loader = BatchLoader(
@@ -103,12 +103,14 @@ class Trainer:
             device=runtime.device,
             ranks=ranks,
         )
-        self._held_out, self._test = (
-            clean_images(
-                dataset, split, training.views, runtime, workers=settings.workers, ranks=ranks
-            )
-            for split in (HELD_OUT, TEST)
+        images = EvaluationImages(
+            dataset=dataset,
+            views=training.views,
+            runtime=runtime,
+            workers=settings.workers,
+            ranks=ranks,
         )
+        self._held_out, self._test = images.batches(HELD_OUT), images.batches(TEST)
         self.learner = make_learner(
             training,
             normaliser(dataset, runtime),
@@ -139,7 +141,7 @@ class Trainer:
         with (
             hearing_stop_wishes() as own_wish,
             progress(
-                f"train {self._training.model.arch}",
+                f"train {self.training.model.arch}",
                 total=self._settings.epochs * per_epoch,
                 unit="images",
                 done=done,
@@ -223,7 +225,7 @@ class Trainer:
         """The batches of this epoch that are left."""
         side = self._settings.side_in(self._epoch)
         batches = self._loader.epoch(self._epoch, skip=self._totals.num_batches, size=side)
-        online = self._training.online
+        online = self.training.online
         return batches if online is None else online.taught(batches)
 
     def _evaluate(self, loader: BatchLoader) -> Evaluation:

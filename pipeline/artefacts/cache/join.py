@@ -4,7 +4,7 @@ Samples are joined by key, so images in another order, a part of them, or more o
 has the same key and another label or other decoded pixels is refused, unless accepted by name.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -85,7 +85,9 @@ def join_samples(
         if not differs.any():
             continue
         if field not in accept:
-            raise ArtefactMismatch(_refusal(cache, samples, place, field, rows, differs))
+            examples = {int(i): int(rows[i]) for i in np.flatnonzero(differs)[:_EXAMPLES]}
+            counted = f"{int(differs.sum()):,} of the {len(rows):,} images of {place}"
+            raise ArtefactMismatch(_refusal(cache, samples, field, examples, counted=counted))
         accepted.append(field)
     return Joined(rows=rows, accepted=tuple(accepted))
 
@@ -139,25 +141,25 @@ def _find(
 def _refusal(
     cache: TeacherCache,
     samples: Samples,
-    place: str,
     field: Difference,
-    rows: NDArray[np.int64],
-    differs: NDArray[np.bool_],
+    examples: Mapping[int, int],
+    *,
+    counted: str,
 ) -> str:
-    examples = np.flatnonzero(differs)[:_EXAMPLES]
+    """The message; ``examples``: a few samples that differ, with their cache rows."""
     if field == "labels":
         cached = cache.labels
         told = [
             f"sample {i} ({samples.keys[i].tobytes().hex()[:12]}) has label {samples.labels[i]}, "
-            f"the cache {cached[rows[i]]}"
-            for i in examples
+            f"the cache {cached[row]}"
+            for i, row in examples.items()
         ]
         way_out = "Correct them"
     else:
         told = [f"sample {i} ({samples.keys[i].tobytes().hex()[:12]})" for i in examples]
         way_out = "Decode and resize the images as the cache's team did"
     return (
-        f"{cache.path} was made with other {field} of {int(differs.sum()):,} of the {len(rows):,} "
-        f"images of {place}: {'; '.join(told)}. {way_out}, run `heartcut cache-teacher` on this "
-        f"data, or accept it with `--accept-mismatch {field}`."
+        f"{cache.path} was made with other {field} of {counted}: {'; '.join(told)}. "
+        f"{way_out}, run `heartcut cache-teacher` on this data, or accept it with "
+        f"`--accept-mismatch {field}`."
     )
