@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.methods.head.data import Samples
+from pipeline.methods.head.data import SamplePositions
 
 NOISE = 2.2
 BLOCK = 1 << 16
@@ -42,7 +42,7 @@ class FeatureRows:
     def shape(self) -> tuple[int, int, int]:
         return 1, *self.values.shape
 
-    def read(self, samples: Samples) -> Tensor:
+    def read(self, samples: SamplePositions) -> Tensor:
         return self.values[samples][None]
 
 
@@ -56,7 +56,7 @@ class LabelRows:
     def shape(self) -> tuple[int, int, int]:
         return 1, *self.values.shape
 
-    def read(self, samples: Samples) -> Tensor:
+    def read(self, samples: SamplePositions) -> Tensor:
         return self.values[samples].float().softmax(dim=1)[None]
 
 

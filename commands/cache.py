@@ -102,10 +102,12 @@ def estimate(
         settings = load(config, override, [])
         from stages.cache import estimate as stage
 
-        paper = None
+        hypothetical = None
         if images is not None:
-            paper = stage.Paper(num_samples=images, num_classes=classes, side=side)
-        typer.echo(stage.estimate(settings, paper=paper, measures=measure))
+            hypothetical = stage.HypotheticalDataset(
+                num_samples=images, num_classes=classes, side=side
+            )
+        typer.echo(stage.estimate(settings, hypothetical=hypothetical, measures=measure))
 
 
 @cache_app.command()
@@ -202,7 +204,7 @@ def gc(
         from stages.cache import garbage as stage
 
         typer.echo(
-            stage.sweep(
+            stage.collect_garbage(
                 folder, delete=delete, unsealed=unsealed, hydrated=hydrated, hours=older_than
             )
         )

@@ -40,8 +40,8 @@ from stages.views import view_spec
 logger = logging.getLogger(__name__)
 
 
-Mine: TypeAlias = Callable[[int], bool]
-"""Whether this worker computes the shard of that number; the test images' come last."""
+OwnShard: TypeAlias = Callable[[int], bool]
+"""True for the number of a shard that this worker computes; the test images' come last."""
 
 
 def execute(
@@ -129,7 +129,7 @@ def _require_shards(shards: range | None, total: int) -> None:
         )
 
 
-def _mine(shards: range | None, ranks: Ranks) -> Mine | None:
+def _mine(shards: range | None, ranks: Ranks) -> OwnShard | None:
     """The share of this process."""
     if shards is None and not ranks.are_many:
         return None
@@ -137,7 +137,7 @@ def _mine(shards: range | None, ranks: Ranks) -> Mine | None:
     return lambda number: number in wanted and number % ranks.world == ranks.rank
 
 
-def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | None:
+def _cache(job: _Job, wanted: _Wanted, *, mine: OwnShard | None) -> TeacherCache | None:
     """The cache of one beton: found, fetched, or made now as far as it is this job's."""
     place, ranks = cache_place(caches_of(job.config), wanted.identity.id), job.ranks
     if ranks.any(is_sealed(place)):
@@ -159,7 +159,7 @@ def _cache(job: _Job, wanted: _Wanted, *, mine: Mine | None) -> TeacherCache | N
     return cache
 
 
-def _computed(job: _Job, wanted: _Wanted, *, mine: Mine | None, place: ObjectStore) -> int:
+def _computed(job: _Job, wanted: _Wanted, *, mine: OwnShard | None, place: ObjectStore) -> int:
     """Compute this process's share; how many shards were left at the end of it."""
     planned = TeacherPass(
         teacher=job.teacher,

@@ -33,11 +33,11 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once
 from stages.caches import Caches
 from stages.config.root import Config
-from stages.selection.columns import Clean, choose, table_columns
+from stages.selection.columns import CleanView, choose, table_columns
 from stages.selection.explain import explained, require_samples
 from stages.selection.influence import open_scores
 from stages.selection.revise import revise_views
-from stages.selection.wording import doubts_of
+from stages.selection.wording import threshold_warnings
 from stages.text import percent
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
         table = SelectionTable.open(path)
         logger.info("%s exists: %s, nothing to do", path, describe(table.record))
         return table
-    inputs = Clean.read(teacher.rows, dataset, config.select)
+    inputs = CleanView.read(teacher.rows, dataset, config.select)
     scores = open_scores(caches, teacher.rows, inputs, ranks=ranks)
     selection = choose(config.select, inputs, scores)
     record = _record(identity, inputs, scores, selection, cached)
@@ -75,7 +75,7 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
     )
     logger.info("%s: %s", path, describe(record))
     table = SelectionTable.open(path)
-    for line in doubts_of(table):
+    for line in threshold_warnings(table):
         logger.warning("%s", line)
     return table
 
@@ -197,7 +197,7 @@ def _write_soft_labels(caches: Caches, teacher: _Teacher, *, ranks: Ranks) -> No
 
 def _record(
     identity: SelectionIdentity,
-    inputs: Clean,
+    inputs: CleanView,
     influence: ScoreTable | None,
     selection: Selection,
     cached: HydratedCache,

@@ -40,10 +40,10 @@ from stages.config.training import TrainStudentConfig
 from stages.identities import student_settings
 from stages.teacher import load_teacher
 from stages.training.distillation_inputs import (
-    Lesson,
+    DistillationInputs,
     TeacherFeatures,
+    open_distillation_inputs,
     open_features,
-    open_lesson,
     require_teachable,
 )
 from stages.training.run import describe, require_resumable, train
@@ -98,7 +98,7 @@ def execute(
 class _Plan:
     """What a student is trained on, before anything of it is built."""
 
-    lesson: Lesson | None
+    distillation: DistillationInputs | None
     online: OnlineTeacher | None
     views: Views
     identity: dict[str, Json]
@@ -110,42 +110,42 @@ class _Plan:
         config, dataset = caches.config, caches.dataset
         settings = config.train_student
         runtime = resolve_runtime(settings.precision)
-        lesson = open_lesson(caches) if settings.distil else None
-        online = _online(config, dataset, lesson) if settings.online else None
-        views = _views(config, lesson)
+        distillation = open_distillation_inputs(caches) if settings.distil else None
+        online = _online(config, dataset, distillation) if settings.online else None
+        views = _views(config, distillation)
         identity: dict[str, Json] = {**student_settings(settings), "views": views.as_json()}
-        if lesson is not None:
-            require_teachable(config, lesson, dataset)
+        if distillation is not None:
+            require_teachable(config, distillation, dataset)
             # A table may have been edited by hand: its id says where it came from, not what it
             # holds.
-            identity["selected"] = array_sha256(lesson.table.selected)
+            identity["selected"] = array_sha256(distillation.table.selected)
         if online is not None:
             identity["teacher"] = online.teacher.digest
         return cls(
-            lesson=lesson,
+            distillation=distillation,
             online=online,
             views=views,
             identity=identity,
-            inputs=_inputs(dataset, lesson),
+            inputs=_inputs(dataset, distillation),
             runtime=runtime,
         )
 
 
 def _training(caches: Caches, plan: _Plan) -> Training:
     """The network, its loss, and what it is trained on."""
-    dataset, settings, lesson = caches.dataset, caches.config.train_student, plan.lesson
+    dataset, settings, distillation = caches.dataset, caches.config.train_student, plan.distillation
     torch.manual_seed(settings.seed)
     model = build(settings.arch, num_classes=dataset.num_classes, head=settings.head)
     require_image_size(model, seen_size(plan.views, dataset))
     features: TeacherFeatures | None = None
     loss: StudentLoss = PlainLoss(label_smoothing=settings.label_smoothing)
-    if lesson is not None:
+    if distillation is not None:
         if settings.needs_features:
-            features = open_features(caches, lesson)
-        labels = np.full(len(lesson.table.labels), _NEVER_DISTILLED)
-        rows = dataset.training[lesson.table.selected[dataset.training]]
-        labels[rows] = lesson.table.labels[rows]
-        model, loss = _taught(settings, model, lesson, features, labels=labels)
+            features = open_features(caches, distillation)
+        labels = np.full(len(distillation.table.labels), _NEVER_DISTILLED)
+        rows = dataset.training[distillation.table.selected[dataset.training]]
+        labels[rows] = distillation.table.labels[rows]
+        model, loss = _taught(settings, model, distillation, features, labels=labels)
     model = plan.runtime.place(model)
     return Training(
         settings=settings,
@@ -156,19 +156,26 @@ def _training(caches: Caches, plan: _Plan) -> Training:
         views=plan.views,
         model=model,
         loss=loss.to(plan.runtime.device, plan.runtime.dtype),
-        supervision=None if lesson is None else _joined(lesson, features, online=plan.online),
-        num_distilled=0 if lesson is None else int(lesson.table.selected[dataset.training].sum()),
-        teacher=_teacher_classes(caches, lesson),
-        method=None if lesson is None else settings.method,
+        supervision=None
+        if distillation is None
+        else _joined(distillation, features, online=plan.online),
+        num_distilled=0
+        if distillation is None
+        else int(distillation.table.selected[dataset.training].sum()),
+        teacher=_teacher_classes(caches, distillation),
+        method=None if distillation is None else settings.method,
         online=plan.online,
     )
 
 
 def _joined(
-    lesson: Lesson, features: TeacherFeatures | None, *, online: OnlineTeacher | None
+    distillation: DistillationInputs,
+    features: TeacherFeatures | None,
+    *,
+    online: OnlineTeacher | None,
 ) -> Supervision:
     """What is joined to the images."""
-    supervision = lesson.supervision(features)
+    supervision = distillation.supervision(features)
     if online is None:
         return supervision
     # The teacher in the loop says it anew, of views that the cache may not have.
@@ -183,7 +190,7 @@ def _joined(
 def _taught(
     settings: TrainStudentConfig,
     model: Classifier,
-    lesson: Lesson,
+    distillation: DistillationInputs,
     features: TeacherFeatures | None,
     *,
     labels: NDArray[np.int64],
@@ -203,7 +210,7 @@ def _taught(
             seed=settings.seed,
         )
     ce, kd, feature = settings.weights
-    made = lesson.soft.record.identity
+    made = distillation.soft.record.identity
     loss_settings = DistillationSettings(
         method=settings.method,
         own=method_settings,
@@ -215,14 +222,16 @@ def _taught(
     return model, DistillationLoss(loss_settings, feature_term=term)
 
 
-def _online(config: Config, dataset: Dataset, lesson: Lesson | None) -> OnlineTeacher:
-    """The teacher, to say in the loop what the lesson's cache would hold."""
-    assert lesson is not None  # the configuration refuses it otherwise
+def _online(
+    config: Config, dataset: Dataset, distillation: DistillationInputs | None
+) -> OnlineTeacher:
+    """The teacher, to give in the loop what the selection's cache would hold."""
+    assert distillation is not None  # the configuration refuses it otherwise
     runtime = resolve_runtime(config.cache_teacher.precision)
-    labels = lesson.soft.record.identity
+    labels = distillation.soft.record.identity
     if labels.repair is not None:
         raise ArtefactMismatch(
-            f"{lesson.soft.path} is of a repaired teacher, which exists in the cache only "
+            f"{distillation.soft.path} is of a repaired teacher, which exists in the cache only "
             '(expected the teacher\'s own labels for --online). Set `select.repair = "none"`.'
         )
     return OnlineTeacher(
@@ -235,7 +244,7 @@ def _online(config: Config, dataset: Dataset, lesson: Lesson | None) -> OnlineTe
     )
 
 
-def _views(config: Config, lesson: Lesson | None) -> Views:
+def _views(config: Config, distillation: DistillationInputs | None) -> Views:
     """The augmentation that the student sees.
 
     Raises:
@@ -244,41 +253,41 @@ def _views(config: Config, lesson: Lesson | None) -> Views:
     wanted = config.train_student.augmentation
     if config.train_student.online:
         return view_spec(config.views) if wanted == "cached" else fresh_views(config)
-    cached_fit = lesson is not None and lesson.soft.by_view
+    cached_fit = distillation is not None and distillation.soft.by_view
     if wanted == "fresh" and cached_fit:
         raise ArtefactMismatch(
             "train_student.augmentation is 'fresh' and the soft labels belong to cached views "
             '(expected labels of the clean view). Remove it, or set `select.soft_views = "clean"`.'
         )
-    if lesson is not None and lesson.soft.by_view:
-        return lesson.view_spec
+    if distillation is not None and distillation.soft.by_view:
+        return distillation.view_spec
     if wanted == "cached":
         return view_spec(config.views)
     return fresh_views(config)
 
 
-def _inputs(dataset: Dataset, lesson: Lesson | None) -> Inputs:
-    if lesson is None:
+def _inputs(dataset: Dataset, distillation: DistillationInputs | None) -> Inputs:
+    if distillation is None:
         return Inputs(dataset=dataset.record.id, cache=None, soft_labels=None, selection=None)
     return Inputs(
         dataset=dataset.record.id,
-        cache=lesson.table.record.identity.cache,
-        soft_labels=lesson.soft.id,
-        selection=lesson.table.id,
-        accepted_mismatches=tuple(lesson.table.record.accepted),
+        cache=distillation.table.record.identity.cache,
+        soft_labels=distillation.soft.id,
+        selection=distillation.table.id,
+        accepted_mismatches=tuple(distillation.table.record.accepted),
     )
 
 
-def _teacher_classes(caches: Caches, lesson: Lesson | None) -> TeacherClasses:
+def _teacher_classes(caches: Caches, distillation: DistillationInputs | None) -> TeacherClasses:
     """What the teacher says of the clean images, as far as it is known here."""
     dataset, train = caches.dataset, caches.made
     classes: NDArray[np.int64] | None
-    if lesson is None:
+    if distillation is None:
         classes, is_ours = _top_classes(train, dataset.train), True
     else:
-        classes = lesson.table.frame["teacher_class"].to_numpy(dtype=np.int64)
-        # The lesson may be another team's, of another teacher than the one that is configured here.
-        is_ours = train is not None and train.id == lesson.table.record.identity.cache
+        classes = distillation.table.frame["teacher_class"].to_numpy(dtype=np.int64)
+        # The selection may be another team's, of another teacher than the configured one.
+        is_ours = train is not None and train.id == distillation.table.record.identity.cache
     test = _top_classes(caches.test if is_ours else None, dataset.eval)
     return TeacherClasses(
         held_out=None if classes is None else torch.from_numpy(classes[dataset.held_out]),

@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from pipeline.data.betons import fits, write_beton
+from pipeline.data.betons import is_storable, write_beton
 from pipeline.data.loaders import BatchLoader
 from pipeline.errors import PipelineError
 from tests.image_folders import textures
@@ -59,7 +59,7 @@ def test_images_that_fill_many_pages_are_all_there(tmp_path):
     ],
 )
 def test_images_that_a_page_cannot_hold_do_not_fit(size, fitting):
-    assert fits(*size) is fitting
+    assert is_storable(*size) is fitting
 
 
 def test_the_largest_image_that_fits_can_be_written(tmp_path):

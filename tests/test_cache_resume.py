@@ -406,7 +406,9 @@ def test_other_bytes_that_nobody_vouched_for_are_told_with_the_way_out(tmp_path)
     )
     with pytest.raises(ArtefactMismatch, match=r"without a receipt.*heartcut cache gc"):
         work(store)
-    cache_gc.sweep(tmp_path / "caches", delete=True, unsealed=False, hydrated=False, hours=0)
+    cache_gc.collect_garbage(
+        tmp_path / "caches", delete=True, unsealed=False, hydrated=False, hours=0
+    )
     assert work(store) == work(InMemory())
 
 

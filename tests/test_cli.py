@@ -20,12 +20,12 @@ from pipeline.artefacts.dataset import Dataset, beton_path
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
+from pipeline.methods.catalogue import Strategy
 from pipeline.models.checkpoints import load_weights, save_weights
 from pipeline.models.zoo import build
 from pipeline.provenance import short
 from stages import select
 from stages.config.root import Config
-from stages.config.select import Strategy
 from stages.identities import cache_request, teacher_run_path
 from tests.commands import ROOT, heartcut
 from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, snapshot, unfinished

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.methods.data_selection import select_samples
 from pipeline.methods.data_selection_orders import beta_log_density
-from pipeline.methods.data_selection_rules import Rule, Samples
+from pipeline.methods.data_selection_rules import Rule, SelectionCandidates
 
 SEEDS = st.integers(0, 2**31)
 FRACTIONS = st.floats(0.0, 1.0, exclude_min=True)
@@ -56,7 +56,7 @@ class Table:
     def select(self, strategy, *, seed=0, **rule):
         if strategy == "beta":
             rule.setdefault("beta", (0.6, 5.0))
-        samples = Samples(
+        samples = SelectionCandidates(
             labels=self.labels,
             candidates=self.candidates,
             scores=self.scores_of(strategy),
@@ -70,7 +70,7 @@ class Table:
 
 def one_class(scores=None, *, num_samples=1000):
     """Samples of one class, all candidates."""
-    return Samples(
+    return SelectionCandidates(
         labels=np.zeros(num_samples, dtype=np.int64),
         candidates=np.ones(num_samples, dtype=bool),
         scores=scores,
@@ -285,7 +285,7 @@ def test_holding_rows_out_does_not_reorder_a_random_draw():
 @pytest.mark.parametrize(("fraction", "quota", "per_class"), [(0.1, 1.0, 450), (0.8, 1.0, 3600)])
 def test_a_quota_of_1_draws_equal_classes_alike(fraction, quota, per_class):
     labels = np.arange(45_000) % 10
-    samples = Samples(labels=labels, candidates=np.ones(45_000, dtype=bool))
+    samples = SelectionCandidates(labels=labels, candidates=np.ones(45_000, dtype=bool))
     rule = Rule(fraction=fraction, class_quota=quota)
     selected = select_samples("random", samples, rule=rule, seed=0).selected
     assert np.bincount(labels[selected]).tolist() == [per_class] * 10
@@ -295,7 +295,7 @@ def test_quotas_are_not_rounded_up_by_floating_point():
     # 0.14 * 100 * 100 / 200 comes out a hair above 7.
     labels = np.repeat([0, 1], 100)
     scores = np.where(labels == 0, -1.0, 1.0)
-    samples = Samples(labels=labels, candidates=np.ones(200, dtype=bool), scores=scores)
+    samples = SelectionCandidates(labels=labels, candidates=np.ones(200, dtype=bool), scores=scores)
     rule = Rule(fraction=0.5, class_quota=0.14)
     selected = select_samples("influence", samples, rule=rule, seed=0).selected
     assert np.bincount(labels[selected]).tolist() == [7, 93]
@@ -324,7 +324,9 @@ def test_class_balanced_keeps_every_class_within_one_row_of_its_share_at_every_c
 def test_class_balanced_shares_hold_for_many_classes_of_any_size(sizes, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     scores = np.random.default_rng(seed + 1).normal(size=len(labels))
-    samples = Samples(labels=labels, candidates=np.ones(len(labels), dtype=bool), scores=scores)
+    samples = SelectionCandidates(
+        labels=labels, candidates=np.ones(len(labels), dtype=bool), scores=scores
+    )
     rank = select_samples("class-balanced", samples, rule=Rule(fraction=1.0), seed=0).rank
     counts = np.cumsum(np.eye(len(sizes), dtype=int)[labels[np.argsort(rank)]], axis=0)
     products = np.arange(1, len(labels) + 1)[:, None] * np.array(sizes)
@@ -406,7 +408,9 @@ def test_draws_repeat_with_their_seed_and_spread_evenly_over_positions(strategy)
 
 
 def test_all_and_none_are_what_they_say():
-    samples = Samples(labels=np.array([0, 1, 1]), candidates=np.array([True, False, True]))
+    samples = SelectionCandidates(
+        labels=np.array([0, 1, 1]), candidates=np.array([True, False, True])
+    )
     everything, nothing = (
         select_samples(strategy, samples, rule=Rule(), seed=0) for strategy in ("all", "none")
     )
@@ -482,7 +486,7 @@ def test_settings_out_of_range_or_without_effect_are_refused(strategy, rule, mes
 def test_missing_or_unread_inputs_nan_and_other_shapes_are_refused(strategy, inputs, message):
     settings = {"labels": np.array([0, 1]), "candidates": np.ones(2, dtype=bool)} | inputs
     with pytest.raises(ValueError, match=message):
-        select_samples(strategy, Samples(**settings), rule=Rule(), seed=0)
+        select_samples(strategy, SelectionCandidates(**settings), rule=Rule(), seed=0)
 
 
 def test_errors_that_are_missing_or_nan_are_refused():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.data import loaders
-from pipeline.data.device_batches import fits, table_bytes
+from pipeline.data.device_batches import has_room, table_bytes
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ALL, ViewSpec
 from tests.test_loaders import NUM_CLASSES, supervision_of
@@ -72,13 +72,13 @@ def require_equal(found, expected):
 @pytest.mark.parametrize("case", range(4))
 def test_rows_joined_on_the_device_are_those_that_the_loader_gathers(beton, case, monkeypatch):
     gathered = list(epochs_of(loader_of(beton, case), 3))
-    monkeypatch.setattr(loaders, "fits", lambda *_: True)
+    monkeypatch.setattr(loaders, "has_room", lambda *_: True)
     require_equal(list(epochs_of(loader_of(beton, case), 3)), gathered)
 
 
 def test_on_a_cpu_tables_stay_where_they_are(beton):
     supervision = supervision_of(beton, num_tables=1, by_view=False)
-    assert not fits(supervision, CPU)
+    assert not has_room(supervision, CPU)
     assert table_bytes(supervision) == beton.num_samples * (2 * NUM_CLASSES + 1)
 
 
@@ -88,7 +88,7 @@ def test_on_a_cpu_tables_stay_where_they_are(beton):
 @pytest.mark.parametrize("case", range(4))
 def test_batches_arrive_on_a_gpu_as_they_left(beton, case, resident, monkeypatch):
     expected = list(epochs_of(loader_of(beton, case), 3))
-    monkeypatch.setattr(loaders, "fits", lambda *_: resident)
+    monkeypatch.setattr(loaders, "has_room", lambda *_: resident)
     loader = loader_of(beton, case, device=torch.device("cuda"))
     (first, *_) = loader.epoch(0)
     assert first.images.device.type == "cuda"

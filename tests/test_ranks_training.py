@@ -139,7 +139,7 @@ def whole(server, digits, tiny_toml, tmp_path_factory):
     return trained(server, bare(digits, folder / "w"), tiny_toml, folder / "out", 2, *OFTEN)
 
 
-def test_a_wish_to_one_rank_stops_all_and_they_go_on_to_the_same_bits(
+def test_a_stop_request_to_one_rank_stops_all_and_they_go_on_to_the_same_bits(
     server, digits, tiny_toml, tmp_path, whole
 ):
     config = bare(digits, tmp_path / "work")

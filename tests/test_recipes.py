@@ -86,7 +86,7 @@ def test_a_recipes_methods_have_the_literatures_weights(path):
         assert variant(config, name).select.revision == ("all" if "revised" in name else "none")
 
 
-def lesson_of(folder: Path, side: int) -> list[str]:
+def overrides_of(folder: Path, side: int) -> list[str]:
     """Overrides that lead a recipe to a few images of its size and to a small teacher's cache."""
     overrides = [
         f"workspace={folder / 'work'}",
@@ -116,9 +116,9 @@ def lesson_of(folder: Path, side: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory) -> dict[str, list[str]]:
-    """What leads a recipe to a lesson, by its folder; ImageNet's images are made small."""
+    """Overrides of the recipes by their folder; ImageNet's images are made small."""
     sides = {"cifar100": 32, "imagenet": 64}
-    return {name: lesson_of(tmp_path_factory.mktemp(name), side) for name, side in sides.items()}
+    return {name: overrides_of(tmp_path_factory.mktemp(name), side) for name, side in sides.items()}
 
 
 @pytest.mark.slow

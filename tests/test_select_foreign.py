@@ -522,7 +522,7 @@ def teacher_of(config: Config) -> Path:
 
 
 def test_a_student_is_not_compared_with_another_teacher_than_its_own(digits, tmp_path):
-    """A lesson of a foreign cache, beside a cache of a teacher of one's own."""
+    """A selection from a foreign cache, beside a cache of a teacher of one's own."""
     copy = tmp_path / "foreign"
     shutil.copytree(cache_path(digits), copy)
     workspace = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))

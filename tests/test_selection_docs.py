@@ -19,9 +19,9 @@ import pytest
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import Diagnostics
 from pipeline.artefacts.selection import COLUMNS, SelectionTable
+from pipeline.methods.catalogue import Strategy
 from stages import select
 from stages.config.root import Config
-from stages.config.select import Strategy
 from tests.commands import ROOT
 
 PAGE = (ROOT / "docs" / "selection.md").read_text()

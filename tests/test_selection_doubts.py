@@ -10,7 +10,7 @@ import pytest
 from pipeline.artefacts.selection import SelectionTable
 from stages import select
 from stages.config.file import with_overrides
-from stages.selection.wording import doubts_of, warnings_of_table
+from stages.selection.wording import threshold_warnings, warnings_of_table
 from tests.workspaces import linked_copy
 
 
@@ -43,7 +43,7 @@ def test_rows_left_out_in_doubt_are_counted(chosen):
         frame = table.frame.assign(dloss_undistill_se=table.frame["dloss_undistill_se"] * factor)
         scaled = replace(table, frame=frame)
         near, num = counted(scaled)
-        told = list(doubts_of(scaled))
+        told = list(threshold_warnings(scaled))
         outcomes.add(len(told))
         assert len(told) == (near > num / 2)
         if told:
@@ -58,9 +58,9 @@ def test_the_sign_is_that_of_the_score(chosen, score, sign):
     frame = frame.assign(**{f"{score}_se": np.abs(frame[score]) * 0.6})
     near, num = counted(replace(table, frame=frame), sign=sign)
     assert near == num > 0
-    assert len(list(doubts_of(replace(table, frame=frame)))) == 1
+    assert len(list(threshold_warnings(replace(table, frame=frame)))) == 1
     frame = frame.assign(**{f"{score}_se": np.abs(frame[score]) * 0.4})
-    assert not list(doubts_of(replace(table, frame=frame)))
+    assert not list(threshold_warnings(replace(table, frame=frame)))
 
 
 def test_select_show_and_report_say_the_same(chosen, caplog):
@@ -69,7 +69,7 @@ def test_select_show_and_report_say_the_same(chosen, caplog):
         table = chosen(f"select.threshold={middle}", "select.class_quota=0")
     near, num = counted(table, middle)
     assert near > num / 2
-    (told,) = doubts_of(table)
+    (told,) = threshold_warnings(table)
     assert re.match(rf"{near:,} of the {num:,} rows left out \(\d+ %\) are within two", told)
     assert caplog.messages[-1] == told == list(warnings_of_table(table))[-1]
 
@@ -78,9 +78,9 @@ def test_what_is_left_out_beyond_doubt_is_not_doubted(chosen):
     table = chosen("select.class_quota=0")
     assert table.record.identity.standard_errors == -2
     assert counted(table)[0] == 0
-    assert not list(doubts_of(table))
+    assert not list(threshold_warnings(table))
 
 
 def test_a_share_that_was_asked_for_is_not_doubted(chosen):
-    assert not list(doubts_of(chosen("select.fraction=0.5")))
-    assert not list(doubts_of(chosen("select.strategy=correct")))
+    assert not list(threshold_warnings(chosen("select.fraction=0.5")))
+    assert not list(threshold_warnings(chosen("select.strategy=correct")))

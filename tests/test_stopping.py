@@ -1,4 +1,4 @@
-"""Signals become wishes, and a second one is obeyed at once."""
+"""Signals become requests, and a second one is obeyed at once."""
 
 import os
 import signal
@@ -7,32 +7,32 @@ import threading
 import pytest
 
 from pipeline.errors import Terminated
-from pipeline.runtime.stopping import hearing_stop_wishes
+from pipeline.runtime.stopping import catching_stop_signals
 
 
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 )
 def test_a_signal_waits_until_it_is_obeyed(number, error):
-    with hearing_stop_wishes() as wish:
-        wish.obey()
+    with catching_stop_signals() as request:
+        request.raise_if_stopped()
         os.kill(os.getpid(), number)
-        assert wish.is_there
+        assert request.is_there
         with pytest.raises(error):
-            wish.obey()
+            request.raise_if_stopped()
 
 
 def test_a_second_signal_stops_at_once():
-    with hearing_stop_wishes() as wish:
+    with catching_stop_signals() as request:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert wish.is_there
+        assert request.is_there
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_what_heard_signals_before_hears_them_after():
     before = signal.getsignal(signal.SIGTERM)
-    with hearing_stop_wishes():
+    with catching_stop_signals():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -41,8 +41,8 @@ def test_outside_of_the_main_thread_nothing_is_heard():
     found = []
 
     def hear():
-        with hearing_stop_wishes() as wish:
-            found.append(wish.is_there)
+        with catching_stop_signals() as request:
+            found.append(request.is_there)
 
     thread = threading.Thread(target=hear)
     thread.start()

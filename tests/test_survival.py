@@ -26,7 +26,7 @@ KILLS = 20
 
 
 class StopsAfter:
-    """A wish to stop that comes after some steps."""
+    """A request to stop that comes after some steps."""
 
     def __init__(self, steps: int) -> None:
         self._left = steps
@@ -35,7 +35,7 @@ class StopsAfter:
     def is_there(self) -> bool:
         return self._left <= 0
 
-    def obey(self) -> None:
+    def raise_if_stopped(self) -> None:
         self._left -= 1
         if self._left < 0:
             raise Terminated("stopped by the test")
@@ -56,10 +56,10 @@ def trained_with_stops(config: Config, monkeypatch, *, every: int) -> tuple[Run,
     """Train, stopping after every few steps; the run, and how often it was stopped."""
 
     @contextmanager
-    def wishes() -> Iterator[StopsAfter]:
+    def requests() -> Iterator[StopsAfter]:
         yield StopsAfter(every)
 
-    monkeypatch.setattr(trainer, "hearing_stop_wishes", wishes)
+    monkeypatch.setattr(trainer, "catching_stop_signals", requests)
     for stops in range(1000):
         try:
             return train_student.execute(config), stops
@@ -196,11 +196,11 @@ def begun(digits: Config, tmp_path, monkeypatch) -> Config:
     config = bare(digits, tmp_path / "work", "train_student.epochs=3")
 
     @contextmanager
-    def wishes() -> Iterator[StopsAfter]:
+    def requests() -> Iterator[StopsAfter]:
         yield StopsAfter(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "hearing_stop_wishes", wishes)
+        patch.setattr(trainer, "catching_stop_signals", requests)
         with pytest.raises(Terminated):
             train_student.execute(config)
     return config

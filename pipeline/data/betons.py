@@ -48,8 +48,8 @@ StoredImage: TypeAlias = NDArray[np.uint8] | Jpeg
 """What a beton holds of an image: (H, W, 3) uint8 pixels, or a JPEG."""
 
 
-def fits(height: int, width: int, *, num_bytes: int | None = None) -> bool:
-    """Whether a beton can hold an image of this size, raw or in ``num_bytes`` of a JPEG."""
+def is_storable(height: int, width: int, *, num_bytes: int | None = None) -> bool:
+    """True if a beton can hold an image of this size, raw or in ``num_bytes`` of a JPEG."""
     stored = 3 * height * width if num_bytes is None else num_bytes
     return max(height, width) <= _MAX_SIDE and stored <= _PAGE_BYTES
 
@@ -61,7 +61,8 @@ def write_beton(
 
     Args:
         path: file to write.
-        samples: ``num_samples`` pairs of an image, of any size that `fits`, and a class id.
+        samples: ``num_samples`` pairs of an image, of any size that `is_storable` allows, and a
+            class id.
         num_samples: how many there are.
     Raises:
         OSError: if the disk is full.

@@ -60,8 +60,8 @@ class ResidentTables:
         return join
 
 
-def fits(supervision: Supervision, device: torch.device) -> bool:
-    """Whether the tables should lie on the device: an accelerator with room for them."""
+def has_room(supervision: Supervision, device: torch.device) -> bool:
+    """True if the device is an accelerator with room for the tables."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)

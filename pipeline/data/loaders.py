@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
-from pipeline.data.device_batches import ResidentTables, fits, on_device
+from pipeline.data.device_batches import ResidentTables, has_room, on_device
 from pipeline.data.ffcv_compat import IntDecoder, Loader, OrderOption, PipelineSpec, ToTensor
 from pipeline.data.ffcv_epochs import EndingEpoch
 from pipeline.data.gather_operations import Flags, Gather
@@ -76,7 +76,7 @@ class BatchLoader:
         self._device = device
         self._resident: ResidentTables | None = None
         gathered = supervision
-        if supervision is not None and fits(supervision, device):
+        if supervision is not None and has_room(supervision, device):
             self._resident, gathered = ResidentTables.of(supervision, device), None
         self._gathers = gathers(gathered)
         self._labels_checked = supervision is None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts.dataset import Samples
-from pipeline.data.betons import Jpeg, Storage, StoredImage, fits
+from pipeline.data.betons import Jpeg, Storage, StoredImage, is_storable
 from pipeline.data.image_files import UnreadableImage
 from pipeline.data.sources import Split
 from pipeline.errors import ArtefactMismatch
@@ -216,7 +216,7 @@ def _require_room(name: str, image: StoredImage) -> None:
     is_jpeg = isinstance(image, Jpeg)
     size = (image.height, image.width) if isinstance(image, Jpeg) else image.shape[:2]
     num_bytes = len(image.content) if isinstance(image, Jpeg) else None
-    if not fits(*size, num_bytes=num_bytes):
+    if not is_storable(*size, num_bytes=num_bytes):
         told = f" and a JPEG of {num_bytes:,} bytes" if is_jpeg else ""
         room = "8 MiB and sides of 65,535" if is_jpeg else "1672 x 1672"
         way_out = "" if is_jpeg else ', or `prepare.store = "jpeg"`'

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.influence.repair import TeacherRows
 from pipeline.methods.catalogue import Revision
-from pipeline.methods.head.data import Samples
+from pipeline.methods.head.data import SamplePositions
 from pipeline.methods.label_revision import soft_labels
 
 
@@ -38,7 +38,7 @@ class CachedFeatures:
         """(K, N, D)"""
         return len(self.views), len(self.samples), self.views[0].shape[1]
 
-    def read(self, samples: Samples) -> Tensor:
+    def read(self, samples: SamplePositions) -> Tensor:
         """(K, n, D) float16"""
         rows = self.samples[samples]
         return torch.stack([view[rows] for view in self.views])
@@ -70,7 +70,7 @@ class CachedSoftLabels:
         """(K, N, C)"""
         return len(self.views), len(self.samples), self.cached.cache.shape.num_classes
 
-    def read(self, samples: Samples) -> Tensor:
+    def read(self, samples: SamplePositions) -> Tensor:
         """(K, n, C) float32"""
         rows, how = self.samples[samples], self.labelling
         return torch.stack(

@@ -33,8 +33,8 @@ _GROUP_RTOL: Final = 1e-2  # a standard error needs two digits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Point:
-    """A head and the scores there."""
+class ScoredPoint:
+    """A head, and the scores of the rows at it."""
 
     linear: Linearisation
     factors: Ekfac
@@ -54,7 +54,7 @@ class Point:
 
 def score_point(
     problem: HeadProblem, target: Target, *, start: Tensor, name: str, solver: Solver
-) -> Point:
+) -> ScoredPoint:
     """Fit a problem's head and score its rows against a target.
 
     Args:
@@ -71,11 +71,13 @@ def score_point(
         linear = fitted.linear
         factors = ekfac(linear)
         gradient = target.gradient(linear.weight)
-        how = _How(solver=solver, factors=factors, preconditioner=fitted.preconditioner)
-        solved = how.solved(linear, gradient, rtol=least_residual(problem))
+        inverse = _InverseHessian(
+            solver=solver, factors=factors, preconditioner=fitted.preconditioner
+        )
+        solved = inverse.solved(linear, gradient, rtol=least_residual(problem))
         groups = target.group_gradients(linear.weight)
         if groups is not None:
-            groups = how.solved(linear, groups, rtol=_GROUP_RTOL).solution
+            groups = inverse.solved(linear, groups, rtol=_GROUP_RTOL).solution
     except NotConverged as error:
         more = "" if problem.hessian_samples is None else " or `select.influence.hessian_subsample`"
         raise PipelineError(
@@ -101,13 +103,13 @@ def score_point(
         held_out_gradient_norm=float(torch.linalg.vector_norm(gradient)),
     )
     _tell(record)
-    return Point(
+    return ScoredPoint(
         linear=linear, factors=factors, solution=solved.solution, scores=scores, record=record
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _How:
+class _InverseHessian:
     """A way to apply the inverse of the Hessian."""
 
     solver: Solver

@@ -22,7 +22,7 @@ from pipeline.artefacts.scores import TRUSTED_SHARE, SolveRecord
 from pipeline.errors import PipelineError
 from pipeline.influence.cross_fit import choose_l2, issue_columns, simplest_within_error
 from pipeline.influence.inputs import InfluenceSettings, ScoredRows, Target, Targets
-from pipeline.influence.points import Point, ScoreSums, placed, score_point
+from pipeline.influence.points import ScoredPoint, ScoreSums, placed, score_point
 from pipeline.methods.head.difficulty import score_difficulty
 from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import score_added
@@ -177,7 +177,7 @@ class _Run:
         few = _subsample(problem.num_samples, settings.hessian_subsample)
         return with_precision(replace(problem, hessian_samples=few), num_classes=len(rows.start))
 
-    def _points(self, distilled: Tensor, name: str) -> Iterator[tuple[Tensor, Target, Point]]:
+    def _points(self, distilled: Tensor, name: str) -> Iterator[tuple[Tensor, Target, ScoredPoint]]:
         """Positions of the rows that were scored, the target, the scores; for each target."""
         for positions, target in self._targets.each(self._num_rows):
             point = score_point(
@@ -239,7 +239,7 @@ class _Run:
         )
         return undistil_order(fitted.linear, factors=ekfac(fitted.linear)).numpy()
 
-    def _details(self, positions: Tensor, target: Target, point: Point) -> Details:
+    def _details(self, positions: Tensor, target: Target, point: ScoredPoint) -> Details:
         """Diagnostics of the first target: what holds there holds for the others."""
         if not self._settings.diagnostics:
             return Details(target_weight_cosine=point.cosine)
@@ -253,7 +253,7 @@ class _Run:
             second_order_gain=-effect.second_order,
         )
 
-    def _stability(self, positions: Tensor, target: Target, point: Point) -> dict[str, float]:
+    def _stability(self, positions: Tensor, target: Target, point: ScoredPoint) -> dict[str, float]:
         """Spearman correlation of dloss_undistill with itself at other l2."""
         few = _subsample(len(positions), STABILITY_ROWS)
         here = None if few is not None else _undistilled(point)
@@ -277,7 +277,7 @@ class _Run:
         return found
 
 
-def _undistilled(point: Point) -> Tensor:
+def _undistilled(point: ScoredPoint) -> Tensor:
     """dloss_undistill of the rows of a point."""
     assert point.scores.dloss_undistill is not None, "the rows have soft labels"
     return point.scores.dloss_undistill.mean

@@ -9,11 +9,23 @@ The loss that the weights belong to (n_s of the B rows are distilled, s marks th
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-Revision = Literal["none", "wrong", "all", "swap", "drop-wrong"]
-"""How soft labels are moved towards the labels, see `label_revision`."""
-
+Revision: TypeAlias = Literal["none", "wrong", "all", "swap", "drop-wrong"]
+"""The rows of soft labels that are moved towards the label, or a baseline's way to treat them."""
+Strategy: TypeAlias = Literal[
+    "influence",
+    "class-balanced",
+    "beta",
+    "param-change",
+    "label-issue-free",
+    "correct",
+    "el2n",
+    "random",
+    "all",
+    "none",
+]
+"""A way to choose the samples that are distilled."""
 Kind = Literal["logits rows", "logits batch", "features"]
 """Distils soft labels row by row, or all of a batch's together; or penultimate features."""
 

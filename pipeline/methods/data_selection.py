@@ -38,6 +38,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.methods.catalogue import Strategy
 from pipeline.methods.data_selection_orders import (
     Bools,
     Floats,
@@ -47,10 +48,10 @@ from pipeline.methods.data_selection_orders import (
     drawn_by_percentile,
     places_in_class,
 )
-from pipeline.methods.data_selection_rules import Rule, Samples, Strategy, require_readable
+from pipeline.methods.data_selection_rules import Rule, SelectionCandidates, require_readable
 
 Strings: TypeAlias = NDArray[np.str_]
-Words: TypeAlias = tuple[str, str]
+Reasons: TypeAlias = tuple[str, str]
 
 HELD_OUT = "held out"
 CLASS_QUOTA = "class quota"
@@ -71,7 +72,9 @@ class Selection:
     """Why the row is selected or not, two or three words."""
 
 
-def select_samples(strategy: Strategy, samples: Samples, *, rule: Rule, seed: int) -> Selection:
+def select_samples(
+    strategy: Strategy, samples: SelectionCandidates, *, rule: Rule, seed: int
+) -> Selection:
     """Apply a strategy by its name.
 
     Args:
@@ -84,7 +87,7 @@ def select_samples(strategy: Strategy, samples: Samples, *, rule: Rule, seed: in
         ValueError: if a setting is out of range, missing, or without effect; if the shapes
             differ; if a candidate's score is NaN; or if the quotas do not fit into the fraction.
 
-    >>> samples = Samples(labels=np.zeros(3, np.int64), candidates=np.ones(3, bool),
+    >>> samples = SelectionCandidates(labels=np.zeros(3, np.int64), candidates=np.ones(3, bool),
     ...     scores=np.array([0.2, -0.1, 0.3]))
     >>> select_samples("influence", samples, rule=Rule(), seed=0).selected
     array([ True, False,  True])
@@ -116,7 +119,7 @@ def select_samples(strategy: Strategy, samples: Samples, *, rule: Rule, seed: in
             return _unranked(samples, selected=np.zeros_like(samples.candidates), reason="none")
 
 
-def _influence(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+def _influence(samples: SelectionCandidates, *, rule: Rule, seed: int) -> Selection:
     """The fraction that helps most, or all that help by ``num_errors`` standard errors (negative:
     all but those that harm by as many)."""
     scores, name = _scores(samples), "score"
@@ -130,14 +133,14 @@ def _influence(samples: Samples, *, rule: Rule, seed: int) -> Selection:
     return order.passing(scores > bound, words=(f"{name} > {bound:g}", f"{name} <= {bound:g}"))
 
 
-def _class_balanced(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+def _class_balanced(samples: SelectionCandidates, *, rule: Rule, seed: int) -> Selection:
     rows = best_first(_scores(samples), candidates=samples.candidates, seed=seed)
     rows = classes_alike(rows, labels=samples.labels)
     no_quota = replace(rule, class_quota=0.0)
     return _Order(rows=rows, samples=samples, rule=no_quota).top(("top of class", "below top"))
 
 
-def _beta(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+def _beta(samples: SelectionCandidates, *, rule: Rule, seed: int) -> Selection:
     assert rule.beta is not None
     mean, concentration = rule.beta
     rows = drawn_by_percentile(
@@ -150,7 +153,7 @@ def _beta(samples: Samples, *, rule: Rule, seed: int) -> Selection:
     return _Order(rows=rows, samples=samples, rule=rule).top(("drawn", "not drawn"))
 
 
-def _flagged(samples: Samples, *, rule: Rule, seed: int, words: Words) -> Selection:
+def _flagged(samples: SelectionCandidates, *, rule: Rule, seed: int, words: Reasons) -> Selection:
     """The rows of score 1, or the fraction with these first."""
     scores = _scores(samples)
     if not np.isin(scores[samples.candidates], (0.0, 1.0)).all():
@@ -161,7 +164,7 @@ def _flagged(samples: Samples, *, rule: Rule, seed: int, words: Words) -> Select
     return order.passing(scores == 1.0, words=words)
 
 
-def _el2n(samples: Samples, *, rule: Rule, seed: int) -> Selection:
+def _el2n(samples: SelectionCandidates, *, rule: Rule, seed: int) -> Selection:
     scores = _scores(samples)
     order = _Order.by(scores, samples, rule=rule, seed=seed)
     if rule.threshold is None:
@@ -177,15 +180,15 @@ class _Order:
     rows: Ints
     """Positions of the n candidates, best first, (n,)."""
 
-    samples: Samples
+    samples: SelectionCandidates
     rule: Rule
 
     @classmethod
-    def by(cls, scores: Floats, samples: Samples, *, rule: Rule, seed: int) -> "_Order":
+    def by(cls, scores: Floats, samples: SelectionCandidates, *, rule: Rule, seed: int) -> "_Order":
         rows = best_first(scores, candidates=samples.candidates, seed=seed)
         return cls(rows=rows, samples=samples, rule=rule)
 
-    def top(self, words: Words) -> Selection:
+    def top(self, words: Reasons) -> Selection:
         """Keep exactly round(fraction * n): the quotas first, then by rank."""
         assert self.rule.fraction is not None
         num_kept = round(self.rule.fraction * len(self.rows))
@@ -202,7 +205,7 @@ class _Order:
         wanted[self.rows[:num_kept]] = True
         return self._selection(kept, wanted=wanted, words=words)
 
-    def passing(self, passed: Bools, *, words: Words) -> Selection:
+    def passing(self, passed: Bools, *, words: Reasons) -> Selection:
         """Keep the candidates that passed, and the best others of a class that falls short."""
         wanted = self.samples.candidates & passed
         kept = wanted | self._best_of_each_class(self._quotas(int(wanted.sum())))
@@ -223,7 +226,7 @@ class _Order:
         best[self.rows[places < counts[labels[self.rows]]]] = True
         return best
 
-    def _selection(self, kept: Bools, *, wanted: Bools, words: Words) -> Selection:
+    def _selection(self, kept: Bools, *, wanted: Bools, words: Reasons) -> Selection:
         """Word the outcome: ``wanted`` rows would be kept without a quota."""
         yes, no = words
         candidates = self.samples.candidates
@@ -235,7 +238,7 @@ class _Order:
         )
 
 
-def _unranked(samples: Samples, *, selected: Bools, reason: str) -> Selection:
+def _unranked(samples: SelectionCandidates, *, selected: Bools, reason: str) -> Selection:
     candidates = samples.candidates
     return Selection(
         selected=selected.copy(),
@@ -251,6 +254,6 @@ def _ranks(rows: Ints, *, candidates: Bools) -> Ints:
     return ranks
 
 
-def _scores(samples: Samples) -> Floats:
+def _scores(samples: SelectionCandidates) -> Floats:
     assert samples.scores is not None
     return samples.scores.astype(np.float64)

@@ -5,24 +5,12 @@ Shapes: N samples.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
+from pipeline.methods.catalogue import Strategy
 from pipeline.methods.data_selection_orders import Bools, Floats, Ints
 
-Strategy: TypeAlias = Literal[
-    "influence",
-    "class-balanced",
-    "beta",
-    "param-change",
-    "label-issue-free",
-    "correct",
-    "el2n",
-    "random",
-    "all",
-    "none",
-]
 NEEDS: dict[Strategy, frozenset[str]] = {
     "influence": frozenset({"scores"}),
     "class-balanced": frozenset({"scores", "fraction"}),
@@ -44,8 +32,8 @@ MAY_READ: dict[Strategy, frozenset[str]] = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Samples:
-    """What a strategy reads of the samples, each (N,)."""
+class SelectionCandidates:
+    """The values of the samples that a strategy reads, each (N,)."""
 
     labels: Ints
     """Ground-truth class ids."""
@@ -83,7 +71,7 @@ class Rule:
     """Mean, in (0, 1), and concentration, positive, of beta's percentiles."""
 
 
-def require_readable(strategy: Strategy, samples: Samples, *, rule: Rule) -> None:
+def require_readable(strategy: Strategy, samples: SelectionCandidates, *, rule: Rule) -> None:
     """Refuse what is missing, without effect, out of range, NaN or of another shape.
 
     Raises:
@@ -103,7 +91,7 @@ def require_readable(strategy: Strategy, samples: Samples, *, rule: Rule) -> Non
     _require_vectors(samples)
 
 
-def _given(samples: Samples, rule: Rule) -> frozenset[str]:
+def _given(samples: SelectionCandidates, rule: Rule) -> frozenset[str]:
     """Names of the settings that differ from none."""
     values = {
         "scores": samples.scores,
@@ -142,7 +130,7 @@ def _require_in_range(rule: Rule) -> None:
             )
 
 
-def _require_vectors(samples: Samples) -> None:
+def _require_vectors(samples: SelectionCandidates) -> None:
     """One value per sample; numbers where they are read."""
     for values in (samples.candidates, samples.scores, samples.errors):
         if values is not None and values.shape != samples.labels.shape:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Keys = NDArray[np.uint8]
-Words = NDArray[np.uint64]
 
 
 def stratified_folds(labels: Ints, keys: Keys, *, num_folds: int, seed: int) -> Ints:
@@ -109,7 +108,7 @@ def _rank(keys: Keys, *, seed: int) -> Ints:
     return unique[1].astype(np.int64).ravel()
 
 
-def _mixed(words: Words) -> Words:
+def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A bijection of 64 bits in which every bit depends on every other (splitmix64)."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

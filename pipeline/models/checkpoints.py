@@ -99,7 +99,7 @@ def load_into(model: Classifier, weights: Mapping[str, Tensor], *, source: Path)
     if not any(is_batch_counter(key) for key in weights):
         expected = {key: value for key, value in expected.items() if not is_batch_counter(key)}
     keys = dict.fromkeys([*expected, *weights])
-    differing = [key for key in keys if not fits(weights.get(key), expected.get(key))]
+    differing = [key for key in keys if not are_alike(weights.get(key), expected.get(key))]
     if differing:
         raise ArtefactMismatch(misfit(model, weights, expected, differing, source=source))
     model.load_state_dict(weights, strict=False)
@@ -219,8 +219,8 @@ def plain_name(key: str) -> str:
     return WRAPPER_PREFIXES.sub("", key)
 
 
-def fits(found: Tensor | None, wanted: Tensor | None) -> bool:
-    """Whether both exist, with the same shape and both or neither floating point."""
+def are_alike(found: Tensor | None, wanted: Tensor | None) -> bool:
+    """True if both exist, with the same shape and both or neither floating point."""
     return (
         found is not None
         and wanted is not None

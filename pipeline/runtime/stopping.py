@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal becomes a wish, obeyed where nothing is lost."""
+"""Requests to stop: a signal becomes one, and the process stops where nothing is lost."""
 
 import signal
 import threading
@@ -12,8 +12,8 @@ from pipeline.runtime.ranks import Poll, Ranks
 ENDED = "terminated: nothing half-written was left under a final name"
 
 
-class StopWish:
-    """Whether this process was asked to stop, and by what."""
+class StopRequest:
+    """The signal that asked this process to stop, if one did."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -22,7 +22,7 @@ class StopWish:
     def is_there(self) -> bool:
         return self._signal is not None
 
-    def obey(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Stop now, if it was asked for.
 
         Raises:
@@ -37,14 +37,14 @@ class StopWish:
     def _heard(self, number: int, _: FrameType | None) -> None:
         if self._signal is not None:  # asked twice: at once
             self._signal = number
-            self.obey()
+            self.raise_if_stopped()
         self._signal = number
 
 
-class SharedWish:
-    """The wish of any rank, which all of them obey at the same step; alone, one's own."""
+class SharedStopRequest:
+    """The request of any rank: all of them stop at the same step; alone, one's own."""
 
-    def __init__(self, own: StopWish, ranks: Ranks) -> None:
+    def __init__(self, own: StopRequest, ranks: Ranks) -> None:
         self._own, self._ranks, self._poll = own, ranks, Poll(ranks)
         self._is_agreed = False
 
@@ -53,7 +53,7 @@ class SharedWish:
         return self._is_agreed if self._ranks.are_many else self._own.is_there
 
     def ask(self, is_due: bool) -> bool:
-        """Ask the ranks for wishes, and whether a checkpoint is due for any of them."""
+        """Ask the ranks for requests, and whether a checkpoint is due for any of them."""
         stops, any_due = self._poll.answers(self._own.is_there, is_due)
         self._is_agreed |= stops
         return any_due
@@ -63,7 +63,7 @@ class SharedWish:
         self._poll.last()
         self._is_agreed |= self._ranks.any(self._own.is_there)
 
-    def obey(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Stop now, if any rank was asked to.
 
         Raises:
@@ -74,25 +74,25 @@ class SharedWish:
             return
         if self._ranks.are_many:
             self._ranks.wait()  # a rank that has ended could have the others stopped at once
-        self._own.obey()
+        self._own.raise_if_stopped()
         if self._ranks.are_many:
             raise Terminated(ENDED)
 
 
 @contextmanager
-def hearing_stop_wishes() -> Iterator[StopWish]:
-    """Take Ctrl-C and SIGTERM as wishes for a while; a second one stops at once.
+def catching_stop_signals() -> Iterator[StopRequest]:
+    """Take Ctrl-C and SIGTERM as requests for a while; a second one stops at once.
 
-    Signals reach the main thread alone: elsewhere no wish is ever there.
+    Signals reach the main thread alone: elsewhere no request is ever there.
     """
-    wish = StopWish()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield wish
+        yield request
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    earlier = [signal.signal(number, wish._heard) for number in numbers]
+    earlier = [signal.signal(number, request._heard) for number in numbers]
     try:
-        yield wish
+        yield request
     finally:
         for number, handler in zip(numbers, earlier, strict=True):
             signal.signal(number, handler)

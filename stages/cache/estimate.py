@@ -17,7 +17,7 @@ _TOP_K = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paper:
+class HypotheticalDataset:
     """A data set that need not exist."""
 
     num_samples: int
@@ -26,15 +26,17 @@ class Paper:
     """Of its images, pixels."""
 
 
-def estimate(config: Config, *, paper: Paper | None = None, measures: bool = False) -> str:
+def estimate(
+    config: Config, *, hypothetical: HypotheticalDataset | None = None, measures: bool = False
+) -> str:
     """Tables of bytes, objects and, where unit costs are to be measured, time.
 
     Args:
         config: the configuration.
-        paper: the data set to estimate for; None: the prepared one of ``config``.
+        hypothetical: the data set to estimate for; None: the prepared one of ``config``.
         measures: run the teacher and a cache's other work for some seconds.
     """
-    counts, num_classes, side = _images(config, paper)
+    counts, num_classes, side = _images(config, hypothetical)
     model = _network(config, num_classes)
     num_views = (view_spec(config.views).num_views + 1, 1)
     caches = [
@@ -58,10 +60,10 @@ def estimate(config: Config, *, paper: Paper | None = None, measures: bool = Fal
     return "\n".join(lines).rstrip()
 
 
-def _images(config: Config, paper: Paper | None) -> tuple[list[int], int, int]:
+def _images(config: Config, hypothetical: HypotheticalDataset | None) -> tuple[list[int], int, int]:
     """Numbers of training and test images, of classes, and the side of an image."""
-    if paper is not None:
-        return [paper.num_samples], paper.num_classes, paper.side
+    if hypothetical is not None:
+        return [hypothetical.num_samples], hypothetical.num_classes, hypothetical.side
     dataset = Dataset.open(config.data_folder)
     counts = [dataset.train.num_samples, dataset.eval.num_samples]
     return counts, dataset.num_classes, seen_size(view_spec(config.views), dataset)[0]

@@ -15,7 +15,9 @@ from pipeline.artefacts.publishing import PARTIAL, one_line_disk_errors
 from pipeline.errors import ArtefactNotFound, ConfigError
 
 
-def sweep(folder: Path, *, delete: bool, unsealed: bool, hydrated: bool, hours: float) -> str:
+def collect_garbage(
+    folder: Path, *, delete: bool, unsealed: bool, hydrated: bool, hours: float
+) -> str:
     """Tell what can go, or remove it.
 
     Args:

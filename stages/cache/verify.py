@@ -91,10 +91,10 @@ def recompute(config: Config, *, share: float, tolerance: float | None) -> Findi
         limit = tolerance
         if limit is None:
             limit = TOLERANCES[cache.manifest.identity.precision] * found.largest
-        fits = found.max_difference <= limit
-        agrees &= fits
+        is_close = found.max_difference <= limit
+        agrees &= is_close
         lines.append(
-            f"{cache.path} {'agrees with' if fits else 'differs from'} its teacher: "
+            f"{cache.path} {'agrees with' if is_close else 'differs from'} its teacher: "
             f"{found.num_logits:,} logits of {found.num_images:,} images in "
             f"{cache.shape.num_views} views, max |difference| {found.max_difference:.4g} (expected "
             f"at most {limit:.4g}), mean {found.mean_difference:.4g}, same top class in "

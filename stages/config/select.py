@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from pipeline.methods.catalogue import Revision
+from pipeline.methods.catalogue import Revision, Strategy
 from stages.config.types import (
     Count,
     OpenUnit,
@@ -16,18 +16,6 @@ from stages.config.types import (
     refuse_unused,
 )
 
-Strategy: TypeAlias = Literal[
-    "influence",
-    "class-balanced",
-    "beta",
-    "param-change",
-    "label-issue-free",
-    "correct",
-    "el2n",
-    "random",
-    "all",
-    "none",
-]
 ScoreColumn: TypeAlias = Literal["dloss_undistill", "dloss_swap", "dloss_remove", "dloss_current"]
 OWN_ERRORS = -2.0
 """Standard errors below 0 beyond which influence leaves a row out on its own."""

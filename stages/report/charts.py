@@ -14,9 +14,15 @@ from pipeline.artefacts.tables import flags
 from pipeline.errors import ArtefactMismatch
 from pipeline.methods.metrics import Reliability, reliability
 from pipeline.runtime.progress import progress
-from stages.report.page import Chart, Section
+from stages.report.page import Chart, ReportSection
 from stages.report.samples import SCORE
-from stages.report.svg_charts import Curve, class_chart, histogram, line_chart, reliability_chart
+from stages.report.svg_charts import (
+    Curve,
+    class_chart,
+    histogram_chart,
+    line_chart,
+    reliability_chart,
+)
 from stages.report.teacher import Answers
 from stages.run_groups import Group
 from stages.training.predictions import open_predictions
@@ -56,10 +62,10 @@ def on_test(groups: Sequence[Group], dataset: Dataset) -> TestFrames:
     return frames
 
 
-def training_section(groups: Sequence[Group], *, num_groups: int) -> Section:
+def training_section(groups: Sequence[Group], *, num_groups: int) -> ReportSection:
     """Accuracy against time and epochs, and the loss."""
     metrics = {group.name: _metrics(group) for group in groups}
-    return Section(
+    return ReportSection(
         title="Training",
         intro=_left_out(len(groups), num_groups),
         charts=(
@@ -95,10 +101,10 @@ def answers_section(
     class_names: Sequence[str],
     *,
     num_groups: int,
-) -> Section:
+) -> ReportSection:
     """How sure everyone is, and of which classes."""
     charts = (_reliability(frames, teacher, table), _classes(frames, teacher, class_names))
-    return Section(title="Answers", intro=_left_out(len(frames), num_groups), charts=charts)
+    return ReportSection(title="Answers", intro=_left_out(len(frames), num_groups), charts=charts)
 
 
 def influence_chart(table: SelectionTable) -> Chart | None:
@@ -111,7 +117,7 @@ def influence_chart(table: SelectionTable) -> Chart | None:
     parts = [("teacher right", values[right]), ("teacher wrong", values[~right])]
     return Chart(
         title="Influence",
-        svg=histogram([part for part in parts if len(part[1])], x=SCORE),
+        svg=histogram_chart([part for part in parts if len(part[1])], x=SCORE),
         note="Predicted change of the held-out loss if the sample lost its soft label: positive = "
         "distil it. The extreme thousandths are put at the edges.",
     )

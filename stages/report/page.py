@@ -34,7 +34,7 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class ReportSection:
     """A heading with whatever belongs under it, in this order."""
 
     title: str
@@ -51,7 +51,7 @@ class Page:
 
     title: str
     intro: str
-    sections: tuple[Section, ...]
+    sections: tuple[ReportSection, ...]
     explorer: dict[str, Json] | None
     """What `report.js` reads; None: there are no samples to look at."""
     explorer_intro: str = ""

@@ -109,7 +109,7 @@ def class_chart(classes: Sequence[str], found: Sequence[tuple[str, NDArray[np.fl
         return svg(figure)
 
 
-def histogram(parts: Sequence[tuple[str, NDArray[np.float64]]], *, x: str) -> str:
+def histogram_chart(parts: Sequence[tuple[str, NDArray[np.float64]]], *, x: str) -> str:
     """Counts of numbers, on a logarithmic scale, cut at the extreme thousandths."""
     everything = np.concatenate([values for _, values in parts])
     low, high = np.quantile(everything, [0.001, 0.999])

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from pipeline.artefacts.run import Run
 from pipeline.methods.paired_differences import paired_difference, spread
-from stages.report.page import Section, Table
+from stages.report.page import ReportSection, Table
 from stages.report.teacher import TeacherFacts
 from stages.run_groups import Group, soft_labels_of
 from stages.text import duration, percent, percent_over_seeds, percentage_points
@@ -47,7 +47,7 @@ def _is_vanilla(group: Group) -> bool:
     )
 
 
-def comparison_section(groups: Sequence[Group], compared: Sequence[Group]) -> Section:
+def comparison_section(groups: Sequence[Group], compared: Sequence[Group]) -> ReportSection:
     """Accuracies over seeds, and differences between equal seeds."""
     epochs = {run.result.mean_of_last for group in groups for run in group.runs}
     last = f" {epochs.pop()}" if len(epochs) == 1 else ""
@@ -61,7 +61,7 @@ def comparison_section(groups: Sequence[Group], compared: Sequence[Group]) -> Se
         "calibration error",
         "distilled",
     )
-    return Section(
+    return ReportSection(
         title="Students",
         intro="Accuracies in per cent, mean and standard deviation over seeds. The test images are "
         "opened once, after the last epoch; choose by the held-out columns. A difference is taken "
@@ -107,13 +107,13 @@ def _difference(group: Group, reference: Group) -> str:
     return told if found.low is not None else f"{told} (one seed)"
 
 
-def cost_section(groups: Sequence[Group], teacher: TeacherFacts | None) -> Section:
+def cost_section(groups: Sequence[Group], teacher: TeacherFacts | None) -> ReportSection:
     """What was paid for the cache once, and what each student did not pay."""
     forwards = [run.result.cost.teacher_forwards_saved for group in groups for run in group.runs]
     facts = [("teacher forwards saved", f"{sum(forwards):,}")]
     if teacher is not None:
         facts += list(_teacher_facts(teacher, forwards))
-    return Section(
+    return ReportSection(
         title="Cost",
         intro=""
         if teacher is None

@@ -17,7 +17,7 @@ from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
 from stages.report.charts import answers_section, drawn, influence_chart, on_test, training_section
-from stages.report.page import Page, Section, render
+from stages.report.page import Page, ReportSection, render
 from stages.report.samples import SCORE, explorer
 from stages.report.tables import comparison_section, cost_section, of_ids, references
 from stages.report.teacher import TeacherFacts, teacher_of
@@ -147,7 +147,7 @@ def _teacher(runs: Runs, dataset: Dataset, table: SelectionTable | None) -> Teac
 
 def _summary(
     runs: Runs, dataset: Dataset, teacher: TeacherFacts | None, table: SelectionTable | None
-) -> Section:
+) -> ReportSection:
     taught = [group for group in runs.groups if group.runs[0].result.method is not None]
     run = (taught or runs.groups)[-1].runs[0]
     record = dataset.record
@@ -171,7 +171,7 @@ def _summary(
         ("workspace", str(runs.workspace)),
     ]
     shown = tuple((name, printable(value)) for name, value in facts)
-    return Section(title="What was run", facts=shown)
+    return ReportSection(title="What was run", facts=shown)
 
 
 def _of_teacher(teacher: TeacherFacts) -> list[tuple[str, str]]:
@@ -188,7 +188,7 @@ def _of_teacher(teacher: TeacherFacts) -> list[tuple[str, str]]:
     return told
 
 
-def _selection(table: SelectionTable) -> Section:
+def _selection(table: SelectionTable) -> ReportSection:
     """What was selected, and whether its scores are to be believed."""
     record = table.record
     facts = [
@@ -204,7 +204,7 @@ def _selection(table: SelectionTable) -> Section:
     if record.scores is not None:
         facts += _diagnostics(record.scores.diagnostics)
     chart = influence_chart(table)
-    return Section(
+    return ReportSection(
         title="Selection",
         intro="What the scores were made of, and what speaks against them."
         if record.scores is not None

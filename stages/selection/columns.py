@@ -15,7 +15,7 @@ from pipeline.artefacts.selection import key_text
 from pipeline.errors import ConfigError
 from pipeline.influence.repair import TeacherRows
 from pipeline.methods.data_selection import Selection, select_samples
-from pipeline.methods.data_selection_rules import Rule, Samples
+from pipeline.methods.data_selection_rules import Rule, SelectionCandidates
 from pipeline.methods.label_revision import revision_beta, softened_probs
 from pipeline.methods.sample_scores import SampleScores, score_samples
 from stages.config.select import SelectConfig
@@ -26,7 +26,7 @@ NOT_CACHED = "not in the cache"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean:
+class CleanView:
     """What the cache says of the clean view of every sample, and who is held out."""
 
     labels: Tensor
@@ -46,7 +46,7 @@ class Clean:
     """V, int64."""
 
     @classmethod
-    def read(cls, cached: TeacherRows, dataset: Dataset, config: SelectConfig) -> "Clean":
+    def read(cls, cached: TeacherRows, dataset: Dataset, config: SelectConfig) -> "CleanView":
         known = torch.from_numpy(cached.joined.known)
         samples = dataset.train.samples
         labels = torch.from_numpy(samples.labels)
@@ -119,7 +119,7 @@ def _beta(
 
 
 def table_columns(
-    inputs: Clean, influence: ScoreTable | None, selection: Selection
+    inputs: CleanView, influence: ScoreTable | None, selection: Selection
 ) -> dict[str, NDArray[np.generic]]:
     """Every column of the table but its metadata, by name."""
     scores = inputs.scores
@@ -168,7 +168,7 @@ def _influence_columns(
     return columns
 
 
-def choose(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) -> Selection:
+def choose(config: SelectConfig, inputs: CleanView, influence: ScoreTable | None) -> Selection:
     """Apply the strategy to the training rows."""
     candidates = np.zeros(inputs.num_samples, dtype=bool)
     candidates[inputs.training] = True
@@ -182,7 +182,7 @@ def choose(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) ->
     )
     scores = _selecting_scores(config, inputs, influence)
     try:
-        samples = Samples(
+        samples = SelectionCandidates(
             labels=inputs.labels.numpy(), candidates=candidates, scores=scores, errors=errors
         )
         return select_samples(config.strategy, samples, rule=rule, seed=config.seed)
@@ -191,7 +191,7 @@ def choose(config: SelectConfig, inputs: Clean, influence: ScoreTable | None) ->
 
 
 def _selecting_scores(
-    config: SelectConfig, inputs: Clean, influence: ScoreTable | None
+    config: SelectConfig, inputs: CleanView, influence: ScoreTable | None
 ) -> NDArray[np.float64] | None:
     """What the strategy reads of every sample; higher = keep."""
     if config.strategy == "correct":

@@ -19,7 +19,7 @@ from pipeline.runtime.shared_files import is_missing, write_once
 from stages.caches import Caches
 from stages.config.select import SelectConfig
 from stages.identities import influence_target
-from stages.selection.columns import Clean
+from stages.selection.columns import CleanView
 from stages.selection.sources import Sources
 from stages.selection.wording import warnings_of
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_scores(
-    caches: Caches, cached: TeacherRows, inputs: Clean, *, ranks: Ranks = ALONE
+    caches: Caches, cached: TeacherRows, inputs: CleanView, *, ranks: Ranks = ALONE
 ) -> ScoreTable | None:
     """The score file of a configuration, made unless it exists; None where it needs none.
 
@@ -62,7 +62,7 @@ def open_scores(
     return ScoreTable.open(path)
 
 
-def _require_rows(config: SelectConfig, cache: TeacherCache, inputs: Clean) -> None:
+def _require_rows(config: SelectConfig, cache: TeacherCache, inputs: CleanView) -> None:
     """Refuse what no head can be fitted to."""
     cache.require_features()
     target = influence_target(config, cache)
@@ -125,7 +125,7 @@ def _record(
     )
 
 
-def _columns(influence: Influence, inputs: Clean) -> dict[str, NDArray[np.generic]]:
+def _columns(influence: Influence, inputs: CleanView) -> dict[str, NDArray[np.generic]]:
     """Every column of the score file; what is not scored is NaN, -1 or null."""
     columns: dict[str, NDArray[np.generic]] = {"sample_index": np.arange(inputs.num_samples)}
     for name in score_format.COLUMNS:
@@ -140,7 +140,7 @@ _MISSING = {"label_issue": None, "undistil_order": -1}
 
 
 def _spread(
-    values: NDArray[np.generic] | None, inputs: Clean, *, missing: float | None
+    values: NDArray[np.generic] | None, inputs: CleanView, *, missing: float | None
 ) -> NDArray[np.generic]:
     """Values of the training rows at their sample indices."""
     dtype = np.dtype(object) if missing is None else np.result_type(type(missing))

@@ -21,7 +21,7 @@ from pipeline.provenance import short
 from pipeline.runtime.ranks import Ranks
 from stages.caches import Caches
 from stages.identities import influence_target
-from stages.selection.columns import Clean
+from stages.selection.columns import CleanView
 
 CHOOSING_PARTS = 5
 """One of these parts of the held-out rows chooses l2; the scores are of the others."""
@@ -38,7 +38,9 @@ class Sources:
     target_in_sample: bool
 
     @classmethod
-    def of(cls, caches: Caches, cached: TeacherRows, inputs: Clean, *, ranks: Ranks) -> "Sources":
+    def of(
+        cls, caches: Caches, cached: TeacherRows, inputs: CleanView, *, ranks: Ranks
+    ) -> "Sources":
         """Of a configuration; every rank reads a part of them.
 
         Raises:
@@ -51,7 +53,9 @@ class Sources:
 class _Builder:
     """Collects the rows and targets of a configuration from its caches."""
 
-    def __init__(self, caches: Caches, cached: TeacherRows, inputs: Clean, *, ranks: Ranks) -> None:
+    def __init__(
+        self, caches: Caches, cached: TeacherRows, inputs: CleanView, *, ranks: Ranks
+    ) -> None:
         config, dataset = caches.config.select, caches.dataset
         self._caches = caches
         self._config, self._settings, self._ranks = config, config.influence, ranks
@@ -286,7 +290,7 @@ def _parts(samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], *, num_part
 
 
 def _require_target(
-    cache: TeacherCache, *, own: TeacherCache, dataset: Dataset, inputs: Clean, chooses_l2: bool
+    cache: TeacherCache, *, own: TeacherCache, dataset: Dataset, inputs: CleanView, chooses_l2: bool
 ) -> None:
     """Refuse a cache that cannot be the target of scores on the network of ``own``.
 
@@ -305,7 +309,7 @@ def _require_target(
 
 
 def _require_apart(
-    cache: TeacherCache, dataset: Dataset, inputs: Clean, *, chooses_l2: bool
+    cache: TeacherCache, dataset: Dataset, inputs: CleanView, *, chooses_l2: bool
 ) -> None:
     """No sample of the target is scored, chooses l2, or is a test image."""
     keys, test = dataset.train.samples.keys, dataset.eval.samples.keys

@@ -59,10 +59,10 @@ def warnings_of_table(table: SelectionTable) -> Iterator[str]:
     """What should make a reader doubt the scores of a table, or what was chosen by them."""
     if table.record.scores is not None:
         yield from warnings_of(table.record.scores.diagnostics)
-    yield from doubts_of(table)
+    yield from threshold_warnings(table)
 
 
-def doubts_of(table: SelectionTable) -> Iterator[str]:
+def threshold_warnings(table: SelectionTable) -> Iterator[str]:
     """Whether rows are left out whose scores cannot be told from the threshold."""
     identity, frame = table.record.identity, table.frame
     errors_of = f"{identity.score}_se"

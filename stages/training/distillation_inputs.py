@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts.cache.hydration import HydratedCache
-from pipeline.artefacts.cache.join import Difference, join_samples
+from pipeline.artefacts.cache.join import Mismatch, join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.selection import SelectionTable, require_same_selection, selection_path
@@ -21,7 +21,7 @@ from stages.config.root import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class DistillationInputs:
     """A selection and the soft labels that belong to it."""
 
     table: SelectionTable
@@ -62,7 +62,7 @@ class TeacherFeatures:
         return self.cache.shape.num_features
 
 
-def open_lesson(caches: Caches) -> Lesson:
+def open_distillation_inputs(caches: Caches) -> DistillationInputs:
     """Open the selection and its soft labels; refuse strangers.
 
     Raises:
@@ -89,7 +89,7 @@ def open_lesson(caches: Caches) -> Lesson:
         soft_path = soft_label_path(path.parent, table.record.identity.soft_labels)
     soft = SoftLabels.open(soft_path)
     _require_belonging(table, soft, dataset)
-    return Lesson(table=table, soft=soft)
+    return DistillationInputs(table=table, soft=soft)
 
 
 def _require_same_held_out(table: SelectionTable, dataset: Dataset) -> None:
@@ -124,56 +124,56 @@ def _require_belonging(table: SelectionTable, soft: SoftLabels, dataset: Dataset
         )
 
 
-def require_teachable(config: Config, lesson: Lesson, dataset: Dataset) -> None:
-    """Refuse a method that the lesson lacks something for, and a lesson that teaches nothing.
+def require_teachable(config: Config, distillation: DistillationInputs, dataset: Dataset) -> None:
+    """Refuse a method whose inputs are not there, and a selection of no sample.
 
     Raises:
         ArtefactMismatch: with the reason.
     """
-    reason = _reason(config, lesson, has_features=True)  # `open_features` looks
+    reason = _reason(config, distillation, has_features=True)  # `open_features` looks
     if reason is not None:
-        raise ArtefactMismatch(f"{lesson.soft.path}: {reason}")
-    strategy = lesson.table.record.identity.strategy
+        raise ArtefactMismatch(f"{distillation.soft.path}: {reason}")
+    strategy = distillation.table.record.identity.strategy
     num_rows = len(dataset.training)
-    if strategy != "none" and not lesson.table.selected[dataset.training].any():
+    if strategy != "none" and not distillation.table.selected[dataset.training].any():
         raise ArtefactMismatch(
-            f"{lesson.table.path} selects 0 of {num_rows:,} training rows (expected at least 1 for "
-            f"strategy {strategy!r}). Lower `select.threshold`, set `select.fraction`, or train "
-            "with `train_student.distil = false`."
+            f"{distillation.table.path} selects 0 of {num_rows:,} training rows (expected at least "
+            f"1 for strategy {strategy!r}). Lower `select.threshold`, set `select.fraction`, or "
+            "train with `train_student.distil = false`."
         )
 
 
-def _reason(config: Config, lesson: Lesson, *, has_features: bool) -> str | None:
+def _reason(config: Config, distillation: DistillationInputs, *, has_features: bool) -> str | None:
     """Why the method cannot be taught, if it cannot."""
-    labels = lesson.soft.record.identity
+    labels = distillation.soft.record.identity
     return refusal(
         config.train_student.method,
         has_features=has_features,
-        is_sparse=lesson.soft.top_k > 0,
+        is_sparse=distillation.soft.top_k > 0,
         temperature=labels.temperature,
         standardised=labels.standardise,
     )
 
 
-def open_features(caches: Caches, lesson: Lesson) -> TeacherFeatures:
-    """The features of the cache that the lesson was made from, in the data set's order.
+def open_features(caches: Caches, distillation: DistillationInputs) -> TeacherFeatures:
+    """The features of the cache that the selection was made from, in the data set's order.
 
     Raises:
         ArtefactNotFound: if the cache is not there any more.
         ArtefactMismatch: if it is another one, or was made without features.
     """
     config, dataset, cache = caches.config, caches.dataset, caches.training
-    found, wanted = cache.id, lesson.table.record.identity.cache
+    found, wanted = cache.id, distillation.table.record.identity.cache
     if found != wanted:
         raise ArtefactMismatch(
-            f"{cache.path} is not the cache of {lesson.table.path}: {short(found)} (expected "
+            f"{cache.path} is not the cache of {distillation.table.path}: {short(found)} (expected "
             f"{short(wanted)}). Name that one with `select.cache`."
         )
-    reason = _reason(config, lesson, has_features=cache.manifest.identity.features)
+    reason = _reason(config, distillation, has_features=cache.manifest.identity.features)
     if reason is not None:
         raise ArtefactMismatch(f"{cache.path}: {reason}")
-    accepted = lesson.soft.record.identity.accepted
-    differences: tuple[Difference, ...] = ("labels", "pixels")
+    accepted = distillation.soft.record.identity.accepted
+    differences: tuple[Mismatch, ...] = ("labels", "pixels")
     joined = join_samples(
         cache,
         dataset.train.samples,
@@ -181,5 +181,5 @@ def open_features(caches: Caches, lesson: Lesson) -> TeacherFeatures:
         accept=[difference for difference in differences if difference in accepted],
     )
     hydrated = HydratedCache(cache=cache, joined=joined, folder=config.caches_folder)
-    views = [hydrated.features(view) for view in lesson.soft.record.identity.views]
+    views = [hydrated.features(view) for view in distillation.soft.record.identity.views]
     return TeacherFeatures(cache=cache, known=joined.known, views=views)

@@ -33,7 +33,7 @@ from pipeline.runtime.rank_states import (
     set_random_state,
 )
 from pipeline.runtime.ranks import ALONE, Ranks
-from pipeline.runtime.stopping import SharedWish, hearing_stop_wishes
+from pipeline.runtime.stopping import SharedStopRequest, catching_stop_signals
 from pipeline.teacher.online import OnlineTeacher
 from pipeline.training.evaluation import evaluate
 from pipeline.training.learner import EpochSize, Learner, StepRules, Totals
@@ -139,7 +139,7 @@ class Trainer:
         per_epoch = self._loader.num_samples
         done = self._epoch * per_epoch + self._totals.num_samples
         with (
-            hearing_stop_wishes() as own_wish,
+            catching_stop_signals() as own_request,
             progress(
                 f"train {self.training.model.arch}",
                 total=self._settings.epochs * per_epoch,
@@ -148,12 +148,12 @@ class Trainer:
             ) as bar,
             self._events(unfinished) as tell,
         ):
-            wish = SharedWish(own_wish, self._ranks)
+            request = SharedStopRequest(own_request, self._ranks)
             while self._epoch < self._settings.epochs:
-                self._train_epoch(unfinished, wish, bar)
+                self._train_epoch(unfinished, request, bar)
                 tell(self.metrics[-1])
-                wish.settle()
-                self._obey(wish, unfinished)
+                request.settle()
+                self._stop_if_asked(request, unfinished)
         return self._last or self._evaluate(self._held_out)
 
     @property
@@ -166,15 +166,17 @@ class Trainer:
         """Look at the test images."""
         return self._evaluate(self._test)
 
-    def _train_epoch(self, unfinished: UnfinishedRun, wish: SharedWish, bar: Progress) -> None:
+    def _train_epoch(
+        self, unfinished: UnfinishedRun, request: SharedStopRequest, bar: Progress
+    ) -> None:
         """Train the rest of the epoch, evaluate, keep a checkpoint."""
 
         def on_step(num_samples: int) -> None:
             bar.advance(num_samples, note=f"epoch {self._epoch + 1}")
-            is_due = wish.ask(self._is_due)
-            if wish.is_there or is_due:
+            is_due = request.ask(self._is_due)
+            if request.is_there or is_due:
                 self._keep(unfinished)
-            self._obey(wish, unfinished)
+            self._stop_if_asked(request, unfinished)
 
         self.learner.loss.begin_epoch(self._epoch)
         trained = self.learner.epoch(
@@ -211,15 +213,15 @@ class Trainer:
             return nullcontext(lambda _: None)
         return events_into(unfinished.folder, next_epoch=self._epoch + 1)
 
-    def _obey(self, wish: SharedWish, unfinished: UnfinishedRun) -> None:
+    def _stop_if_asked(self, request: SharedStopRequest, unfinished: UnfinishedRun) -> None:
         """Stop where that was asked for; a checkpoint of this very place exists."""
-        if wish.is_there and self._ranks.is_first:
+        if request.is_there and self._ranks.is_first:
             logger.warning(
                 "%s keeps the training %s: run the same command to go on",
                 unfinished.folder,
                 self._place,
             )
-        wish.obey()
+        request.raise_if_stopped()
 
     def _batches(self) -> Generator[Batch]:
         """The batches of this epoch that are left."""

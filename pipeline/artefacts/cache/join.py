@@ -15,12 +15,12 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Samples
 from pipeline.errors import ArtefactMismatch
 
-Difference: TypeAlias = Literal["labels", "pixels"]
+Mismatch: TypeAlias = Literal["labels", "pixels"]
 """What may differ between a cache and a data set, if it is accepted by name."""
 
-ANY_LABELS: Final[tuple[Difference, ...]] = ("labels",)
+ANY_LABELS: Final[tuple[Mismatch, ...]] = ("labels",)
 """Where labels play no part: the teacher has not seen any."""
-ANYTHING: Final[tuple[Difference, ...]] = ("labels", "pixels")
+ANYTHING: Final[tuple[Mismatch, ...]] = ("labels", "pixels")
 """Where a cache is only looked at: the run that used it has refused or accepted what differs."""
 _EXAMPLES: Final = 3
 
@@ -31,7 +31,7 @@ class Joined:
 
     rows: NDArray[np.int64]
     """Cache row of every sample, (N,) int64; -1 where the cache has none."""
-    accepted: tuple[Difference, ...]
+    accepted: tuple[Mismatch, ...]
     """What differs and was accepted, in the order of its name."""
 
     @property
@@ -51,7 +51,7 @@ class Joined:
 
 
 def join_samples(
-    cache: TeacherCache, samples: Samples, *, place: str, accept: Collection[Difference] = ()
+    cache: TeacherCache, samples: Samples, *, place: str, accept: Collection[Mismatch] = ()
 ) -> Joined:
     """Find every sample of a data set in a cache.
 
@@ -76,11 +76,11 @@ def join_samples(
             f"{cache.path} has none of the {len(samples):,} images of {place} (expected some in "
             "common). Run `heartcut cache-teacher` on this data, or pass the cache that was."
         )
-    differing: dict[Difference, NDArray[np.bool_]] = {
+    differing: dict[Mismatch, NDArray[np.bool_]] = {
         "labels": is_known & (labels[rows] != samples.labels),
         "pixels": is_known & (cache.pixels[rows] != samples.pixels).any(axis=1),
     }
-    accepted: list[Difference] = []
+    accepted: list[Mismatch] = []
     for field, differs in differing.items():
         if not differs.any():
             continue
@@ -141,7 +141,7 @@ def _find(
 def _refusal(
     cache: TeacherCache,
     samples: Samples,
-    field: Difference,
+    field: Mismatch,
     examples: Mapping[int, int],
     *,
     counted: str,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.methods.rank_sums import NOT_SHARED, Sharing, led, summed
 
-Samples: TypeAlias = slice | Tensor
+SamplePositions: TypeAlias = slice | Tensor
 """A run of samples, or their positions (n,) int64."""
 
 
@@ -32,7 +32,7 @@ class RowReader(Protocol):
     def shape(self) -> tuple[int, int, int]:
         """(K, N, X)"""
 
-    def read(self, samples: Samples) -> Tensor:
+    def read(self, samples: SamplePositions) -> Tensor:
         """(K, n, X), any floating dtype and device."""
 
 
@@ -53,7 +53,7 @@ class PickedRows:
         num_views, _, width = self.rows.shape
         return num_views, len(self.samples), width
 
-    def read(self, samples: Samples) -> Tensor:
+    def read(self, samples: SamplePositions) -> Tensor:
         return read_rows(self.rows, self.samples[samples])
 
 
@@ -73,12 +73,12 @@ class ProjectedRows:
         num_views, num_samples, _ = self.rows.shape
         return num_views, num_samples, self.basis.shape[1]
 
-    def read(self, samples: Samples) -> Tensor:
+    def read(self, samples: SamplePositions) -> Tensor:
         rows = read_rows(self.rows, samples).to(self.basis)
         return (rows - self.centre) @ self.basis
 
 
-def read_rows(rows: Rows, samples: Samples) -> Tensor:
+def read_rows(rows: Rows, samples: SamplePositions) -> Tensor:
     """(K, n, X) of some samples."""
     return rows[:, samples] if isinstance(rows, Tensor) else rows.read(samples)
 

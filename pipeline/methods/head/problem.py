@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.methods.head.data import PickedRows, Rows, Samples, read_rows
+from pipeline.methods.head.data import PickedRows, Rows, SamplePositions, read_rows
 from pipeline.methods.head.rows import BentRows, HeadRows, LinearRows, SoftSide, with_bias_input
 from pipeline.methods.rank_sums import (
     NOT_SHARED,
@@ -210,7 +210,7 @@ class HeadProblem:
     def _penalty(self, weight: Tensor) -> float:
         return 0.5 * self.l2 * float((self.mask(weight) * weight).square().sum())
 
-    def _rows(self, samples: Samples, *, device: torch.device) -> HeadRows:
+    def _rows(self, samples: SamplePositions, *, device: torch.device) -> HeadRows:
         labels = self.labels[samples].to(device).repeat(self.num_views)
         inputs = with_bias_input(self._flat(self.features, samples, device=device))
         if self.soft_labels is None:
@@ -226,7 +226,7 @@ class HeadProblem:
         )
         return HeadRows(inputs=inputs, labels=labels, soft=soft, temperature=self.temperature)
 
-    def _flat(self, rows: Rows, samples: Samples, *, device: torch.device) -> Tensor:
+    def _flat(self, rows: Rows, samples: SamplePositions, *, device: torch.device) -> Tensor:
         """(K, n, X) of any dtype to (K n, X)."""
         return read_rows(rows, samples).to(device, self.dtype).reshape(-1, rows.shape[2])
 
