@@ -3,7 +3,7 @@
 Changed problems are refitted in numbers, so a refit is chord Newton steps on the changed problem's
 own gradient with a Hessian that is made once, dense, where the average of all changes is. It stops
 when that gradient is below `GTOL`, so the approximate Hessian decides the speed and not the answer.
-Neither conjugate gradients nor the line search of `head_solver` have a part in it unless the steps
+Neither conjugate gradients nor the line search of `head.solver` have a part in it unless the steps
 fail to converge.
 
 Shapes: N samples, C classes, D features, P = C (D + 1).

@@ -492,8 +492,7 @@ def test_soft_labels_that_do_not_belong_are_refused(
         tmp_path / "x.soft",
         identity=identity,
         views=[[view]] * num_views,
-        num_samples=num_samples,
-        num_classes=num_classes,
+        size=(num_samples, num_classes),
     )
     settings = f"train_student.soft_labels={tmp_path / 'x.soft'}"
     assert told in refused("train-student", tiny_toml, digits, settings)

@@ -188,8 +188,7 @@ def cached_soft_labels(cache: TeacherCache, spec: ViewSpec, folder) -> SoftLabel
         folder / "a.soft",
         identity=identity,
         views=views,
-        num_samples=cache.shape.num_samples,
-        num_classes=cache.shape.num_classes,
+        size=(cache.shape.num_samples, cache.shape.num_classes),
     )
     return SoftLabels.open(folder / "a.soft")
 

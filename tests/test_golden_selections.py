@@ -106,8 +106,7 @@ def write_soft(path: Path, kind: str) -> None:
         path,
         identity=soft_identity(kind),
         views=[[view] for view in soft_rows(kind)],
-        num_samples=NUM_SAMPLES,
-        num_classes=NUM_CLASSES,
+        size=(NUM_SAMPLES, NUM_CLASSES),
         repaired=report() if kind == "dense" else None,
     )
 

@@ -474,7 +474,7 @@ def test_addresses_outside_of_their_prefix_are_refused():
 
 def test_local_work_does_not_load_the_client_library(tmp_path):
     code = (
-        "import sys; from pipeline.artefacts.objects.protocol import open_objects\n"
+        "import sys; from pipeline.artefacts.objects.addresses import open_objects\n"
         "from pipeline.artefacts.objects.remote import require_conditional_create\n"
         f"store = open_objects({str(tmp_path)!r}); require_conditional_create(store)\n"
         "store.create('a', b'1'); print('obstore' in sys.modules)"

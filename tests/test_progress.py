@@ -13,7 +13,7 @@ from pipeline.runtime.progress import progress
 ROOT = Path(__file__).parents[1]
 WORK = """
 import time
-from pipeline.progress import progress
+from pipeline.runtime.progress import progress
 with progress("read train", total=40, unit="images") as bar:
     for _ in range(4):
         bar.advance(10, note="loss 0.5")
@@ -88,7 +88,7 @@ def test_a_terminal_shows_a_bar_with_rate_and_cleans_up():
 
 
 NESTED = """
-from pipeline.progress import progress
+from pipeline.runtime.progress import progress
 for _ in range(2):
     with progress("outer", total=2, unit="views") as outer:
         for _ in range(2):

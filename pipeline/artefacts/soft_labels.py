@@ -213,8 +213,7 @@ def write(
     *,
     identity: SoftLabelIdentity,
     views: Iterable[Iterable[LabelRows]],
-    num_samples: int,
-    num_classes: int,
+    size: tuple[int, int],
     repaired: RepairReport | None = None,
 ) -> None:
     """Write the views in order and publish them under ``path`` when all are there.
@@ -226,11 +225,11 @@ def write(
         path: the folder to make.
         identity: says which views there are, and by ``top_k`` what a row is.
         views: for each view its rows in order, as blocks (b, W); one block is held at a time.
-        num_samples: N, rows of every view.
-        num_classes: C.
+        size: N, the rows of every view, and C, the classes.
         repaired: of the logits; there where ``identity`` says that they were repaired.
     """
     assert (repaired is None) == (identity.repair is None), "a repair has a report"
+    num_samples, num_classes = size
     shape = (len(identity.views), num_samples, _row_width(num_classes, identity.top_k))
     dtype = _dtype(identity.top_k)
     with publishing_folder(path) as folder:

@@ -43,7 +43,7 @@ _STRONGEST: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """Diagnostics at the all-distilled head; `artefacts.scores.Diagnostics` tells what they are."""
+    """Diagnostics at the all-distilled head; `artefacts.scores.Diagnostics` describes them."""
 
     target_weight_cosine: float
     rank_stability: dict[str, float] = field(default_factory=dict)

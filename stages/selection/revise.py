@@ -41,8 +41,7 @@ def revise_views(
             path,
             identity=identity,
             views=(revising.view(view, bar) for view in identity.views),
-            num_samples=cached.num_samples,
-            num_classes=dataset.num_classes,
+            size=(cached.num_samples, dataset.num_classes),
             repaired=cached.report if isinstance(cached, RepairedCache) else None,
         )
     logger.info("%s: %d views of %s labels", path, len(identity.views), f"{cached.num_samples:,}")

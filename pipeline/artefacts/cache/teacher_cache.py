@@ -22,7 +22,7 @@ same inputs have the same id on any machine. Every object is created once and ne
 number of workers and readers need no lock, and a cache may lie in a folder, in a bucket or behind
 a web server. Zarr reads a missing object as the fill value without complaint, so the receipts, not
 Zarr, say what is there: opening compares sizes, reading compares SHA-256, and nothing that was
-stored is believed about paths, shapes or codecs (`cache_arrays`).
+stored is believed about paths, shapes or codecs (`cache.arrays`).
 """
 
 from collections.abc import Iterator

@@ -160,7 +160,7 @@ class CacheWriter:
         assert set(arrays) == {spec.name for spec in view_arrays(self.manifest)}
         for name, values in arrays.items():
             assert len(values) == rows[1] - rows[0]
-            self._store(name, unit.view, unit.shard, values, rows=rows, note=note)
+            self._store(name, unit, values, rows=rows, note=note)
 
     def reader(self) -> ArrayReader:
         """Reads what is kept already."""
@@ -222,8 +222,7 @@ class CacheWriter:
     def _store(
         self,
         name: str,
-        view: int,
-        shard: int,
+        unit: Unit,
         values: NDArray[np.generic],
         *,
         rows: tuple[int, int],
@@ -232,18 +231,20 @@ class CacheWriter:
         least, most = extremes(values)
         if not np.isfinite((least, most)).all():
             raise PipelineError(
-                f"{name} of view {view}, rows {rows[0]} to {rows[1] - 1}, holds what is no finite "
-                "number (expected only such). Check the teacher's checkpoint and `mean`/`std`."
+                f"{name} of view {unit.view}, rows {rows[0]} to {rows[1] - 1}, holds what is no "
+                "finite number (expected only such). Check the teacher's checkpoint and "
+                "`mean`/`std`."
             )
-        created = self._created(name, view, shard, values)
+        created = self._created(name, unit, values)
         facts = Facts(bytes=created.bytes, sha256=created.sha256, rows=rows, min=least, max=most)
-        create_receipt(self.store, receipt_key(name, view, shard), Receipt.of(facts, note))
+        key = receipt_key(name, unit.view, unit.shard)
+        create_receipt(self.store, key, Receipt.of(facts, note))
 
     def _store_whole(self, name: str, values: NDArray[np.generic]) -> None:
         """Keep an array that is one chunk, or see that the one that lies there is the same."""
         rows, key = (0, len(values)), receipt_key(name, 0, 0)
         if self.store.size(key) is None:
-            self._store(name, 0, 0, values, rows=rows, note=Note())
+            self._store(name, Unit(view=0, shard=0), values, rows=rows, note=Note())
         elif self._receipt(name, 0, 0).facts != facts_of(
             encode(self._specs[name], values), values, rows=rows
         ):
@@ -253,7 +254,8 @@ class CacheWriter:
                 "`prepare.order`, or choose another place with `caches`."
             )
 
-    def _created(self, name: str, view: int, shard: int, values: NDArray[np.generic]) -> Created:
+    def _created(self, name: str, unit: Unit, values: NDArray[np.generic]) -> Created:
+        view, shard = unit.view, unit.shard
         try:
             return self._arrays.write(name, view, shard, values)
         except ArtefactMismatch as error:

@@ -1,7 +1,7 @@
 """Influence scores: how held-out loss would move if one sample were supervised otherwise.
 
 Koh & Liang 2017, arXiv:1703.04730, exact for the refitted linear softmax head of
-`head_problem`: with V = H^-1 dL_V one product per row scores every sample.
+`head.problem`: with V = H^-1 dL_V one product per row scores every sample.
 
 Sign convention: every score is the predicted change of the MEAN held-out cross-entropy, so
 a negative score announces an improvement. The number of samples N in the objective stays

@@ -17,7 +17,7 @@ Losses, gradients and scores are computed in ``dtype``, Hessian products in ``pr
 chunks are float64 always. With float32 products the solver measures its residual in ``dtype`` and
 refines, so the answer has the accuracy of ``dtype``.
 
-Several processes share the samples out (`sharing`): each passes over its own part, and sums over
+Several processes share the samples out (`rank_sums`): each passes over its own part, and sums over
 all rows are those of all processes. What is kept of a linearisation is kept by each for its part,
 so more processes keep more.
 

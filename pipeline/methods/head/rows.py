@@ -1,6 +1,6 @@
 """A run of samples in the objective of a softmax head: losses, residuals and curvature per row.
 
-The symbols are those of `head_problem`.
+The symbols are those of `head.problem`.
 
 Shapes: M rows (all views of a run of samples), D features, C classes, G directions.
 """

@@ -1,9 +1,9 @@
 """Fitting a head to its problem and solving with its Hessian.
 
-Both are conjugate gradients on exact Hessian products (`head_preconditioner` says what helps
-them). Adding the same row to every class changes no softmax, so all vectors
-are kept centred over classes, where the Hessian is positive definite. The size of a problem decides
-the precision of its products and how far its gradient and residual are reduced.
+Both are conjugate gradients on exact Hessian products, preconditioned by `head.preconditioner`.
+Adding the same row to every class changes no softmax, so all vectors are kept centred over classes,
+where the Hessian is positive definite. The size of a problem decides the precision of its products
+and how far its gradient and residual are reduced.
 
 Shapes: C classes, D features, G right sides that are solved together.
 """
