@@ -9,10 +9,10 @@ from hypothesis import settings
 from pipeline.artefacts.dataset import Dataset
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.command_server import Server
-from tests.image_folders import folder_config, save_folder
-from tests.servers import nanio_server, seaweed  # noqa: F401 - fixtures
-from tests.workspaces import TINY, linked_copy, tiny_config
+from tests.support.command_server import Server
+from tests.support.image_folders import folder_config, save_folder
+from tests.support.servers import nanio_server, seaweed  # noqa: F401 - fixtures
+from tests.support.workspaces import TINY, linked_copy, tiny_config
 
 # The first torch call takes half a second and would trip Hypothesis' deadline of 200 ms.
 settings.register_profile("heartcut", deadline=None, derandomize=True, max_examples=60)

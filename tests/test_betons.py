@@ -7,7 +7,7 @@ import pytest
 from pipeline.data.betons import is_storable, write_beton
 from pipeline.data.loaders import BatchLoader
 from pipeline.errors import PipelineError
-from tests.image_folders import textures
+from tests.support.image_folders import textures
 
 
 def written(path, images, labels=None):

@@ -23,9 +23,9 @@ from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import CacheTeacherConfig
 from stages.identities import teacher_run_path
-from tests.commands import heartcut
+from tests.support.commands import heartcut
+from tests.support.workspaces import flip_byte, linked_copy, snapshot
 from tests.test_sharing import forged
-from tests.workspaces import flip_byte, linked_copy, snapshot
 
 HOUR = 3600
 

@@ -47,10 +47,10 @@ from pipeline.teacher.caching import TeacherPass, cache_views
 from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity, teacher_outputs
 from stages.cache import garbage as cache_gc
 from stages.identities import teacher_run_path
-from tests.commands import heartcut
-from tests.servers import BUCKET, s3_environment
-from tests.small_caches import identity_of, summary_of
-from tests.workspaces import snapshot
+from tests.support.commands import heartcut
+from tests.support.servers import BUCKET, s3_environment
+from tests.support.small_caches import identity_of, summary_of
+from tests.support.workspaces import snapshot
 
 NUM_VIEWS, NUM_SAMPLES, SHARD_ROWS, NUM_CLASSES, NUM_FEATURES = 2, 5, 2, 3, 2
 SHAPE = CacheShape(

@@ -16,7 +16,7 @@ from pipeline.methods.head.data import PickedRows, ProjectedRows, principal_comp
 from pipeline.methods.head.influence import heldout_gradient, score_rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
-from tests.small_caches import NUM_FEATURES, sealed_cache, some_samples
+from tests.support.small_caches import NUM_FEATURES, sealed_cache, some_samples
 
 NUM_CACHED, NUM_CLASSES, NUM_VIEWS = 41, 5, 3
 ORDER = np.random.default_rng(3).permutation(NUM_CACHED)[:37]

@@ -27,8 +27,15 @@ from pipeline.provenance import short
 from stages import select
 from stages.config.root import Config
 from stages.identities import cache_request, teacher_run_path
-from tests.commands import ROOT, heartcut
-from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, snapshot, unfinished
+from tests.support.commands import ROOT, heartcut
+from tests.support.workspaces import (
+    TINY,
+    flip_byte,
+    linked_copy,
+    replace_bytes,
+    snapshot,
+    unfinished,
+)
 
 COMMANDS = (
     "prepare",

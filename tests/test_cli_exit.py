@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.commands import ROOT, Finished
+from tests.support.commands import ROOT, Finished
 
 PROGRAM = """
 import atexit, os, sys, threading, time

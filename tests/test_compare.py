@@ -14,7 +14,7 @@ from stages.config.file import config_from_tree
 from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.sweep.tasks import Students
-from tests.rank_processes import exit_codes
+from tests.support.rank_processes import exit_codes
 
 STORED = {
     "format": "heartcut.comparison",

@@ -17,7 +17,7 @@ from pipeline.artefacts.dataset import (
     stratified_rows,
 )
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from tests.image_folders import folder_config
+from tests.support.image_folders import folder_config
 
 
 def new_samples(count, *, seed=0, num_classes=3):

@@ -23,8 +23,8 @@ from scripts.docs_hooks import outside
 from stages.config.file import ConfigError, config_from_tree, load_config, with_overrides
 from stages.config.root import Config
 from stages.config.types import Section
-from tests.commands import ROOT, heartcut
-from tests.documentation import (
+from tests.support.commands import ROOT, heartcut
+from tests.support.documentation import (
     NOT_RUN,
     OUTPUT,
     PAGES,
@@ -43,8 +43,8 @@ from tests.documentation import (
     named_paths,
     read,
 )
-from tests.image_folders import save_folder
-from tests.workspaces import TINY, linked_copy, tables_in
+from tests.support.image_folders import save_folder
+from tests.support.workspaces import TINY, linked_copy, tables_in
 
 BLOCKS = all_blocks()
 BUCKET, CACHE_ID = "s3://team/caches", "0a7e1c919380"

@@ -18,8 +18,8 @@ from pipeline.errors import NotSealed
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
-from tests.commands import ROOT, heartcut
-from tests.workspaces import linked_copy, snapshot, unfinished
+from tests.support.commands import ROOT, heartcut
+from tests.support.workspaces import linked_copy, snapshot, unfinished
 
 STAGES = ("prepare", "train-teacher", "cache-teacher", "select", "train-student")
 MADE_IN = dict(zip(STAGES, ("", "runs", "caches", "selections", "runs"), strict=True))

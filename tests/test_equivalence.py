@@ -27,7 +27,14 @@ from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity, teache
 from stages import train_student
 from stages.config.file import with_overrides
 from stages.identities import teacher_run_path
-from tests.learners import FP32, kd_loss, learner_of, normaliser_of, optimizer_of, train_epoch
+from tests.support.learners import (
+    FP32,
+    kd_loss,
+    learner_of,
+    normaliser_of,
+    optimizer_of,
+    train_epoch,
+)
 
 SPECS = {
     "all": ViewSpec(padding=4, flip=True, count=ALL),

@@ -12,7 +12,7 @@ from pipeline.methods.metrics import CALIBRATION_BINS, agreement, calibration_er
 from pipeline.models.zoo import build
 from pipeline.runtime.device import Runtime
 from pipeline.training.evaluation import evaluate
-from tests.strategies import logit_batches
+from tests.support.strategies import logit_batches
 
 FP32 = Runtime(device=torch.device("cpu"), precision="fp32")
 

@@ -17,8 +17,8 @@ from stages import cache_teacher, prepare, select, train_teacher
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import cache_request
-from tests.image_folders import CLASSES, save_folder, save_split, textures
-from tests.workspaces import snapshot
+from tests.support.image_folders import CLASSES, save_folder, save_split, textures
+from tests.support.workspaces import snapshot
 
 FOLDER = [
     "prepare.source=folder",

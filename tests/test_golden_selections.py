@@ -34,8 +34,8 @@ from pipeline.artefacts.soft_labels import (
     SoftLabels,
 )
 from pipeline.methods.sparse_labels import packed_width
+from tests.support.workspaces import read_or_refusal
 from tests.test_golden import GOLDEN, digests, files, formula, labels
-from tests.workspaces import read_or_refusal
 
 VERSIONS = {
     "soft_labels": soft_format.FORMAT_VERSION,

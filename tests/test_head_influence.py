@@ -1,4 +1,4 @@
-"""The oracle is one autograd function of dense tensors; see `tests.head_problems`."""
+"""The oracle is one autograd function of dense tensors; see `tests.support.head_problems`."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from pipeline.methods.head.influence import heldout_gradient, score_rows, sum_ru
 from pipeline.methods.head.preconditioner import class_blocks
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.solver import NotConverged, fit, solve
-from tests.head_problems import (
+from tests.support.head_problems import (
     class_factor,
     data_hessian,
     dense_hessian,

@@ -14,7 +14,7 @@ from pipeline.methods.head.influence import heldout_gradient, score_added, score
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.set_effects import undistil_effect
 from pipeline.methods.head.solver import fit, solve
-from tests.head_problems import (
+from tests.support.head_problems import (
     dense_hessian,
     dense_solve,
     heldout_loss,

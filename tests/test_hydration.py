@@ -19,8 +19,8 @@ from pipeline.artefacts.dataset import Samples
 from pipeline.errors import ArtefactMismatch, Damaged
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.provenance import file_sha256
-from tests.small_caches import made_up, sealed_cache, some_samples
-from tests.workspaces import flip_byte, read_or_refusal, replace_bytes, snapshot, unfinished
+from tests.support.small_caches import made_up, sealed_cache, some_samples
+from tests.support.workspaces import flip_byte, read_or_refusal, replace_bytes, snapshot, unfinished
 
 COUNT, NUM_CLASSES, NUM_VIEWS, TOP_K = 40, 6, 3, 2
 TAUS = (1.0, 4.0)

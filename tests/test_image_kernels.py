@@ -12,7 +12,7 @@ from pipeline.data import image_kernels
 from pipeline.data.betons import Jpeg, Storage, decode
 from pipeline.data.ffcv_compat import JPEG_MODE
 from pipeline.data.image_kernels import resize_crop
-from tests.image_folders import photographs
+from tests.support.image_folders import photographs
 
 
 def jpeg_of(pixels, **options):

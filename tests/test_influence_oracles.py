@@ -30,7 +30,7 @@ from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import heldout_gradient, score_rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.solver import fit, solve
-from tests.head_problems import (
+from tests.support.head_problems import (
     class_factor,
     data_hessian,
     heldout_of,

@@ -29,8 +29,8 @@ from stages import select
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.small_caches import rewritten
-from tests.workspaces import linked_copy
+from tests.support.small_caches import rewritten
+from tests.support.workspaces import linked_copy
 
 L2, KD_WEIGHT = 0.01, 0.9
 PLAIN = [

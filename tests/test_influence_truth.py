@@ -21,7 +21,7 @@ from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import HeadScores, heldout_gradient, score_rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.solver import fit, solve
-from tests.head_problems import heldout_loss, refit
+from tests.support.head_problems import heldout_loss, refit
 
 N, C, D = 400, 5, 8
 NUM_SUBSETS = 60

@@ -12,7 +12,7 @@ from pipeline.methods.label_revision import (
     softened_probs,
     swap_labels,
 )
-from tests.strategies import logit_batches, teacher_batches
+from tests.support.strategies import logit_batches, teacher_batches
 
 ETAS = st.floats(0.01, 0.99)
 TEMPERATURES = st.sampled_from([0.5, 1.0, 4.0, 20.0])

@@ -21,7 +21,7 @@ from pipeline.provenance import pixel_key, sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.config.file import load_config, with_overrides
 from stages.identities import training_settings
-from tests.image_folders import CLASSES, folder_config, photographs
+from tests.support.image_folders import CLASSES, folder_config, photographs
 from tests.test_image_kernels import cmyk_jpeg, resized_by_pillow
 
 SPEC = ResizedCropSpec(size=24, count=3, seed=5)

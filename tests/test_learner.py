@@ -11,8 +11,8 @@ from pipeline.errors import PipelineError
 from pipeline.runtime.device import Runtime
 from pipeline.training.learner import Learner, StepRules
 from pipeline.training.student_loss import PlainLoss
-from tests.learners import CPU, learner_of, optimizer_of, train_epoch
-from tests.networks import Small
+from tests.support.learners import CPU, learner_of, optimizer_of, train_epoch
+from tests.support.networks import Small
 
 ROWS = 100
 

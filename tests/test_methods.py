@@ -11,9 +11,9 @@ from stages import cache_teacher, methods, prepare, select, train_student, train
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.commands import heartcut
-from tests.image_folders import save_folder
-from tests.workspaces import linked_copy, tiny_config
+from tests.support.commands import heartcut
+from tests.support.image_folders import save_folder
+from tests.support.workspaces import linked_copy, tiny_config
 
 CHANCE = 0.1
 GENTLER = {"mlkd": ("train_student.lambda_kd=0.1",)}

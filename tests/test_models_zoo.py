@@ -14,7 +14,7 @@ from pipeline.models.networks.vgg import Vgg
 from pipeline.models.networks.wide_resnet import WideResNet
 from pipeline.models.probing import name_of, require_image_size
 from pipeline.models.zoo import build
-from tests import zoo_oracles as oracles
+from tests.support import zoo_oracles as oracles
 
 PUBLISHED = {
     "resnet8x4": (1_233_540, 62, 256, "fc"),

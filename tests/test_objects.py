@@ -23,7 +23,7 @@ from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.objects.protocol import PROBE_KEY
 from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError, PipelineError
-from tests.servers import (
+from tests.support.servers import (
     BUCKET,
     SECRETS,
     WithoutRanges,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.parameter_change import undistil_order
 from pipeline.methods.head.solver import fit
-from tests.head_problems import problem_of, random_head
+from tests.support.head_problems import problem_of, random_head
 
 
 def distilled_problem(**settings):

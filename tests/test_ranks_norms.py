@@ -11,7 +11,7 @@ from pipeline.models.reused_head import VectorNorm
 from pipeline.runtime.ranks import ALONE, Poll, Ranks
 from pipeline.training.rank_batch_norm import join_norms, joint_batch_norm
 from pipeline.training.rank_batches import average_gradients
-from tests.rank_processes import on_ranks
+from tests.support.rank_processes import on_ranks
 
 WORLD = 3
 CHANNELS = 5

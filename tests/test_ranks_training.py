@@ -21,8 +21,8 @@ from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED
 from stages.caches import Caches
 from stages.config.file import with_overrides
-from tests.commands import ROOT
-from tests.workspaces import linked_copy
+from tests.support.commands import ROOT
+from tests.support.workspaces import linked_copy
 
 STUDENT = ("train_student.epochs=2", "train_student.batch_size=54", "train_student.lr=0.05")
 EXACTLY = "train_student.precision=fp64"

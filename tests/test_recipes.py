@@ -9,7 +9,7 @@ from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.config.file import load_config, with_overrides
 from stages.config.root import Config
 from stages.sweep.points import baseline_of, sweep_points
-from tests.image_folders import save_folder
+from tests.support.image_folders import save_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CIFAR = {

@@ -20,7 +20,7 @@ from pipeline.methods.metrics import calibration_error
 from pipeline.methods.sample_scores import score_samples
 from pipeline.provenance import array_sha256
 from stages.caches import Caches
-from tests.small_caches import sealed_cache, some_samples
+from tests.support.small_caches import sealed_cache, some_samples
 
 NUM_FOLDS, SEED = 4, 1
 COUNT, NUM_CLASSES, NUM_VIEWS = 90, 3, 3

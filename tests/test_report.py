@@ -30,9 +30,9 @@ from stages.report.teacher import teacher_of
 from stages.report.write import ReportSettings
 from stages.run_groups import find_runs
 from stages.sweep import run as sweep
-from tests.browser import Visit, chromium
-from tests.image_folders import textures
-from tests.workspaces import linked_copy
+from tests.support.browser import Visit, chromium
+from tests.support.image_folders import textures
+from tests.support.workspaces import linked_copy
 
 HOSTILE = (
     "<script>alert(1)<",

@@ -10,7 +10,7 @@ from pipeline.artefacts.run import Inputs, Run, run_id, run_path, write_metrics
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from stages import train_teacher
 from stages.config.root import Config
-from tests.workspaces import flip_byte, replace_bytes
+from tests.support.workspaces import flip_byte, replace_bytes
 
 INPUTS = Inputs(dataset="a" * 64, cache=None, soft_labels=None, selection=None)
 

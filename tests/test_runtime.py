@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.runtime import device as runtime
-from tests.learners import CPU
+from tests.support.learners import CPU
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="lscpu names other processors by part")

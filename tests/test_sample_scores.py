@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from pipeline.methods.sample_scores import score_samples
-from tests.strategies import logit_batches
+from tests.support.strategies import logit_batches
 
 
 def softmax_by_loops(row):

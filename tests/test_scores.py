@@ -22,8 +22,8 @@ from pipeline.artefacts.scores import (
 )
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from tests.small_caches import some_samples
-from tests.workspaces import flipped, read_or_refusal
+from tests.support.small_caches import some_samples
+from tests.support.workspaces import flipped, read_or_refusal
 
 NUM = 600
 SAMPLES = some_samples(NUM)

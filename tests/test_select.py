@@ -232,7 +232,7 @@ def test_the_second_time_nothing_is_computed(chosen):
 
 def test_augmented_labels_of_a_clean_cache_are_refused(digits, tmp_path):
     from stages import cache_teacher
-    from tests.workspaces import linked_copy
+    from tests.support.workspaces import linked_copy
 
     workspace = linked_copy(digits.workspace, tmp_path / "work", without=("caches", "selections"))
     config = with_overrides(digits, [f"workspace={workspace}", "views.count=0"])

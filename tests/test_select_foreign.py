@@ -28,8 +28,8 @@ from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.selection.columns import NOT_CACHED
-from tests.image_folders import CLASSES, save_folder, save_split, textures
-from tests.workspaces import linked_copy, read_or_refusal
+from tests.support.image_folders import CLASSES, save_folder, save_split, textures
+from tests.support.workspaces import linked_copy, read_or_refusal
 
 OF_THE_TEACHER = ["teacher_class", "p_target", "p_max", "beta", "cross_entropy", "el2n"]
 OF_THE_TEACHER += ["grand_head", "margin", "entropy"]

@@ -16,7 +16,7 @@ from pipeline.artefacts.scores import ScoreTable
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels
 from stages.config.root import Config
-from tests.workspaces import tables_in, unfinished
+from tests.support.workspaces import tables_in, unfinished
 
 NUM_INTERRUPTS, NUM_WHILE_WRITING = 4, 6
 

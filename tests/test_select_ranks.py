@@ -31,9 +31,9 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from stages import select
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.head_problems import heldout_of, problem_of, random_head
-from tests.rank_processes import exit_codes, on_ranks
-from tests.workspaces import linked_copy, snapshot, unfinished
+from tests.support.head_problems import heldout_of, problem_of, random_head
+from tests.support.rank_processes import exit_codes, on_ranks
+from tests.support.workspaces import linked_copy, snapshot, unfinished
 
 WORLDS = [2, 3]
 CLOSE = 1e-10

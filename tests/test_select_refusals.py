@@ -15,9 +15,9 @@ from stages import cache_teacher, select, train_student
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.commands import heartcut
-from tests.small_caches import rewritten
-from tests.workspaces import linked_copy, snapshot, tables_in, unfinished
+from tests.support.commands import heartcut
+from tests.support.small_caches import rewritten
+from tests.support.workspaces import linked_copy, snapshot, tables_in, unfinished
 
 QUICK = [
     "select.influence.l2=0.01",

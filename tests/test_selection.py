@@ -22,7 +22,7 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from stages import select, train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.workspaces import flipped, read_or_refusal
+from tests.support.workspaces import flipped, read_or_refusal
 
 STRINGS = ("sample_key", "reason")
 

@@ -22,7 +22,7 @@ from pipeline.artefacts.selection import COLUMNS, SelectionTable
 from pipeline.methods.catalogue import Strategy
 from stages import select
 from stages.config.root import Config
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 PAGE = (ROOT / "docs" / "selection.md").read_text()
 FENCED = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)

@@ -11,7 +11,7 @@ from pipeline.artefacts.selection import SelectionTable
 from stages import select
 from stages.config.file import with_overrides
 from stages.selection.wording import threshold_warnings, warnings_of_table
-from tests.workspaces import linked_copy
+from tests.support.workspaces import linked_copy
 
 
 @pytest.fixture

@@ -38,9 +38,9 @@ from pipeline.models.checkpoints import load_weights, save_weights, weights_dige
 from pipeline.models.zoo import build
 from stages.caches import Caches
 from stages.identities import teacher_run_path
-from tests.commands import heartcut
-from tests.image_folders import CLASSES, save_split, textures
-from tests.servers import (
+from tests.support.commands import heartcut
+from tests.support.image_folders import CLASSES, save_split, textures
+from tests.support.servers import (
     BUCKET,
     SECRETS,
     WithoutRanges,
@@ -49,7 +49,7 @@ from tests.servers import (
     s3_environment,
     seaweedfs,
 )
-from tests.workspaces import flip_byte, linked_copy, replace_bytes, snapshot, tables_in
+from tests.support.workspaces import flip_byte, linked_copy, replace_bytes, snapshot, tables_in
 
 
 @pytest.fixture

@@ -30,9 +30,16 @@ from stages.show import run_text as show_run_text
 from stages.show import selection as show_selection
 from stages.show import text as show_text
 from stages.show.records import as_json
-from tests.commands import ROOT, heartcut
-from tests.small_caches import sealed_cache, some_samples
-from tests.workspaces import TINY, flip_byte, linked_copy, replace_bytes, tables_in, tiny_config
+from tests.support.commands import ROOT, heartcut
+from tests.support.small_caches import sealed_cache, some_samples
+from tests.support.workspaces import (
+    TINY,
+    flip_byte,
+    linked_copy,
+    replace_bytes,
+    tables_in,
+    tiny_config,
+)
 
 HOSTILE = ["[red]zero", "\x1b[31mone", "two\rx", ":smile:", "[/]", "fi\x07ve", "6\n", "7", "8", "n"]
 

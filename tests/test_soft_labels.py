@@ -19,7 +19,7 @@ from pipeline.artefacts.soft_labels import (
 )
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
-from tests.workspaces import flipped, read_or_refusal
+from tests.support.workspaces import flipped, read_or_refusal
 
 NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES = 3, 7, 5
 TOP_K = {"dense": 0, "packed": 2}

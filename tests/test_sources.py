@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.data import sources
 from pipeline.data.image_files import UnreadableImage
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
-from tests.image_folders import CLASSES, save_folder, textures
+from tests.support.image_folders import CLASSES, save_folder, textures
 
 
 def open_folder(root, *, train="train", test="test", resize=None):

@@ -13,7 +13,7 @@ from pipeline.methods.distillation import distillation_loss, kd_loss_rows
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.sparse_labels import MOST_CLASSES, pack, packed_width, unpack
 from pipeline.methods.sparse_logits import reconstruct, summarise
-from tests.strategies import logit_batches
+from tests.support.strategies import logit_batches
 
 REVISIONS = ["none", "wrong", "all", "swap", "drop-wrong"]
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.sparse_logits import SMALLEST_REST, reconstruct, remaining_mass, summarise
-from tests.strategies import logit_batches
+from tests.support.strategies import logit_batches
 
 TAUS = (1.0, 2.5, 4.0)
 REVISIONS = ["none", "wrong", "all", "swap", "drop-wrong"]

@@ -14,7 +14,7 @@ import scipy.stats
 
 from benchmarks.study import differences, store
 from benchmarks.study.tables import STUDENTS
-from tests.documentation import ROOT, cells_of
+from tests.support.documentation import ROOT, cells_of
 
 FEWEST = {"docs/results/study.md": 30, "docs/faq.md": 10}
 """Intervals that a page tells in words, so that a page written another way is not passed over."""

@@ -16,7 +16,7 @@ from stages.config.root import Config
 from stages.config.sweep import SweepConfig
 from stages.sweep import run as sweep
 from stages.sweep.tasks import Part
-from tests.documentation import ROOT, cells_of
+from tests.support.documentation import ROOT, cells_of
 
 STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if "." not in path.stem]
 NUMBER = re.compile(r"\d+\.\d")

@@ -19,8 +19,8 @@ from stages import train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.training import trainer
-from tests.commands import heartcut
-from tests.workspaces import linked_copy
+from tests.support.commands import heartcut
+from tests.support.workspaces import linked_copy
 
 KILLS = 20
 
@@ -102,7 +102,7 @@ SETTINGS = {
         "train_student.crd.negatives=16",
     ),
     "simkd": ("train_student.method=simkd",),
-    "dropout": ("train_student.arch=tests.networks:with_dropout",),
+    "dropout": ("train_student.arch=tests.support.networks:with_dropout",),
 }
 
 

@@ -31,8 +31,8 @@ from stages.sweep import run as sweep
 from stages.sweep.report import as_markdown
 from stages.sweep.results import Sweep, seconds_left
 from stages.sweep.tasks import Part
-from tests.commands import heartcut
-from tests.workspaces import replace_bytes, snapshot
+from tests.support.commands import heartcut
+from tests.support.workspaces import replace_bytes, snapshot
 
 POINTS = {
     "a": ["train_student.distil=false", "train_student.lr=0.1"],

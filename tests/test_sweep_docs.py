@@ -13,7 +13,7 @@ from pipeline.artefacts.sweep import FAILED, OK, SweepRecord, SweepRow, sweep_fo
 from stages.config.file import config_from_tree, load_config
 from stages.sweep.points import baseline_of, sweep_points
 from stages.sweep.results import statistics
-from tests.commands import ROOT, heartcut
+from tests.support.commands import ROOT, heartcut
 
 PAGE = (ROOT / "docs" / "sweeps.md").read_text()
 FENCED = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)

@@ -6,7 +6,7 @@ from pipeline.errors import ConfigError
 from stages.config.file import config_from_tree, load_config, with_overrides
 from stages.config.root import Config
 from stages.sweep.points import baseline_of, settings_id, sweep_points, with_seed
-from tests.commands import ROOT, heartcut
+from tests.support.commands import ROOT, heartcut
 
 
 def sweep_of(*overrides: str, **sweep: object) -> Config:

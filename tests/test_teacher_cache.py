@@ -55,8 +55,8 @@ from pipeline.teacher.summary import storage_fidelity, summarise_cache
 from stages import cache_teacher
 from stages.caches import Caches
 from stages.config.file import with_overrides
-from tests.small_caches import identity_of, summary_of
-from tests.workspaces import flipped, linked_copy, read_or_refusal, replace_bytes, snapshot
+from tests.support.small_caches import identity_of, summary_of
+from tests.support.workspaces import flipped, linked_copy, read_or_refusal, replace_bytes, snapshot
 
 TAUS = (1.0, 4.0)
 ORDER = [3, 1, 0, 2]

@@ -14,7 +14,7 @@ from stages import cache_teacher, select, train_student
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.workspaces import linked_copy, tables_in
+from tests.support.workspaces import linked_copy, tables_in
 
 CHANGES = (
     "select.influence.folds=2",

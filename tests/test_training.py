@@ -25,8 +25,8 @@ from pipeline.training.student_loss import Outputs, PlainLoss
 from stages import train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.learners import CPU, kd_loss, learner_of, optimizer_of, schedule_of, train_epoch
-from tests.workspaces import linked_copy
+from tests.support.learners import CPU, kd_loss, learner_of, optimizer_of, schedule_of, train_epoch
+from tests.support.workspaces import linked_copy
 
 PLAIN, KD = PlainLoss(), kd_loss()
 

@@ -9,8 +9,8 @@ from torch import nn
 from pipeline.artefacts import unfinished_run as training_state
 from pipeline.artefacts.unfinished_run import read_state, write_state
 from pipeline.errors import ArtefactMismatch
-from tests.learners import optimizer_of, schedule_of
-from tests.workspaces import flip_byte
+from tests.support.learners import optimizer_of, schedule_of
+from tests.support.workspaces import flip_byte
 
 
 def moved(kind: str, schedule: str):

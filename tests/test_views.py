@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import functional
 
 from pipeline.data.views import ALL, ViewSpec, replay, view_codes, views_of_epoch
-from tests.image_folders import textures
+from tests.support.image_folders import textures
 
 CROPS = ViewSpec(padding=4, flip=True, count=6, seed=7)
 EVERY = ViewSpec(padding=4, flip=True, count=ALL)

@@ -26,7 +26,7 @@ from pipeline.artefacts.zarr_arrays import (
 )
 from pipeline.artefacts.zarr_store import encode
 from pipeline.errors import ArtefactMismatch
-from tests.workspaces import read_or_refusal
+from tests.support.workspaces import read_or_refusal
 
 DTYPES = ["float16", "float32", "uint16", "int32", "uint8"]
 CODECS = ["zstd", "none"]

@@ -24,10 +24,10 @@ from pipeline.artefacts.zarr_arrays import (
 )
 from pipeline.artefacts.zarr_store import NewArrays, encode, run_here
 from pipeline.errors import Damaged, PipelineError
-from tests.commands import ROOT
+from tests.support.commands import ROOT
+from tests.support.workspaces import flipped, replace_bytes
 from tests.test_security import vouch
 from tests.test_teacher_cache import KINDS, SmallCache
-from tests.workspaces import flipped, replace_bytes
 
 SPEC = ArraySpec(
     name="a",

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

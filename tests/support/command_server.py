@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 import cli
-from tests.commands import ROOT, Finished
+from tests.support.commands import ROOT, Finished
 
 
 class Job:
@@ -59,7 +59,7 @@ class Server:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.command_server"],
+            [sys.executable, "-m", "tests.support.command_server"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             text=True,

@@ -1,0 +1,1 @@
+"""Builders, oracles and servers that several test modules share."""
