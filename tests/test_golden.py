@@ -22,9 +22,9 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.verify import check_cache
 from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
 from pipeline.artefacts.objects.local import LocalObjects
+from tests.support.golden import GOLDEN, NUM_CLASSES, NUM_SAMPLES, digests, files, formula, labels
 
-GOLDEN = Path(__file__).parent / "golden"
-NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES, NUM_FEATURES, SHARD_ROWS, TOP_K = 2, 7, 5, 3, 4, 2
+NUM_VIEWS, NUM_FEATURES, SHARD_ROWS, TOP_K = 2, 3, 4, 2
 TAUS = (1.0, 4.0)
 
 ROOTS = {
@@ -37,21 +37,6 @@ IDS = {
     ("v2", "top-k"): "f22bcfe669e10036c936ecc01c99d57dd02de42f82a9cab4b46ff9ba191e2679",
 }
 THIS_VERSION = [key for key in ROOTS if key[0] == f"v{FORMAT_VERSION}"]
-
-
-def formula(*shape: int, step: int):
-    """Exact in float16: multiples of 1/8 in -8..8, without a pattern that is easy to get right."""
-    numbers = np.arange(np.prod(shape), dtype=np.int64)
-    return ((numbers * step % 129 - 64) / 8).reshape(shape)
-
-
-def labels():
-    return np.arange(NUM_SAMPLES) * 3 % NUM_CLASSES
-
-
-def digests(*, step: int):
-    count = np.arange(NUM_SAMPLES * 16).reshape(NUM_SAMPLES, 16)
-    return (count * step % 251).astype(np.uint8)
 
 
 def contents() -> CacheContents:
@@ -133,14 +118,6 @@ def write(folder: Path, kind: str) -> TeacherCache:
         writer.write(unit, kept, Note(device="a device", seconds=0.25))
     writer.seal(summary())
     return TeacherCache.open(folder)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize(("version", "kind"), ROOTS)

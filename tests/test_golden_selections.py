@@ -34,15 +34,15 @@ from pipeline.artefacts.soft_labels import (
     SoftLabels,
 )
 from pipeline.methods.sparse_labels import packed_width
+from tests.support.golden import GOLDEN, NUM_CLASSES, NUM_SAMPLES, digests, files, formula, labels
 from tests.support.workspaces import read_or_refusal
-from tests.test_golden import GOLDEN, digests, files, formula, labels
 
 VERSIONS = {
     "soft_labels": soft_format.FORMAT_VERSION,
     "scores": score_format.FORMAT_VERSION,
     "selection": selection_format.FORMAT_VERSION,
 }
-NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES, TOP_K = 2, 7, 5, 2
+NUM_VIEWS, TOP_K = 2, 2
 SOFT, SCORES, SELECTION = (GOLDEN / f"{name}-v{version}" for name, version in VERSIONS.items())
 SOFT_LABELS_OF_SELECTION = "80937879cee71b6c590a643a35fb7ec209f1385c74b1b8c50f2d7a8aa2882426"
 OLD = {

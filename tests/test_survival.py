@@ -6,8 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,27 +17,11 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError, T
 from stages import train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from stages.training import trainer
 from tests.support.commands import heartcut
+from tests.support.stops import stopping_after
 from tests.support.workspaces import linked_copy
 
 KILLS = 20
-
-
-class StopsAfter:
-    """A request to stop that comes after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-
-    @property
-    def is_there(self) -> bool:
-        return self._left <= 0
-
-    def raise_if_stopped(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise Terminated("stopped by the test")
 
 
 def is_content(path: Path, content: bytes) -> bool:
@@ -52,19 +35,11 @@ def bare(digits: Config, folder, *overrides: str) -> Config:
     return with_overrides(digits, [f"workspace={workspace}", *overrides])
 
 
-def trained_with_stops(config: Config, monkeypatch, *, every: int) -> tuple[Run, int]:
+def trained_with_stops(config: Config, *, every: int) -> tuple[Run, int]:
     """Train, stopping after every few steps; the run, and how often it was stopped."""
-
-    @contextmanager
-    def requests() -> Iterator[StopsAfter]:
-        yield StopsAfter(every)
-
-    monkeypatch.setattr(trainer, "catching_stop_signals", requests)
     for stops in range(1000):
-        try:
+        with suppress(Terminated), stopping_after(every):
             return train_student.execute(config), stops
-        except Terminated:
-            continue
     raise AssertionError("it never ends")
 
 
@@ -107,15 +82,11 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_training_that_is_stopped_again_and_again_reaches_the_same_bits(
-    digits, tmp_path, monkeypatch, name
-):
+def test_a_training_that_is_stopped_again_and_again_reaches_the_same_bits(digits, tmp_path, name):
     changes = ["train_student.epochs=2", "train_student.batch_size=50", *SETTINGS[name]]
     whole = train_student.execute(bare(digits, tmp_path / "whole", *changes))
     config = bare(digits, tmp_path / "stopped", *changes)
-    stopped, stops = trained_with_stops(
-        config, monkeypatch, every=1 if "accumulated" in name else 3
-    )
+    stopped, stops = trained_with_stops(config, every=1 if "accumulated" in name else 3)
     assert stops >= 3
     assert filecmp.cmp(stopped.weights, whole.weights, shallow=False)
     assert lines_of(stopped) == lines_of(whole)
@@ -191,23 +162,16 @@ def test_a_signal_keeps_a_checkpoint_first(
     assert is_content(Run.open(run).weights, whole)
 
 
-def begun(digits: Config, tmp_path, monkeypatch) -> Config:
+def begun(digits: Config, tmp_path) -> Config:
     """A workspace with a training that was stopped."""
     config = bare(digits, tmp_path / "work", "train_student.epochs=3")
-
-    @contextmanager
-    def requests() -> Iterator[StopsAfter]:
-        yield StopsAfter(1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "catching_stop_signals", requests)
-        with pytest.raises(Terminated):
-            train_student.execute(config)
+    with stopping_after(1), pytest.raises(Terminated):
+        train_student.execute(config)
     return config
 
 
-def test_going_on_with_other_settings_names_the_keys(digits, tmp_path, monkeypatch):
-    config = begun(digits, tmp_path, monkeypatch)
+def test_going_on_with_other_settings_names_the_keys(digits, tmp_path):
+    config = begun(digits, tmp_path)
     (folder,) = config.runs_folder.glob(f"student-*{UNFINISHED}")
     other = with_overrides(config, ["train_student.lr=0.2", "train_student.lambda_kd=0.5"])
     told = (
@@ -223,8 +187,8 @@ def test_a_folder_without_a_training_cannot_be_gone_on_with(digits_copy, tmp_pat
         train_student.execute(digits_copy, resume=tmp_path / "nowhere")
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_line(digits, tmp_path, monkeypatch):
-    config = begun(digits, tmp_path, monkeypatch)
+def test_a_damaged_checkpoint_is_refused_in_one_line(digits, tmp_path):
+    config = begun(digits, tmp_path)
     (path,) = config.runs_folder.glob(f"student-*{UNFINISHED}/checkpoint.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtefactMismatch, match=r"is damaged .* Remove .*\.training and train"):
@@ -243,8 +207,8 @@ def test_runs_that_cannot_be_written_are_told_before_anything_is_trained(digits,
         train_student.execute(config)
 
 
-def test_a_training_belongs_to_one_process(digits, tmp_path, monkeypatch):
-    config = begun(digits, tmp_path, monkeypatch)
+def test_a_training_belongs_to_one_process(digits, tmp_path):
+    config = begun(digits, tmp_path)
     (folder,) = config.runs_folder.glob(f"student-*{UNFINISHED}")
     import fcntl
 
