@@ -1,9 +1,8 @@
 """The layering is a rule, so it is a test."""
 
 import ast
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
@@ -33,17 +32,21 @@ METHODS_MAY_USE = {
 }
 
 
+@cache
 def modules() -> list[Path]:
+    """Every module of the product."""
     paths = {path for layer in ("pipeline", "stages") for path in ROOT.glob(f"{layer}/**/*.py")}
     return sorted(path.relative_to(ROOT) for path in paths)
 
 
-def imported_names(path: Path) -> set[str]:
-    """Dotted names of every module that ``path`` imports, at any depth of the code."""
+@cache
+def imported_names(path: Path) -> frozenset[str]:
+    """Dotted names of everything that ``path`` imports, at any depth of the code."""
     nodes = list(ast.walk(ast.parse((ROOT / path).read_text())))
-    names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names = {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
     names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def layer_of(path: Path) -> str:
@@ -51,38 +54,58 @@ def layer_of(path: Path) -> str:
     return max((layer for layer in LAYERS if path.is_relative_to(layer)), key=len)
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_imports_point_one_way(path):
-    project = {
-        name
+def test_imports_point_one_way():
+    offenders = {
+        (str(path), name)
+        for path in modules()
         for name in imported_names(path)
         if name.partition(".")[0] in {"cli", "stages", "pipeline", "tests", "benchmarks"}
+        and not any(f"{name}.".startswith(f"{ok}.") for ok in LAYERS[layer_of(path)])
     }
-    allowed = LAYERS[layer_of(path)]
-    strangers = {
-        name for name in project if not any(f"{name}.".startswith(f"{ok}.") for ok in allowed)
+    assert not offenders
+
+
+def test_methods_are_pure_tensor_code():
+    offenders = {
+        (str(path), name)
+        for path in modules()
+        if layer_of(path) == "pipeline/methods"
+        for name in imported_names(path)
+        if name.partition(".")[0] not in METHODS_MAY_USE
     }
-    assert not strangers
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_methods_are_pure_tensor_code(path):
-    if layer_of(path) == "pipeline/methods":
-        assert {name.partition(".")[0] for name in imported_names(path)} <= METHODS_MAY_USE
+def test_only_the_data_layer_touches_ffcv():
+    offenders = {
+        str(path)
+        for path in modules()
+        if path.parent != Path("pipeline/data")
+        and any(name.partition(".")[0] == "ffcv" for name in imported_names(path))
+    }
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_only_the_data_layer_touches_ffcv(path):
-    uses_ffcv = any(name.partition(".")[0] == "ffcv" for name in imported_names(path))
-    assert not uses_ffcv or path.parent == Path("pipeline/data")
+def test_nothing_is_unpickled():
+    unpickling = ("pickle.load", "allow_pickle=True", "weights_only=False")
+    offenders = {
+        (str(path), call)
+        for path in modules()
+        for call in unpickling
+        if call in (ROOT / path).read_text()
+    }
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_nothing_is_unpickled(path):
-    source = (ROOT / path).read_text()
-    assert "pickle.load" not in source
-    assert "allow_pickle=True" not in source
-    assert "weights_only=False" not in source
+def test_no_test_module_imports_another_test_module():
+    """What several of them need is in tests/support."""
+    offenders = {
+        (str(path.relative_to(ROOT)), name)
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in imported_names(path)
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split("."))
+    }
+    assert not offenders
 
 
 def test_configs_import_without_torch():
