@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from stages.config.file import with_overrides
 from stages.config.root import Config
@@ -69,6 +70,20 @@ def digits(tiny_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     cache_teacher.execute(config)
     select.execute(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def dataset(digits: Config) -> Dataset:
+    """The data set of `digits`."""
+    return Dataset.open(digits.data_folder)
+
+
+@pytest.fixture(scope="session")
+def cache(digits: Config, dataset: Dataset) -> TeacherCache:
+    """The cache of `digits`."""
+    from stages.caches import Caches
+
+    return Caches(config=digits, dataset=dataset).training
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from stages.config.file import with_overrides
 from stages.config.root import CacheTeacherConfig
 from stages.identities import teacher_run_path
 from tests.support.commands import heartcut
+from tests.support.small_caches import forged
 from tests.support.workspaces import flip_byte, linked_copy, snapshot
-from tests.test_sharing import forged
 
 HOUR = 3600
 

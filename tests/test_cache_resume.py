@@ -29,9 +29,9 @@ from pipeline.artefacts.cache.receipts import (
     read_receipt,
     receipt_key,
 )
-from pipeline.artefacts.cache.record import CacheLayout, CacheShape
+from pipeline.artefacts.cache.record import CacheLayout
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit, writing_behind
+from pipeline.artefacts.cache.writer import CacheWriter, Unit, writing_behind
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
@@ -49,13 +49,10 @@ from stages.cache import garbage as cache_gc
 from stages.identities import teacher_run_path
 from tests.support.commands import heartcut
 from tests.support.servers import BUCKET, s3_environment
-from tests.support.small_caches import identity_of, summary_of
+from tests.support.small_caches import SmallCache, summary_of
 from tests.support.workspaces import snapshot
 
-NUM_VIEWS, NUM_SAMPLES, SHARD_ROWS, NUM_CLASSES, NUM_FEATURES = 2, 5, 2, 3, 2
-SHAPE = CacheShape(
-    num_views=NUM_VIEWS, num_samples=NUM_SAMPLES, num_classes=NUM_CLASSES, num_features=NUM_FEATURES
-)
+NUM_VIEWS, NUM_SAMPLES, SHARD_ROWS = 2, 5, 2
 NUM_WORKERS = 3
 NUM_KILLS = {1: 26, NUM_WORKERS: 24}
 """Fifty in all, by the number of workers at once: a command needs seconds until its first shard."""
@@ -80,45 +77,30 @@ class Died(BaseException):
 # A small job without a teacher.
 
 
-def contents() -> CacheContents:
-    draws = np.random.default_rng(3)
-    return CacheContents(
-        labels=draws.integers(0, NUM_CLASSES, NUM_SAMPLES),
-        keys=draws.integers(0, 256, (NUM_SAMPLES, 16), dtype=np.uint8),
-        pixels=draws.integers(0, 256, (NUM_SAMPLES, 16), dtype=np.uint8),
-        head_weight=draws.normal(size=(NUM_CLASSES, NUM_FEATURES)).astype(np.float32),
-        head_bias=draws.normal(size=NUM_CLASSES).astype(np.float32),
-    )
+def job(store, **changes) -> SmallCache:
+    """A cache of two views of five samples in three shards, to be written to ``store``."""
+    sizes = {"num_views": NUM_VIEWS, "num_samples": NUM_SAMPLES, "shard_rows": SHARD_ROWS}
+    return SmallCache(Path(), store=store, **(sizes | changes))
 
 
-def begin(store, *, shape: CacheShape = SHAPE) -> CacheWriter:
-    return CacheWriter.begin(
-        store,
-        identity=identity_of(),
-        shape=shape,
-        layout=CacheLayout(shard_rows=SHARD_ROWS),
-        contents=contents(),
-    )
+def begin(store) -> CacheWriter:
+    return job(store).begin()
 
 
 def arrays_of(writer: CacheWriter, unit: Unit):
     """What any worker computes of a unit."""
-    start, stop = writer.manifest.rows_of(unit.shard)
-    draws = np.random.default_rng([unit.view, unit.shard])
-    return {
-        LOGITS: draws.normal(size=(stop - start, NUM_CLASSES)).astype(np.float16),
-        FEATURES: draws.normal(size=(stop - start, NUM_FEATURES)).astype(np.float16),
-    }
+    return job(None).unit(writer, unit)
 
 
-def work(store, *, shape: CacheShape = SHAPE, computed: list[Unit] | None = None) -> str:
+def work(store, *, computed: list[Unit] | None = None, **changes) -> str:
     """Compute what is missing and seal; return the root hash."""
-    writer = begin(store, shape=shape)
+    small = job(store, **changes)
+    writer = small.begin()
     for unit in writer.missing():
         if computed is not None:
             computed.append(unit)
-        writer.write(unit, arrays_of(writer, unit), Note())
-    return writer.seal(summary_of(shape.num_views)).root
+        writer.write(unit, small.unit(writer, unit), Note())
+    return writer.seal(summary_of(small.shape.num_views)).root
 
 
 class Dying:
@@ -289,29 +271,12 @@ def dying_at(monkeypatch, *, at: int, torn: bool = False) -> Iterator[list[str]]
 
 def test_a_death_at_any_system_call_leaves_a_folder_that_is_gone_on_with(in_memory, monkeypatch):
     base = in_memory()
-    shape = CacheShape(num_views=1, num_samples=3, num_classes=3, num_features=2)
-    small = CacheContents(
-        **{
-            name: values if name.startswith("head") else values[:3]
-            for name, values in vars(contents()).items()
-        }
-    )
 
-    def job(folder: Path) -> str:
-        store = LocalObjects(folder)
-        writer = CacheWriter.begin(
-            store,
-            identity=identity_of(),
-            shape=shape,
-            layout=CacheLayout(shard_rows=2),
-            contents=small,
-        )
-        for unit in writer.missing():
-            writer.write(unit, arrays_of(writer, unit), Note())
-        return writer.seal(summary_of(1)).root
+    def run(folder: Path) -> str:
+        return work(LocalObjects(folder), num_views=1, num_samples=3)
 
     with dying_at(monkeypatch, at=0) as calls:
-        root = job(base / "clean")
+        root = run(base / "clean")
     assert {"write", "fsync", "link", "unlink", "mkdir"} <= set(calls)
     writes = [number for number, name in enumerate(calls, 1) if name == "write"]
     moments = [(at, False) for at in range(1, len(calls) + 1)] + [(at, True) for at in writes]
@@ -319,7 +284,7 @@ def test_a_death_at_any_system_call_leaves_a_folder_that_is_gone_on_with(in_memo
     for at, torn in moments:
         folder = base / "cache"
         with dying_at(monkeypatch, at=at, torn=torn), pytest.raises(Died):
-            job(folder)
+            run(folder)
         if folder.exists():
             store = LocalObjects(folder)
             require_vouched(store)
@@ -327,7 +292,7 @@ def test_a_death_at_any_system_call_leaves_a_folder_that_is_gone_on_with(in_memo
                 assert TeacherCache.open(folder).root == root
             left_partials += bool(list(folder.rglob("*.partial")))
         kept = inodes_of_kept(folder)
-        assert job(folder) == root, (at, torn)
+        assert run(folder) == root, (at, torn)
         assert kept.items() <= inodes_of_kept(folder).items()
         assert TeacherCache.open(folder).root == root
         shutil.rmtree(folder)
@@ -840,16 +805,11 @@ def test_samples_in_another_order_never_join_a_cache_that_was_begun():
     store = InMemory()
     writer = begin(store)
     writer.write(writer.units[0], arrays_of(writer, writer.units[0]), Note())
-    turned = replace(contents(), keys=contents().keys[::-1], labels=contents().labels[::-1])
+    small = job(store)
+    keys, labels = small.contents.keys[::-1], small.contents.labels[::-1]
     before = dict(store.objects)
     with pytest.raises(ArtefactMismatch, match=r"in another order than now.*prepare\.order"):
-        CacheWriter.begin(
-            store,
-            identity=identity_of(),
-            shape=SHAPE,
-            layout=CacheLayout(shard_rows=SHARD_ROWS),
-            contents=turned,
-        )
+        small.begin(contents=replace(small.contents, keys=keys, labels=labels))
     assert store.objects == before
 
 

@@ -10,7 +10,7 @@ from pipeline.data import loaders
 from pipeline.data.device_batches import has_room, table_bytes
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ALL, ViewSpec
-from tests.test_loaders import NUM_CLASSES, supervision_of
+from tests.support.supervisions import NUM_CLASSES, supervision_of
 
 SEEDED = ViewSpec(padding=2, flip=True, count=3, seed=5)
 EVERY = ViewSpec(padding=1, flip=True, count=ALL)

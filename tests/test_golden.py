@@ -14,15 +14,15 @@ from pipeline.artefacts.cache.record import (
     FORMAT_VERSION,
     CacheIdentity,
     CacheLayout,
-    CacheShape,
     CacheSummary,
     Fidelity,
 )
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.verify import check_cache
-from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
+from pipeline.artefacts.cache.writer import CacheContents
 from pipeline.artefacts.objects.local import LocalObjects
 from tests.support.golden import GOLDEN, NUM_CLASSES, NUM_SAMPLES, digests, files, formula, labels
+from tests.support.small_caches import SyntheticCache
 
 NUM_VIEWS, NUM_FEATURES, SHARD_ROWS, TOP_K = 2, 3, 4, 2
 TAUS = (1.0, 4.0)
@@ -100,24 +100,13 @@ def summary() -> CacheSummary:
 
 def write(folder: Path, kind: str) -> TeacherCache:
     """The golden cache of this version, made anew."""
-    writer = CacheWriter.begin(
+    return SyntheticCache(
         LocalObjects(folder),
         identity=identity(kind),
-        shape=CacheShape(
-            num_views=NUM_VIEWS,
-            num_samples=NUM_SAMPLES,
-            num_classes=NUM_CLASSES,
-            num_features=NUM_FEATURES,
-        ),
         layout=CacheLayout(shard_rows=SHARD_ROWS, codec="zstd" if kind == "dense" else "none"),
         contents=contents(),
-    )
-    for unit in writer.units:
-        rows = slice(*writer.manifest.rows_of(unit.shard))
-        kept = {name: values[unit.view, rows] for name, values in arrays(kind).items()}
-        writer.write(unit, kept, Note(device="a device", seconds=0.25))
-    writer.seal(summary())
-    return TeacherCache.open(folder)
+        arrays=arrays(kind),
+    ).write(summary(), note=Note(device="a device", seconds=0.25))
 
 
 @pytest.mark.parametrize(("version", "kind"), ROOTS)

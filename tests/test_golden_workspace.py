@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m tests.support.golden_workspace
 
-This command writes it again, which only a new format version needs. Ids and numbers are those of the files in tests/golden/workspace-v1. A new version of a format needs
-a second workspace beside it, and these tests for both.
+This command writes the workspace again, which only a new format version needs. Ids and numbers are
+those of the files in tests/golden/workspace-v1. A new version of a format needs a second workspace
+next to it, and these tests for both.
 """
 
 import json
@@ -13,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline.artefacts.sweep_record import FORMAT_VERSION as SWEEP_VERSION
-from pipeline.artefacts.sweep_record import Chosen
 
 from pipeline.artefacts import comparison
 from pipeline.artefacts.cache.hydration import HydratedCache
@@ -26,11 +25,12 @@ from pipeline.artefacts.predictions import PredictionRecord, Predictions
 from pipeline.artefacts.records import read_record
 from pipeline.artefacts.run import FORMAT_VERSION as RUN_VERSION
 from pipeline.artefacts.run import Run, read_metrics, read_settings
-from pipeline.artefacts.sweep import sweep_folder
+from pipeline.artefacts.sweep import FORMAT_VERSION as SWEEP_VERSION
+from pipeline.artefacts.sweep import Chosen, sweep_folder
 from pipeline.artefacts.unfinished_run import FORMAT_VERSION as STATE_VERSION
 from pipeline.data.loaders import BatchLoader
 from pipeline.models.checkpoints import load_weights
-from stages.caches import find_cache
+from stages.caches import Caches
 from stages.identities import cache_request
 from tests.support.commands import heartcut
 from tests.support.golden import files
@@ -190,7 +190,7 @@ def test_a_released_index_leads_to_the_caches(workspace, monkeypatch):
     request = cache_request(config, dataset)
     for split, expected in CACHE_IDS.items():
         assert recall(config.caches_folder, request=request, split=split) == expected
-    cache = find_cache(config, dataset)
+    cache = Caches(config=config, dataset=dataset).training
     assert cache.id == CACHE_IDS["train"]
     assert cache.summary.accuracy_held_out == pytest.approx([8 / 9, 1])
 
@@ -198,7 +198,7 @@ def test_a_released_index_leads_to_the_caches(workspace, monkeypatch):
 def test_released_local_copies_of_a_cache_are_used_as_they_are(changing):
     config = golden_config(changing)
     dataset = Dataset.open(config.data_folder)
-    cache = find_cache(config, dataset)
+    cache = Caches(config=config, dataset=dataset).training
     before = snapshot(config.caches_folder)
     assert sum(path.suffix == ".npy" for path in before) == 3
     joined = join_samples(cache, dataset.train.samples, place="golden")

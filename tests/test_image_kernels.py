@@ -12,7 +12,8 @@ from pipeline.data import image_kernels
 from pipeline.data.betons import Jpeg, Storage, decode
 from pipeline.data.ffcv_compat import JPEG_MODE
 from pipeline.data.image_kernels import resize_crop
-from tests.support.image_folders import photographs
+from tests.support.image_folders import cmyk_jpeg, photographs
+from tests.support.view_oracles import resized_by_pillow
 
 
 def jpeg_of(pixels, **options):
@@ -29,15 +30,6 @@ def resized(image, box, side):
     destination = np.full((side, side, 3), 77, dtype=np.uint8)
     resize_crop(image.reshape(len(image), -1), np.array(box, np.int32), destination)
     return destination
-
-
-def resized_by_pillow(image, box, side):
-    """Rows, then columns; in one call Pillow 12 and later choose the order themselves."""
-    top, left, height, width, flip = box
-    crop = Image.fromarray(image).crop((left, top, left + width, top + height))
-    rows = crop.resize((width, side), Image.Resampling.BILINEAR)
-    pixels = np.asarray(rows.resize((side, side), Image.Resampling.BILINEAR))
-    return pixels[:, ::-1] if flip else pixels
 
 
 @given(data=st.data(), height=st.integers(1, 90), width=st.integers(1, 90), side=st.integers(1, 70))
@@ -101,12 +93,6 @@ def test_a_jpeg_of_these_pixels_is_kept_byte_for_byte():
     stored, shown = Storage(store="jpeg").stored(pixels, content)
     assert stored == as_jpeg(content, pixels)
     assert np.array_equal(shown, decode(stored))
-
-
-def cmyk_jpeg(pixels):
-    file = BytesIO()
-    Image.fromarray(pixels).convert("CMYK").save(file, "JPEG")
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["other pixels", "cmyk", "cut off"])

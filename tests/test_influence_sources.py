@@ -120,16 +120,6 @@ def assert_scores(
 
 
 @pytest.fixture(scope="module")
-def dataset(digits: Config) -> Dataset:
-    return Dataset.open(digits.data_folder)
-
-
-@pytest.fixture(scope="module")
-def cache(digits: Config, dataset: Dataset) -> TeacherCache:
-    return Caches(config=digits, dataset=dataset).training
-
-
-@pytest.fixture(scope="module")
 def arrays(cache: TeacherCache, dataset: Dataset) -> Arrays:
     return Arrays.of(cache, dataset)
 

@@ -21,8 +21,8 @@ from pipeline.provenance import pixel_key, sample_key
 from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.config.file import load_config, with_overrides
 from stages.identities import training_settings
-from tests.support.image_folders import CLASSES, folder_config, photographs
-from tests.test_image_kernels import cmyk_jpeg, resized_by_pillow
+from tests.support.image_folders import CLASSES, cmyk_jpeg, folder_config, photographs
+from tests.support.view_oracles import resized_by_pillow
 
 SPEC = ResizedCropSpec(size=24, count=3, seed=5)
 FRESH = replace(SPEC, count=ALL)

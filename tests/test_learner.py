@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.errors import PipelineError
 from pipeline.runtime.device import Runtime
@@ -15,11 +14,6 @@ from tests.support.learners import CPU, learner_of, optimizer_of, train_epoch
 from tests.support.networks import Small
 
 ROWS = 100
-
-
-@pytest.fixture(scope="module")
-def dataset(digits) -> Dataset:
-    return Dataset.open(digits.data_folder)
 
 
 def small() -> Small:

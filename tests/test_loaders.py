@@ -15,15 +15,13 @@ from PIL import Image
 from pipeline.data import replay_operations as showing
 from pipeline.data import views
 from pipeline.data.loaders import BatchLoader
-from pipeline.data.supervision import Supervision
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch
-from pipeline.methods.sparse_labels import packed_width
-from tests.test_views import specified_code, specified_pixels
+from tests.support.supervisions import NUM_CLASSES, supervision_of
+from tests.support.view_oracles import specified_code, specified_pixels
 
 SEEDED = ViewSpec(padding=2, flip=True, count=3, seed=5)
 EVERY = ViewSpec(padding=1, flip=True, count=ALL)
-NUM_CLASSES = 5
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +42,6 @@ def sources(beton, image_root):
         with Image.open(path) as image:
             images[index] = np.asarray(image.convert("RGB"))
     return images
-
-
-def supervision_of(beton, *, num_tables, by_view=True, top_k=0):
-    """Rows of random 16 bits that begin with (table, sample index)."""
-    rng = np.random.default_rng(11)
-    tables = []
-    for slot in range(num_tables):
-        width = packed_width(top_k) if top_k else NUM_CLASSES
-        bits = rng.integers(0, 2**16, (beton.num_samples, width), dtype=np.uint16)
-        table = bits if top_k else bits.view(np.float16)
-        table[:, 0], table[:, 1] = slot, np.arange(beton.num_samples)
-        tables.append(table)
-    return Supervision(
-        soft_labels=tables,
-        selected=rng.random(beton.num_samples) < 0.5,
-        labels=beton.samples.labels,
-        by_view=by_view,
-        num_classes=NUM_CLASSES,
-        top_k=top_k,
-    )
 
 
 def new_random(beton, **changes):

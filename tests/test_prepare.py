@@ -15,8 +15,14 @@ from pipeline.data import sources
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound, PipelineError
 from stages import prepare
 from stages.config.root import Config
-from tests.support.image_folders import CLASSES, folder_config, save_folder, save_split, textures
-from tests.test_sources import save_fashion_mnist
+from tests.support.image_folders import (
+    CLASSES,
+    folder_config,
+    save_fashion_mnist,
+    save_folder,
+    save_split,
+    textures,
+)
 
 DIGITS_ID = "d22914da67b9c502f71d7c72f7e20759d80520275e865496910875cca2690db4"
 """The same on any machine; a change of it makes every stored cache a stranger."""

@@ -16,7 +16,7 @@ from pipeline.data import resized_crops
 from pipeline.data.resized_crops import ResizedCropSpec, crop_boxes
 from pipeline.data.view_specs import views_from_json, views_of_epoch
 from pipeline.data.views import ALL, ViewSpec
-from tests.test_views import hashed, key_words, mixed, sample_keys, sha256
+from tests.support.view_oracles import hashed, key_words, mixed, sample_keys, sha256
 
 SPEC = ResizedCropSpec(size=32, count=6, seed=7)
 FRESH = replace(SPEC, count=ALL, seed=0)

@@ -26,8 +26,8 @@ from pipeline.artefacts.records import stored_json
 from pipeline.artefacts.selection import COLUMNS, SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.selection import write as write_selection
 from pipeline.provenance import short
+from tests.support.small_caches import SmallCache, edited, reseal
 from tests.support.workspaces import read_or_refusal
-from tests.test_teacher_cache import SmallCache, edited, reseal
 
 
 class Malice:

@@ -5,26 +5,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.selection import SelectionTable, key_text
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ConfigError
 from pipeline.methods.label_revision import softened_probs
 from stages import select
-from stages.caches import Caches
 from stages.config.file import with_overrides
-from stages.config.root import Config
-
-
-@pytest.fixture(scope="module")
-def dataset(digits: Config) -> Dataset:
-    return Dataset.open(digits.data_folder)
-
-
-@pytest.fixture(scope="module")
-def cache(digits: Config, dataset: Dataset) -> TeacherCache:
-    return Caches(config=digits, dataset=dataset).training
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.artefacts.cache.arrays import FEATURES, LOGITS
-from pipeline.artefacts.cache.receipts import Note
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.cache.writer import CacheContents, CacheWriter
 from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.selection import SelectionTable, key_text
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ArtefactMismatch, ConfigError
@@ -29,6 +25,7 @@ from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.selection.columns import NOT_CACHED
 from tests.support.image_folders import CLASSES, save_folder, save_split, textures
+from tests.support.small_caches import rewritten
 from tests.support.workspaces import linked_copy, read_or_refusal
 
 OF_THE_TEACHER = ["teacher_class", "p_target", "p_max", "beta", "cross_entropy", "el2n"]
@@ -529,33 +526,7 @@ def test_a_student_is_not_compared_with_another_teacher_than_its_own(digits, tmp
     own = with_overrides(digits, [f"workspace={workspace}"])
     select.execute(own)
     assert train_student.execute(own).result.teacher_agreement_test is not None
-    foreign = with_overrides(own, [f"select.cache={forged_teacher(copy)}"])
+    another = rewritten(TeacherCache.open(copy), tmp_path / "another", weights="0" * 64)
+    foreign = with_overrides(own, [f"select.cache={another.path}"])
     select.execute(foreign)
     assert train_student.execute(foreign).result.teacher_agreement_test is None
-
-
-def forged_teacher(path: Path) -> Path:
-    """The same numbers, of weights of another digest."""
-    cache = TeacherCache.open(path)
-    identity = cache.manifest.identity.model_copy(update={"weights": "0" * 64})
-    target = path.with_name("another")
-    reader = cache.reader
-    writer = CacheWriter.begin(
-        open_objects(target),
-        identity=identity,
-        shape=cache.shape,
-        layout=cache.manifest.layout,
-        contents=CacheContents(
-            labels=cache.labels,
-            keys=cache.keys,
-            pixels=cache.pixels,
-            head_weight=cache.head[0],
-            head_bias=cache.head[1],
-        ),
-    )
-    for unit in writer.units:
-        names = (LOGITS, FEATURES)
-        arrays = {name: reader.shard(name, unit.view, unit.shard) for name in names}
-        writer.write(unit, arrays, Note())
-    writer.seal(cache.summary)
-    return target

@@ -26,16 +26,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture(scope="module")
-def dataset(digits: Config) -> Dataset:
-    return Dataset.open(digits.data_folder)
-
-
-@pytest.fixture(scope="module")
-def cache(digits: Config, dataset: Dataset) -> TeacherCache:
-    return Caches(config=digits, dataset=dataset).training
-
-
 @pytest.fixture
 def own(digits, tmp_path) -> Config:
     """`digits` without a selection."""

@@ -13,25 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.artefacts.cache.arrays import LOGITS, array_specs, object_key
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import join_samples
-from pipeline.artefacts.cache.receipts import (
-    Note,
-    Receipt,
-    Seal,
-    facts_of,
-    receipt_key,
-    record_bytes,
-)
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.addresses import open_objects
-from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
-from pipeline.artefacts.zarr_store import encode
 from pipeline.data.views import ViewSpec, view_codes
 from pipeline.errors import ArtefactNotFound
 from pipeline.models.checkpoints import load_weights, save_weights, weights_digest
@@ -49,7 +38,8 @@ from tests.support.servers import (
     s3_environment,
     seaweedfs,
 )
-from tests.support.workspaces import flip_byte, linked_copy, replace_bytes, snapshot, tables_in
+from tests.support.small_caches import forged
+from tests.support.workspaces import flip_byte, linked_copy, snapshot, tables_in
 
 
 @pytest.fixture
@@ -178,22 +168,6 @@ def test_a_damaged_object_is_not_pulled(cache_path, bucket, tmp_path):
     assert not list((tmp_path / "here").rglob("sealed.json"))
     assert heartcut("cache", "verify", pushed).code == 0
     assert heartcut("cache", "verify", "--bytes", pushed).code == 3
-
-
-def forged(cache: Path) -> None:
-    """Other numbers under the same id, sealed as if they were computed."""
-    store, found = LocalObjects(cache), TeacherCache.open(cache)
-    spec = array_specs(found.manifest)[LOGITS]
-    values = found.logits(0) + np.float16(1)
-    data = encode(spec, values)
-    receipt = Receipt.of(facts_of(data, values, rows=(0, len(values))), Note())
-    key = receipt_key(LOGITS, 0, 0)
-    replace_bytes(cache / object_key(spec, 0, 0), data)
-    replace_bytes(cache / key, record_bytes(receipt))
-    receipts = {**found.seal.receipts, key: receipt.facts}
-    seal = Seal.of(found.seal.metadata, receipts, found.summary)
-    replace_bytes(cache / "sealed.json", record_bytes(seal))
-    assert store.size("sealed.json") is not None
 
 
 @pytest.mark.parametrize("sealed", [True, False])

@@ -1,5 +1,4 @@
 import hashlib
-import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +11,13 @@ from PIL import Image
 from pipeline.data import sources
 from pipeline.data.image_files import UnreadableImage
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
-from tests.support.image_folders import CLASSES, save_folder, textures
+from tests.support.image_folders import (
+    CLASSES,
+    save_fashion_mnist,
+    save_folder,
+    textures,
+    write_idx,
+)
 
 
 def open_folder(root, *, train="train", test="test", resize=None):
@@ -225,26 +230,6 @@ def test_digits_are_resized_and_keep_their_keys(side):
         assert np.array_equal(pixels, bicubic(image, side))
     assert np.array_equal(plain.labels, resized.labels)
     assert plain.listing() == resized.listing()
-
-
-def write_idx(folder, part, images, labels):
-    """One split in the format of yann.lecun.com, as torchvision keeps FashionMNIST."""
-    folder.mkdir(parents=True, exist_ok=True)
-    header = struct.pack(">HBBIII", 0, 8, 3, *images.shape)
-    (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-    header = struct.pack(">HBBI", 0, 8, 1, len(labels))
-    (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.astype(np.uint8).tobytes())
-
-
-def save_fashion_mnist(root):
-    """FashionMNIST's files, made of 400 digits of 28 x 28 pixels."""
-    split = sources.digits().train
-    grey = np.stack(
-        [np.kron(split.read(i)[1][1:, 1:, 0], np.ones((4, 4), "u1")) for i in range(400)]
-    )
-    for part, rows in (("train", slice(300)), ("t10k", slice(300, 400))):
-        write_idx(root / "FashionMNIST" / "raw", part, grey[rows], split.labels[:400][rows])
-    return grey, split.labels[:400]
 
 
 def test_torchvisions_files_are_read_as_they_are(tmp_path):

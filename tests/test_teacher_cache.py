@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from pipeline.artefacts.cache.arrays import (
     object_names,
     view_arrays,
 )
-from pipeline.artefacts.cache.receipts import Note, Seal, record_bytes
+from pipeline.artefacts.cache.receipts import Note, Seal
 from pipeline.artefacts.cache.record import (
     CacheIdentity,
     CacheLayout,
@@ -34,15 +33,11 @@ from pipeline.artefacts.cache.record import (
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.verify import Checked, check_cache
 from pipeline.artefacts.cache.writer import (
-    CacheContents,
-    CacheWriter,
-    Unit,
     as_float16,
     writing_behind,
 )
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.local import LocalObjects
-from pipeline.artefacts.records import stored_json
 from pipeline.artefacts.zarr_store import encode
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ViewSpec
@@ -55,119 +50,20 @@ from pipeline.teacher.summary import storage_fidelity, summarise_cache
 from stages import cache_teacher
 from stages.caches import Caches
 from stages.config.file import with_overrides
-from tests.support.small_caches import identity_of, summary_of
+from tests.support.small_caches import (
+    TAUS,
+    SmallCache,
+    digest_of,
+    edited,
+    identity_of,
+    reseal,
+    summary_of,
+    top_k_of,
+)
 from tests.support.workspaces import flipped, linked_copy, read_or_refusal, replace_bytes, snapshot
 
-TAUS = (1.0, 4.0)
 ORDER = [3, 1, 0, 2]
 """In which the units of a small cache are written."""
-
-
-def top_k_of(logits, labels, top_k: int) -> dict:
-    """What is kept of float16 logits (V, N, C), by the definition."""
-    order = np.argsort(-logits, axis=2, kind="stable")[..., :top_k]
-    exact = logits.astype(np.float64)
-    sums = [np.log(np.exp(exact / tau).sum(axis=2)) for tau in TAUS]
-    return {
-        TOP_CLASS: order.astype(np.uint16),
-        TOP_LOGIT: np.take_along_axis(logits, order, axis=2),
-        TARGET_LOGIT: logits[:, np.arange(len(labels)), labels],
-        LOGSUMEXP: np.stack(sums, axis=2).astype(np.float32),
-    }
-
-
-class SmallCache:
-    """A cache of a few synthetic numbers in a folder, and the numbers."""
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        num_views: int = 2,
-        num_samples: int = 7,
-        num_classes: int = 3,
-        num_features: int = 2,
-        shard_rows: int = 4,
-        codec: str = "zstd",
-        top_k: int = 0,
-        features: bool = True,
-        logits=None,
-    ) -> None:
-        draws = np.random.default_rng(1)
-        rows = (num_views, num_samples)
-        self.path, self.store = path, LocalObjects(path)
-        if logits is None:
-            logits = 5 * draws.normal(size=(*rows, num_classes))
-        logits = np.asarray(logits, np.float16)
-        self.contents = CacheContents(
-            labels=draws.integers(0, num_classes, num_samples),
-            keys=draws.integers(0, 256, (num_samples, 16), dtype=np.uint8),
-            pixels=draws.integers(0, 256, (num_samples, 16), dtype=np.uint8),
-            head_weight=draws.normal(size=(num_classes, num_features)).astype(np.float32),
-            head_bias=draws.normal(size=num_classes).astype(np.float32),
-        )
-        self.arrays = {LOGITS: logits}
-        if top_k:
-            self.arrays = top_k_of(logits, self.contents.labels, top_k)
-        if features:
-            self.arrays[FEATURES] = draws.normal(size=(*rows, num_features)).astype(np.float16)
-        self.shape = CacheShape(
-            num_views=num_views,
-            num_samples=num_samples,
-            num_classes=num_classes,
-            num_features=num_features,
-        )
-        self.layout = CacheLayout(shard_rows=shard_rows, codec=codec)
-        self.identity = identity_of(
-            features=features, top_k=top_k, temperatures=TAUS if top_k else ()
-        )
-
-    def begin(self, **changes) -> CacheWriter:
-        wanted = {
-            "identity": self.identity,
-            "shape": self.shape,
-            "layout": self.layout,
-            "contents": self.contents,
-        }
-        return CacheWriter.begin(self.store, **(wanted | changes))
-
-    def unit(self, writer: CacheWriter, unit: Unit) -> dict:
-        rows = slice(*writer.manifest.rows_of(unit.shard))
-        return {name: values[unit.view, rows] for name, values in self.arrays.items()}
-
-    def filled(self, *, order: list[int] | None = None) -> CacheWriter:
-        """A writer that has written every unit."""
-        writer = self.begin()
-        units = writer.units
-        for unit in units if order is None else [units[number] for number in order]:
-            writer.write(unit, self.unit(writer, unit), Note(device="none", seconds=0.25))
-        return writer
-
-    def write(self) -> TeacherCache:
-        self.filled().seal(summary_of(self.shape.num_views))
-        return TeacherCache.open(self.path)
-
-    def objects(self) -> list[Path]:
-        """Files of numbers."""
-        data = self.path / "data.zarr"
-        return sorted(p for p in data.rglob("*") if p.is_file() and p.name != "zarr.json")
-
-    def read(self, cache: TeacherCache, name: str) -> bool:
-        """Whether one array reads as it was written, in every view."""
-        if name in self.arrays:
-            return all(
-                np.array_equal(np.concatenate(list(cache.blocks(name, view))), expected)
-                for view, expected in enumerate(self.arrays[name])
-            )
-        weight, bias = cache.head if name.startswith("head") else (None, None)
-        found = weight if name == "head_weight" else bias if name == "head_bias" else None
-        found = getattr(cache, name) if found is None else found
-        return np.array_equal(found, getattr(self.contents, name))
-
-    def matches(self, cache: TeacherCache) -> bool:
-        """Whether everything reads as it was written."""
-        fields = ["labels", "keys", "pixels", "head_weight", "head_bias"]
-        return all(self.read(cache, name) for name in [*self.arrays, *fields])
 
 
 KINDS = {
@@ -203,21 +99,6 @@ def unfinished(tmp_path: Path) -> SmallCache:
     writer = result.begin()
     writer.write(writer.units[0], result.unit(writer, writer.units[0]), Note())
     return result
-
-
-def reseal(path: Path, *, manifest: bytes | None = None, receipts: dict | None = None) -> None:
-    """Write other contents together with a seal that vouches for them."""
-    seal = Seal.model_validate_json((path / "sealed.json").read_bytes())
-    metadata = dict(seal.metadata)
-    if manifest is not None:
-        (path / "manifest.json").write_bytes(manifest)
-        metadata["manifest.json"] = digest_of(manifest)
-    changed = Seal.of(metadata, seal.receipts if receipts is None else receipts, seal.summary)
-    (path / "sealed.json").write_bytes(record_bytes(changed))
-
-
-def digest_of(data: bytes) -> str:
-    return sha256(data).hexdigest()
 
 
 # Writing and reading
@@ -662,13 +543,6 @@ def test_values_that_are_no_numbers_are_refused_though_they_were_vouched_for(sma
 
 
 # The manifest
-
-
-def edited(path: Path, change: Callable[[dict], None]) -> bytes:
-    """The manifest with a change, in the one text that it may have."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    change(manifest)
-    return stored_json(manifest)
 
 
 EDITS: dict[str, Callable[[dict], None]] = {

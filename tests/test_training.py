@@ -48,11 +48,6 @@ def rates(*, lr=0.4, **settings) -> list[float]:
     return [*found, optimizer.param_groups[0]["lr"]]
 
 
-@pytest.fixture(scope="module")
-def dataset(digits) -> Dataset:
-    return Dataset.open(digits.data_folder)
-
-
 def random_rows(dataset: Dataset) -> np.ndarray:
     """A float16 distribution over ten classes for each sample."""
     drawn = np.random.default_rng(0).dirichlet(np.ones(10), dataset.train.num_samples)

@@ -1,6 +1,5 @@
 """Views against a second implementation of their specification, in Python integers alone."""
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,68 +11,27 @@ from torchvision.transforms import functional
 
 from pipeline.data.views import ALL, ViewSpec, replay, view_codes, views_of_epoch
 from tests.support.image_folders import textures
+from tests.support.view_oracles import (
+    hashed,
+    key_words,
+    sample_keys,
+    sha256,
+    specified_code,
+    specified_pixels,
+)
 
 CROPS = ViewSpec(padding=4, flip=True, count=6, seed=7)
 EVERY = ViewSpec(padding=4, flip=True, count=ALL)
-MASK = 2**64 - 1
 
 GOLDEN_SEEDED = "b7a7e54548d3126072769dd77c0a9bb7efc1784724c6da87cfc6c1eef5c16c05"
 GOLDEN_EPOCHS = "e4da741bf610644a0657e1b6a1d10d0ee1b6e9e72d413bb15ec9d3bd50d8151b"
 GOLDEN_PIXELS = "d78736bbc3238239954d6fb097cf80556a815eded20104bb08b1ed09379728d9"
 
 
-def sample_keys(count, *, seed=0):
-    digests = [
-        hashlib.blake2b(f"{seed};{i}".encode(), digest_size=16).digest() for i in range(count)
-    ]
-    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(count, 16)
-
-
-def mixed(h):
-    h = (h + 0x9E3779B97F4A7C15) & MASK
-    h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & MASK
-    return h ^ (h >> 31)
-
-
-def hashed(*words):
-    h = 0
-    for word in words:
-        h = mixed(h ^ word)
-    return h
-
-
-def key_words(key):
-    content = bytes(key)
-    return int.from_bytes(content[:8], "little"), int.from_bytes(content[8:], "little")
-
-
-def specified_code(spec, key, view):
-    side, flips = 2 * spec.padding + 1, 2 if spec.flip else 1
-    if view == 0:
-        return (spec.padding * side + spec.padding) * flips
-    if spec.count == ALL:
-        return view - 1
-    return ((hashed(1, spec.seed, *key_words(key), view) >> 32) * side * side * flips) >> 32
-
-
-def specified_pixels(spec, image, code):
-    """Pad with zeros, cut out, mirror; also what torchvision's transforms do."""
-    side, flips = 2 * spec.padding + 1, 2 if spec.flip else 1
-    p, (height, width) = spec.padding, image.shape[:2]
-    (dy, dx), flip = divmod(code // flips, side), code % flips
-    crop = np.pad(image, ((p, p), (p, p), (0, 0)))[dy : dy + height, dx : dx + width]
-    return crop[:, ::-1] if flip else crop
-
-
 def replayed(spec, images, codes):
     destination = np.full_like(images, 123)
     replay(images, codes, spec.padding, 2 if spec.flip else 1, destination)
     return destination
-
-
-def sha256(array):
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 specs = st.builds(

@@ -1,6 +1,8 @@
 """Small real image folders that several tests share."""
 
+import struct
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data import sources
 from stages.config.root import Config
 
 CLASSES = ("ant", "bee", "cat")
@@ -64,3 +67,29 @@ def photographs(
         pixels[height // 3 : height // 2, width // 4 : width // 2] += 60
         images.append(np.clip(pixels, 0, 255).astype(np.uint8))
     return images
+
+
+def cmyk_jpeg(pixels):
+    file = BytesIO()
+    Image.fromarray(pixels).convert("CMYK").save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_idx(folder, part, images, labels):
+    """One split in the format of yann.lecun.com, as torchvision keeps FashionMNIST."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(">HBBIII", 0, 8, 3, *images.shape)
+    (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    header = struct.pack(">HBBI", 0, 8, 1, len(labels))
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.astype(np.uint8).tobytes())
+
+
+def save_fashion_mnist(root):
+    """FashionMNIST's files, made of 400 digits of 28 x 28 pixels."""
+    split = sources.digits().train
+    grey = np.stack(
+        [np.kron(split.read(i)[1][1:, 1:, 0], np.ones((4, 4), "u1")) for i in range(400)]
+    )
+    for part, rows in (("train", slice(300)), ("t10k", slice(300, 400))):
+        write_idx(root / "FashionMNIST" / "raw", part, grey[rows], split.labels[:400][rows])
+    return grey, split.labels[:400]
