@@ -16,6 +16,7 @@ from pipeline.methods.head.data import PickedRows, ProjectedRows, principal_comp
 from pipeline.methods.head.influence import heldout_gradient, score_rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
+from tests.support.cases import looped
 from tests.support.small_caches import NUM_FEATURES, sealed_cache, some_samples
 
 NUM_CACHED, NUM_CLASSES, NUM_VIEWS = 41, 5, 3
@@ -97,9 +98,9 @@ def a_head(seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("rows_per_chunk", [1, 5, 4096])
-@pytest.mark.parametrize("views", [(0,), (1, 2)])
-@pytest.mark.parametrize("how", [("none", 1.0), ("all", 4.0), ("wrong", 4.0)], ids=str)
+@looped("rows_per_chunk", [1, 5, 4096])
+@looped("views", [(0,), (1, 2)])
+@looped("how", [("none", 1.0), ("all", 4.0), ("wrong", 4.0)])
 def test_a_problem_on_the_disk_is_that_in_memory(case, how, views, rows_per_chunk):
     labelling = Labelling(revision=how[0], eta=0.8, temperature=how[1])
     here = case.in_memory(views, labelling)

@@ -4,14 +4,13 @@ import subprocess
 import sys
 from typing import get_args
 
-import pytest
-
 from pipeline.methods.catalogue import METHODS, refusal
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.config.training import MethodName, TrainStudentConfig
+from tests.support.cases import looped
 
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+every_method = looped("method", METHODS.values())
 NO_OBSTACLE = {
     "has_features": True,
     "is_sparse": False,
@@ -70,7 +69,7 @@ def test_a_cache_without_features_serves_the_methods_of_logits(method):
 
 
 @every_method
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@looped("temperature", [1.0, 4.0])
 def test_a_top_k_cache_serves_what_the_listed_classes_are_enough_for(method, temperature):
     served = {"kd", "dkd", "fitnet", "rkd", "pkt", "sp", "cc", "crd", "simkd"}
     if temperature == 1.0:
@@ -81,7 +80,7 @@ def test_a_top_k_cache_serves_what_the_listed_classes_are_enough_for(method, tem
 
 
 @every_method
-@pytest.mark.parametrize("is_sparse", [False, True])
+@looped("is_sparse", [False, True])
 def test_standardised_labels_serve_kd_and_dkd_where_all_logits_are_there(method, is_sparse):
     reason = refusal(method.name, **NO_OBSTACLE | {"is_sparse": is_sparse, "standardised": True})
     assert (reason is None) == (method.name in {"kd", "dkd"} and not is_sparse)

@@ -14,6 +14,7 @@ import torch
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.models.checkpoints import load_into, load_weights, save_weights, weights_digest
 from pipeline.models.zoo import build
+from tests.support.cases import looped
 
 SOURCE = Path("teacher.th")
 
@@ -84,9 +85,7 @@ def test_torch_files_of_every_layout_give_the_same_weights(tmp_path, container, 
     assert_same_weights(load_weights(tmp_path / "w.th"), state)
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
-)
+@looped("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
     state = network().state_dict()
     path = saved({prefix + key: value for key, value in state.items()}, tmp_path / "w.pt")
@@ -258,7 +257,7 @@ def test_a_head_on_other_features_is_a_plain_difference():
     assert "in 1 of 44 keys: linear.weight is [10, 32] float32 (expected [10, 64] float32)" in line
 
 
-@pytest.mark.parametrize("key", ["linear.bias", "bn1.running_mean", "bn1.num_batches_tracked"])
+@looped("key", ["linear.bias", "bn1.running_mean", "bn1.num_batches_tracked"])
 def test_one_missing_key_is_refused(key):
     weights = network().state_dict()
     del weights[key]
@@ -366,8 +365,8 @@ def test_a_folder_is_refused(tmp_path):
     assert "cannot be read: Is a directory" in refusal(lambda: load_weights(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.th"])
-@pytest.mark.parametrize(
+@looped("name", ["w.safetensors", "w.th"])
+@looped(
     "data",
     [b"", b"\x80", b"\x80\x02", b"PK\x03\x04", b"<!DOCTYPE html>\n", b"\x00" * 64, b"{}" * 99],
 )
@@ -410,7 +409,7 @@ def test_flipped_bytes_never_raise_anything_but_a_refusal(tmp_path, kind):
     assert not any("\n" in line for line in lines)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@looped("value", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
     state = network().state_dict()
     state["bn1.running_var"][3] = value

@@ -16,6 +16,7 @@ from pipeline.runtime.device import resolve_runtime
 from stages.config.root import CacheTeacherConfig, Config
 from stages.identities import cache_request
 from stages.teacher import load_teacher
+from tests.support.cases import looped
 
 ZOO = ["yak", "Polar Bear", "ant", "sea_lion", "Ant", "cat", "bee", "crane", "crane"]
 
@@ -47,7 +48,7 @@ def test_without_anything_to_tell_places_agree():
     assert rows(["b", "a", "c"], names=[], num_classes=3) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("num_classes", [2, 4, 1000])
+@looped("num_classes", [2, 4, 1000])
 def test_another_number_of_classes_needs_to_be_told(num_classes):
     told = refusal(lambda: rows(["b", "a", "c"], names=[], num_classes=num_classes))
     assert f"the teacher knows {num_classes:,} classes and the data set has 3" in told
@@ -79,13 +80,13 @@ def test_holes_are_refused_and_at_most_three_named():
     assert "has no class for bee" in told
 
 
-@pytest.mark.parametrize("class_map", [{"cat": "bee"}, {"cat": 6}, {"dog": 5}])
+@looped("class_map", [{"cat": "bee"}, {"cat": 6}, {"dog": 5}])
 def test_two_classes_on_one_row_are_refused(class_map):
     told = refusal(lambda: rows(["cat", "bee", "dog"], class_map={"dog": 0} | class_map))
     assert "are the same class of the teacher" in told
 
 
-@pytest.mark.parametrize("row", [9, 1000])
+@looped("row", [9, 1000])
 def test_rows_beyond_the_head_are_refused(row):
     told = refusal(lambda: rows(["cat", "bee"], class_map={"bee": row}))
     assert f"bee = {row} (expected 0 to 8" in told
@@ -236,8 +237,8 @@ def test_other_settings_ask_for_another_cache(teacher_of_nine, prepared):
     assert len(requests) == len(settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
+@looped(
+    "settings, told",
     [
         ({"class_map": {"cat": 1}}, "num_classes or class_names must be set"),
         ({"class_map": {"cat": "x"}, "num_classes": 4}, "class_names must be set where class_map"),
@@ -252,9 +253,7 @@ def test_settings_that_say_too_little_are_refused(settings, told):
         CacheTeacherConfig.model_validate({"checkpoint": "w.th", "arch": "resnet8a", **settings})
 
 
-@pytest.mark.parametrize(
-    "settings", [{"num_classes": 4}, {"class_names": "x"}, {"head": "fc"}, {"class_map": {}}]
-)
+@looped("settings", [{"num_classes": 4}, {"class_names": "x"}, {"head": "fc"}, {"class_map": {}}])
 def test_settings_of_a_checkpoint_have_no_effect_without_one(settings):
     with pytest.raises(ValidationError, match="has no effect with no checkpoint"):
         CacheTeacherConfig.model_validate(settings)

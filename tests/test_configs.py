@@ -10,6 +10,7 @@ from pipeline.errors import ArtefactNotFound, ConfigError
 from stages.config.file import config_from_tree, load_config, with_overrides
 from stages.config.root import Config
 from stages.config.training import OptimiserConfig
+from tests.support.cases import looped
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.toml"))
@@ -51,8 +52,8 @@ def test_configurations_import_without_torch():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    ("tree", "told"),
+@looped(
+    "tree, told",
     [
         ({"prepair": {}}, "unknown key prepair (did you mean prepare?)"),
         ({"select": {"etta": 0.5}}, "unknown key select.etta (did you mean eta?)"),
@@ -71,8 +72,8 @@ def test_an_unknown_key_is_told_with_the_close_one_or_all(tree, told):
     assert told in refusal_of(tree)
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value"),
+@looped(
+    "section, key, value",
     [
         ("select", "eta", 0.0),
         ("select", "eta", 1.0),
@@ -119,8 +120,8 @@ def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, k
     assert repr(found) in told
 
 
-@pytest.mark.parametrize(
-    ("tree", "told"),
+@looped(
+    "tree, told",
     [
         ({"prepare": {"skip_corrupt": True}}, "skip_corrupt has no effect with source = 'digits'"),
         ({"compare": {"variants": {"a | b": []}}}, "'a | b' is no name"),
@@ -188,7 +189,7 @@ def test_a_setting_without_effect_or_without_its_partner_is_refused(tree, told):
     assert next(iter(tree)) in message
 
 
-@pytest.mark.parametrize(
+@looped(
     "select",
     [
         {"strategy": "el2n", "threshold": 0.5},
@@ -210,8 +211,8 @@ def test_what_fits_together_is_accepted(select):
     assert config.select.model_dump(mode="json", exclude_unset=True) == select
 
 
-@pytest.mark.parametrize(
-    ("override", "read"),
+@looped(
+    "override, read",
     [
         ("select.eta=0.7", lambda c: c.select.eta == 0.7),
         ("select.eta = 0.7", lambda c: c.select.eta == 0.7),
@@ -239,7 +240,7 @@ def test_later_overrides_win_and_unset_takes_a_value_back():
     assert with_overrides(config, []) == config
 
 
-@pytest.mark.parametrize("override", ["select.eta", "=3", "select.=3", "", ".eta=3"])
+@looped("override", ["select.eta", "=3", "select.=3", "", ".eta=3"])
 def test_what_is_no_override_is_refused_with_an_example(override):
     with pytest.raises(ConfigError, match=r"is not an override .*--set select\.eta=0\.7"):
         with_overrides(Config(), [override])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.methods.data_selection import select_samples
 from pipeline.methods.data_selection_orders import beta_log_density
 from pipeline.methods.data_selection_rules import Rule, SelectionCandidates
+from tests.support.cases import looped
 
 SEEDS = st.integers(0, 2**31)
 FRACTIONS = st.floats(0.0, 1.0, exclude_min=True)
@@ -337,7 +338,7 @@ def test_class_balanced_shares_hold_for_many_classes_of_any_size(sizes, seed):
         assert (np.argsort(rank[in_class]) == np.argsort(-scores[in_class])).all()
 
 
-@pytest.mark.parametrize("shape", [(0.5, 4.0), (0.2, 3.0), (0.9, 0.7), (0.5, 2.0), (0.7, 1e6)])
+@looped("shape", [(0.5, 4.0), (0.2, 3.0), (0.9, 0.7), (0.5, 2.0), (0.7, 1e6)])
 def test_the_beta_density_is_scipy_s(shape):
     mean, concentration = shape
     percentiles = (np.arange(1000) + 0.5) / 1000
@@ -429,8 +430,8 @@ def test_errors_and_thresholds_are_counted_from_the_score_s_side():
     assert kept.rank.tolist() == [0, 2, 1]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "rule", "message"),
+@looped(
+    "strategy, rule, message",
     [
         ("all", {"fraction": 0.5}, "fraction has no effect"),
         ("none", {"fraction": 0.5}, "fraction has no effect"),
@@ -469,8 +470,8 @@ def test_settings_out_of_range_or_without_effect_are_refused(strategy, rule, mes
         table.select(strategy, **rule)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "inputs", "message"),
+@looped(
+    "strategy, inputs, message",
     [
         ("influence", {}, "needs scores"),
         ("influence", {"scores": np.array([0.0, np.nan])}, "scores must be numbers, got 1 NaN"),

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from pipeline.methods.distillation import distillation_loss, kd_loss_rows
+from tests.support.cases import looped
 
 SETTING = {"lambda_ce": 0.1, "lambda_kd": 0.9, "temperature": 4.0}
 BATCH_SIZES = [*range(1, 34), 64, 100, 128, 200, 256, 511]
@@ -36,8 +38,7 @@ def assert_equal_to_the_bit(actual, expected, logits):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@looped("batch_size, num_classes", itertools.product(BATCH_SIZES, [2, 10, 100]))
 def test_nothing_selected_is_cross_entropy_to_the_bit(batch_size, num_classes):
     logits, labels, soft, _ = batch_of(batch_size, num_classes=num_classes)
     nothing = torch.zeros(batch_size, dtype=torch.bool)
@@ -51,8 +52,7 @@ def test_nothing_selected_is_cross_entropy_to_the_bit(batch_size, num_classes):
 @pytest.mark.parametrize(
     "setting", [SETTING, {"lambda_ce": 1.0, "lambda_kd": 0.3, "temperature": 3.0}]
 )
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@looped("batch_size, num_classes", itertools.product(BATCH_SIZES, [2, 10, 100]))
 def test_everything_selected_is_vanilla_distillation_to_the_bit(batch_size, num_classes, setting):
     logits, labels, soft, _ = batch_of(batch_size, num_classes=num_classes)
     everything = torch.ones(batch_size, dtype=torch.bool)

@@ -23,6 +23,7 @@ from scripts.docs_hooks import outside
 from stages.config.file import ConfigError, config_from_tree, load_config, with_overrides
 from stages.config.root import Config
 from stages.config.types import Section
+from tests.support.cases import looped
 from tests.support.commands import ROOT, heartcut
 from tests.support.documentation import (
     NOT_RUN,
@@ -272,7 +273,7 @@ def load_named(file: str, overrides: list[str]) -> None:
         load_config(ROOT / file, overrides=overrides)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@looped("page", PAGES)
 def test_every_block_is_run_or_says_why_not(page):
     for block in blocks_of(page, read(page)):
         assert block.kind in (SHELL, TOML, PYTHON, SQL, OUTPUT, NOT_RUN)
@@ -287,24 +288,20 @@ def test_the_page_can_be_followed_from_the_top(page, workspace, monkeypatch):
         reader.follow(block)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [block for block in BLOCKS if block.comment.startswith("not run")],
-    ids=lambda block: block.place,
-)
+@looped("block", [block for block in BLOCKS if block.comment.startswith("not run")])
 def test_what_is_not_run_names_what_exists(block):
     for words in block.commands:
         check_command(words)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@looped("page", PAGES)
 def test_every_file_of_the_repository_that_is_named_exists(page):
     texts = [*inline_code(page), *(block.text for block in BLOCKS if block.page == page)]
     missing = {path for path in named_paths("\n".join(texts)) if not (ROOT / path).exists()}
     assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES)
+@looped("page", PAGES)
 def test_commands_in_prose_exist(page):
     for code in inline_code(page):
         words = code.split()
@@ -327,7 +324,7 @@ def check_names(words: list[str]) -> None:
         assert {word for word in words if word.startswith("--")} <= options, words
 
 
-@pytest.mark.parametrize("page", PAGES)
+@looped("page", PAGES)
 def test_every_link_leads_somewhere(page):
     for link in links(page):
         if re.match(r"[a-z]+:", link):
@@ -382,7 +379,7 @@ SPEEDS = {
 """What README says of speed -> row and column of the page on performance."""
 
 
-@pytest.mark.parametrize("words", SPEEDS)
+@looped("words", SPEEDS)
 def test_the_speeds_of_the_readme_are_those_of_the_page_on_performance(words):
     text = " ".join(read("README.md").split())
     said = re.search(words, text)
@@ -417,8 +414,8 @@ def test_no_page_of_the_site_asks_another_host(site):
     assert not [style for style in styles if re.search(r"url\(\"?(?:https?:)?//|@import", style)]
 
 
-@pytest.mark.parametrize(
-    ("link", "folder", "path"),
+@looped(
+    "link, folder, path",
     [
         ("../configs/digits.toml", "", "configs/digits.toml"),
         ("../../benchmarks", "results", "benchmarks"),

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.methods.feature_distillation import (
     sp_loss,
     unit_rows,
 )
+from tests.support.cases import looped
 
 WEIGHTS = {"distance": 25.0, "angle": 50.0}
 RELATIONS = {
@@ -149,7 +151,7 @@ def test_duplicates_and_zero_vectors_follow_the_formula_too(name):
 
 
 @all_losses
-@pytest.mark.parametrize("batch_size", [2, 5])
+@looped("batch_size", [2, 5])
 def test_gradient_equals_finite_differences(name, batch_size):
     teacher = features_of(batch_size, 3)
     student = features_of(batch_size, 3 if name == "fitnet" else 4, seed=1).requires_grad_()
@@ -180,9 +182,8 @@ HARD = {
 }
 
 
-@pytest.mark.parametrize("hard", HARD)
-@pytest.mark.parametrize("batch_size", [1, 2, 9])
 @all_losses
+@looped("hard, batch_size", itertools.product(HARD, [1, 2, 9]))
 def test_value_and_gradient_are_finite(name, batch_size, hard):
     plain = features_of(batch_size, 8, dtype=torch.float32)
     spoilt = features_of(batch_size, 8, seed=1, dtype=torch.float32)
@@ -232,8 +233,8 @@ UNCHANGED = {
 }
 
 
-@pytest.mark.parametrize("copy", UNCHANGED)
 @relations
+@looped("copy", UNCHANGED)
 def test_a_loss_is_zero_for_exactly_the_copies_that_its_docstring_names(name, copy):
     teacher = features_of(9, 5)
     change, blind = UNCHANGED[copy]

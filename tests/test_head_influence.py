@@ -13,6 +13,7 @@ from pipeline.methods.head.influence import heldout_gradient, score_rows, sum_ru
 from pipeline.methods.head.preconditioner import class_blocks
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.solver import NotConverged, fit, solve
+from tests.support.cases import looped
 from tests.support.head_problems import (
     class_factor,
     data_hessian,
@@ -30,7 +31,7 @@ from tests.support.head_problems import (
 KINDS = list(itertools.product([1, 3], [1.0, 4.0], [False, True], [0.0, 0.7, 1.0]))
 
 
-@pytest.mark.parametrize(("num_views", "temperature", "regularise_bias", "kd_weight"), KINDS)
+@looped("num_views, temperature, regularise_bias, kd_weight", KINDS)
 def test_loss_gradient_and_hvp_equal_autograd(num_views, temperature, regularise_bias, kd_weight):
     problem = problem_of(
         num_views=num_views,
@@ -49,7 +50,7 @@ def test_loss_gradient_and_hvp_equal_autograd(num_views, temperature, regularise
     assert_close(problem.hvp(weight, direction).flatten(), dense, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("size", [(8, 1, 2), (50, 7, 5), (23, 12, 9)], ids=str)
+@looped("size", [(8, 1, 2), (50, 7, 5), (23, 12, 9)])
 def test_derivatives_equal_autograd_for_other_sizes(size):
     num_samples, num_features, num_classes = size
     problem = problem_of(
@@ -78,7 +79,7 @@ def test_heldout_gradient_equals_autograd():
     assert_close(found, gradient, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize(("num_views", "temperature", "regularise_bias", "kd_weight"), KINDS)
+@looped("num_views, temperature, regularise_bias, kd_weight", KINDS)
 def test_conjugate_gradients_equal_a_dense_solve(
     num_views, temperature, regularise_bias, kd_weight
 ):
@@ -98,7 +99,7 @@ def test_conjugate_gradients_equal_a_dense_solve(
     assert found.solution.sum(dim=0).norm() <= 1e-10 * found.solution.norm()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@looped("temperature", [1.0, 4.0])
 def test_ekfac_holds_the_hessian_s_diagonal_in_its_basis(temperature):
     problem = problem_of(num_views=2, temperature=temperature)
     weight = random_head(problem)
@@ -151,7 +152,7 @@ def test_ekfac_saves_iterations():
     assert ours.iterations < plain.iterations / 2
 
 
-@pytest.mark.parametrize("l2", [1e-3, 1e-1])
+@looped("l2", [1e-3, 1e-1])
 def test_effective_parameters_are_near_the_dense_trace(l2):
     problem = problem_of(num_samples=200, l2=l2)
     weight = random_head(problem) / 3
@@ -161,9 +162,9 @@ def test_effective_parameters_are_near_the_dense_trace(l2):
     assert ekfac(problem.linearise(weight)).effective_parameters == pytest.approx(trace, rel=0.1)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("l2", [1e-6, 1e-2])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+@looped("temperature", [1.0, 4.0])
+@looped("l2", [1e-6, 1e-2])
+@looped("scale", [0.0, 1.0, 1e4])
 def test_fit_reaches_the_same_minimum_from_any_start(temperature, l2, scale):
     problem = problem_of(num_views=2, temperature=temperature, l2=l2)
     found = fit(problem, start=scale * random_head(problem), gtol=1e-11)
@@ -188,8 +189,8 @@ def test_fit_at_its_own_minimum_takes_no_step():
     assert fit(problem, start=found.weight).iterations == 0
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize(("num_views", "regularise_bias"), [(1, False), (3, True)])
+@looped("temperature", [1.0, 4.0])
+@looped("num_views, regularise_bias", [(1, False), (3, True)])
 def test_removal_scores_equal_refitting_with_another_sample_weight(
     temperature, num_views, regularise_bias
 ):
@@ -214,9 +215,9 @@ def one_changed(row, *, by, num_samples=40, base=1.0):
     return values
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("num_views", [1, 3])
-@pytest.mark.parametrize(("name", "base"), [("dloss_swap", 0.0), ("dloss_undistill", 1.0)])
+@looped("temperature", [1.0, 4.0])
+@looped("num_views", [1, 3])
+@looped("name, base", [("dloss_swap", 0.0), ("dloss_undistill", 1.0)])
 def test_swap_scores_equal_refitting_with_other_supervision(name, base, num_views, temperature):
     problem = problem_of(num_views=num_views, temperature=temperature)
     problem = dataclasses.replace(problem, distilled=one_changed(0, by=0.0, base=base))
@@ -241,9 +242,9 @@ def beyond(problem, row, *, by, base):
     return moved
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("num_views", [1, 3])
-@pytest.mark.parametrize("regularise_bias", [False, True])
+@looped("temperature", [1.0, 4.0])
+@looped("num_views", [1, 3])
+@looped("regularise_bias", [False, True])
 def test_removal_scores_obey_the_sum_rule(temperature, num_views, regularise_bias):
     problem = problem_of(
         num_views=num_views, temperature=temperature, regularise_bias=regularise_bias
@@ -256,7 +257,7 @@ def test_removal_scores_obey_the_sum_rule(temperature, num_views, regularise_bia
     assert sum_rule_error(scores, linear=linear, solution=solution) <= 1e-8
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@looped("temperature", [1.0, 4.0])
 def test_chunk_size_and_kept_chunks_do_not_change_scores(temperature):
     problem = problem_of(num_views=2, temperature=temperature)
     scores, linear, solution = scored(problem)
@@ -428,7 +429,7 @@ def test_problems_that_do_not_fit_together_are_refused(change):
         dataclasses.replace(problem_of(), **change)
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (3, 6)], ids=str)
+@looped("shape", [(4, 5), (3, 6)])
 def test_weights_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="weight must have"):
         problem_of().loss(torch.zeros(shape))

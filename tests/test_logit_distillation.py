@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.methods.logit_distillation import (
     nkd_rows,
     standardised,
 )
+from tests.support.cases import looped
 
 DKD = {"alpha": 1.0, "beta": 8.0}
 NKD = {"gamma": 1.5}
@@ -158,8 +160,7 @@ def test_each_loss_equals_its_equation_in_plain_loops(name, seed, batch_size, nu
 
 
 @every_loss
-@pytest.mark.parametrize("shape", [(1, 2), (1, 5), (3, 2), (5, 4)])
-@pytest.mark.parametrize("tau", [1.0, 4.0])
+@looped("shape, tau", itertools.product([(1, 2), (1, 5), (3, 2), (5, 4)], [1.0, 4.0]))
 def test_gradients_equal_finite_differences(name, shape, tau):
     z, p, y = batch_of(*shape)
     assert torch.autograd.gradcheck(lambda z: LOSSES[name](z, p, y, tau), z.requires_grad_())
@@ -193,7 +194,7 @@ def test_a_constant_added_to_the_logits_of_a_row_changes_nothing(name, seed, bat
 
 
 @pytest.mark.parametrize("name", ["dkd", "dist", "mlkd"])
-@pytest.mark.parametrize("tau", [1.0, 4.0])
+@looped("tau", [1.0, 4.0])
 def test_a_student_that_equals_its_teacher_has_no_loss(name, tau):
     z, _, y = batch_of(16)
     p = torch.softmax(z / tau, dim=1)
@@ -204,7 +205,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss(name, tau):
 
 
 @every_loss
-@pytest.mark.parametrize("tau", [1.0, 4.0])
+@looped("tau", [1.0, 4.0])
 def test_another_student_has_a_larger_loss(name, tau):
     z, _, y = batch_of(16)
     p = torch.softmax(z / tau, dim=1)
@@ -213,7 +214,7 @@ def test_another_student_has_a_larger_loss(name, tau):
     assert (LOSSES[name](other, p, y, tau) > LOSSES[name](z, p, y, tau)).all()
 
 
-@pytest.mark.parametrize("tau", [1.0, 3.0])
+@looped("tau", [1.0, 3.0])
 def test_nkd_of_a_student_that_equals_its_teacher_still_pulls_the_label_up(tau):
     z, _, y = batch_of(16)
     p, p_at_1 = torch.softmax(z / tau, dim=1), torch.softmax(z, dim=1)
@@ -321,9 +322,10 @@ def test_mlkd_exceeds_vanilla_by_how_samples_relate_where_classes_relate_alike()
 
 
 @every_loss
-@pytest.mark.parametrize("scale", [1.0, 1e4])
-@pytest.mark.parametrize("shape", [(1, 2), (1, 6), (4, 2), (16, 100)])
-@pytest.mark.parametrize("tau", [1.0, 4.0])
+@looped(
+    "scale, shape, tau",
+    itertools.product([1.0, 1e4], [(1, 2), (1, 6), (4, 2), (16, 100)], [1.0, 4.0]),
+)
 def test_huge_logits_and_exact_zeros_give_finite_losses_and_gradients(name, scale, shape, tau):
     z, p, y = batch_of(*shape, dtype=torch.float32)
     value, gradient = value_and_gradient(lambda z: LOSSES[name](z, p, y, tau), scale * z.sign())
@@ -349,7 +351,7 @@ def test_a_label_that_the_student_is_sure_of_does_not_hide_the_other_classes():
 
 
 @every_loss
-@pytest.mark.parametrize("num_classes", [2, 100])
+@looped("num_classes", [2, 100])
 def test_float32_is_close_to_float64_and_float64_is_kept(name, num_classes):
     z, p, y = batch_of(32, num_classes, dtype=torch.float32)
     single = LOSSES[name](z, p, y, 4.0)

@@ -4,6 +4,7 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.models.networks.cifar_resnet import CifarResNet, option_a_shortcut
 from pipeline.models.zoo import architectures, build
+from tests.support.cases import looped
 
 OPTION_A = [arch for arch in architectures() if arch.endswith("a")]
 IMAGES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(7))
@@ -23,8 +24,8 @@ def parameters_of_depth(depth, *, num_classes):
     return sum(9 * a * b + 2 * b for a, b in convolutions) + (64 + 1) * num_classes
 
 
-@pytest.mark.parametrize("arch", OPTION_A)
-@pytest.mark.parametrize("num_classes", [10, 100])
+@looped("arch", OPTION_A)
+@looped("num_classes", [10, 100])
 def test_parameters_are_those_of_the_layer_shapes(arch, num_classes):
     count = sum(p.numel() for p in build(arch, num_classes=num_classes).parameters())
     assert count == parameters_of_depth(
@@ -32,15 +33,12 @@ def test_parameters_are_those_of_the_layer_shapes(arch, num_classes):
     )
 
 
-@pytest.mark.parametrize(
-    ("arch", "published"),
-    [("resnet20a", 269_722), ("resnet32a", 464_154), ("resnet56a", 853_018)],
-)
+@looped("arch, published", [("resnet20a", 269_722), ("resnet32a", 464_154), ("resnet56a", 853_018)])
 def test_parameters_are_the_published_ones(arch, published):
     assert sum(p.numel() for p in build(arch, num_classes=10).parameters()) == published
 
 
-@pytest.mark.parametrize("arch", architectures())
+@looped("arch", architectures())
 def test_a_network_knows_the_name_that_builds_it(arch):
     assert build(arch, num_classes=2).arch == arch
 
@@ -55,7 +53,7 @@ def test_names_are_those_of_the_checkpoints_of_the_field():
     }
 
 
-@pytest.mark.parametrize("size", [8, 9, 13, 32])
+@looped("size", [8, 9, 13, 32])
 def test_logits_are_the_head_of_the_features(size):
     model = small_network()
     images = torch.randn(2, 3, size, size)
@@ -66,7 +64,7 @@ def test_logits_are_the_head_of_the_features(size):
     torch.testing.assert_close(model(images), features @ weight.T + bias)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5), (1, 2)])
+@looped("height, width", [(8, 8), (7, 5), (1, 2)])
 def test_the_shortcut_equals_the_explicit_loop(height, width):
     maps = torch.randn(2, 6, height, width)
     expected = torch.zeros(2, 12, (height + 1) // 2, (width + 1) // 2)
@@ -148,13 +146,13 @@ def test_a_name_close_to_nothing_is_refused_without_a_guess():
         build("vit", num_classes=10)
 
 
-@pytest.mark.parametrize("num_classes", [-1, 0, 1])
+@looped("num_classes", [-1, 0, 1])
 def test_fewer_than_two_classes_are_refused(num_classes):
     with pytest.raises(ConfigError, match="num_classes must be at least 2, got"):
         build("resnet8a", num_classes=num_classes)
 
 
-@pytest.mark.parametrize("depth", [2, 9, 18, 0, -4])
+@looped("depth", [2, 9, 18, 0, -4])
 def test_depths_other_than_6n_plus_2_are_refused(depth):
     with pytest.raises(ValueError, match=r"depth must be 6n \+ 2"):
         CifarResNet(depth=depth, num_classes=10)

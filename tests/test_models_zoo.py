@@ -15,6 +15,7 @@ from pipeline.models.networks.wide_resnet import WideResNet
 from pipeline.models.probing import name_of, require_image_size
 from pipeline.models.zoo import build
 from tests.support import zoo_oracles as oracles
+from tests.support.cases import looped
 
 PUBLISHED = {
     "resnet8x4": (1_233_540, 62, 256, "fc"),
@@ -70,7 +71,7 @@ def num_parameters(arch):
     return sum(weight.numel() for weight in network(arch).parameters())
 
 
-@pytest.mark.parametrize("arch", PUBLISHED)
+@looped("arch", PUBLISHED)
 def test_sizes_and_names_are_the_published_ones(arch):
     model = network(arch)
     found = (
@@ -89,7 +90,7 @@ def test_mobilenet_v1_has_the_published_size_for_imagenet():
     assert (model.head.in_features, name_of(model, model.head)) == (1024, "fc")
 
 
-@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56, 110])
+@looped("depth", [8, 14, 20, 32, 44, 56, 110])
 def test_projection_networks_differ_from_the_papers_by_their_projections(depth):
     """3x3 convolutions, two numbers a channel after each; projections at 16-32 and 32-64."""
     convolutions = [(3, 16)]
@@ -101,7 +102,7 @@ def test_projection_networks_differ_from_the_papers_by_their_projections(depth):
     assert num_parameters(f"resnet{depth}") == plain + projections + 65 * 100
 
 
-@pytest.mark.parametrize(("arch", "counts"), [("vgg8", (1,) * 5), ("vgg16", (2, 2, 3, 3, 3))])
+@looped("arch, counts", [("vgg8", (1,) * 5), ("vgg16", (2, 2, 3, 3, 3))])
 def test_vgg_has_the_parameters_of_its_layers(arch, counts):
     total, before = 513 * 100, 3
     for channels, count in zip((64, 128, 256, 512, 512), counts, strict=True):
@@ -247,8 +248,8 @@ def test_vgg_pools_once_more_where_images_are_64_pixels():
     torch.testing.assert_close(model(images), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
-@pytest.mark.parametrize("size", [32, 40])
+@looped("arch", FAMILIES)
+@looped("size", [32, 40])
 def test_logits_are_the_head_of_the_features(arch, size):
     model, images = network(arch).eval(), images_of(size)
     with torch.no_grad():
@@ -288,7 +289,7 @@ def test_images_are_left_as_they_were():
         assert torch.equal(images, images_of(32))
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3])
+@looped("groups", [1, 2, 3])
 def test_shuffling_deals_the_channels_of_the_groups_in_turn(groups):
     maps = torch.randn(2, 12, 3, 2)
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -349,7 +350,7 @@ def test_a_checkpoint_of_the_field_loads(tmp_path):
         assert torch.equal(other.eval()(images), network("resnet8x4").eval()(images))
 
 
-@pytest.mark.parametrize(
+@looped(
     "make",
     [
         lambda: ProjectionResNet(depth=18, num_classes=10),
@@ -375,7 +376,7 @@ def test_images_that_are_too_small_are_refused_in_one_line():
     assert torch.equal(model.state_dict()["block0.1.num_batches_tracked"], counters)
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
+@looped("arch", FAMILIES)
 def test_every_network_takes_the_smallest_data_set(arch):
     require_image_size(network(arch), (8, 8))
 

@@ -23,6 +23,7 @@ from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.objects.protocol import PROBE_KEY
 from pipeline.artefacts.objects.remote import require_conditional_create
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError, PipelineError
+from tests.support.cases import looped
 from tests.support.servers import (
     BUCKET,
     SECRETS,
@@ -182,7 +183,7 @@ def test_an_object_larger_than_allowed_is_refused(store):
     assert f"{store.url}/a" in one_line(error)
 
 
-@pytest.mark.parametrize("key", BAD_KEYS)
+@looped("key", BAD_KEYS)
 def test_keys_that_are_no_plain_names_are_refused(store, key):
     uses = [
         lambda: store.read(key, max_bytes=1),
@@ -198,7 +199,7 @@ def test_keys_that_are_no_plain_names_are_refused(store, key):
         one_line(error)
 
 
-@pytest.mark.parametrize("key", ["a.partial", "a.partial/b", ".a.0.partial", PROBE_KEY])
+@looped("key", ["a.partial", "a.partial/b", ".a.0.partial", PROBE_KEY])
 def test_reserved_names_are_not_created(store, key):
     with pytest.raises(ArtefactMismatch, match="reserved"):
         store.create(key, b"")
@@ -438,8 +439,8 @@ def test_addresses_of_folders(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "http", "https", "file", "ftp"])
-@pytest.mark.parametrize(
+@looped("scheme", ["s3", "gs", "az", "http", "https", "file", "ftp"])
+@looped(
     "rest",
     [
         "user:hunter2@host/a",
@@ -458,7 +459,7 @@ def test_addresses_with_a_credential_are_refused_without_repeating_it(scheme, re
     assert "hunter2" not in "".join(traceback.format_exception(error.value)).partition("Error:")[2]
 
 
-@pytest.mark.parametrize(
+@looped(
     "location", ["ftp://host/a", "s3:/bucket", "s3://", "http:///a", "file://host/a", "s3:bucket"]
 )
 def test_other_addresses_that_cannot_be_used_are_refused(location):

@@ -9,6 +9,7 @@ from stages import cache_teacher, prepare, select, train_student, train_teacher
 from stages.config.file import load_config, with_overrides
 from stages.config.root import Config
 from stages.sweep.points import baseline_of, sweep_points
+from tests.support.cases import looped
 from tests.support.image_folders import save_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,7 +34,7 @@ IMAGENET = {
     ("torchvision:resnet50", "MobileNetV1"): 2.0,
 }
 RECIPES = sorted([*CONFIGS.glob("cifar100/*.toml"), *CONFIGS.glob("imagenet/*.toml")])
-EVERY_RECIPE = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+EVERY_RECIPE = looped("path", RECIPES)
 
 
 def variant(config: Config, name: str) -> Config:
@@ -141,7 +142,7 @@ def test_a_recipes_networks_exist(path):
         assert build(arch, num_classes=100).head.out_features == 100
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("studies/*.toml")), ids=lambda path: path.stem)
+@looped("path", sorted(CONFIGS.glob("studies/*.toml")))
 def test_every_point_of_a_study_can_be_trained(path):
     config = load_config(path)
     assert config.sweep.name == path.stem

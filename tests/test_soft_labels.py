@@ -19,6 +19,7 @@ from pipeline.artefacts.soft_labels import (
 )
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
+from tests.support.cases import looped
 from tests.support.workspaces import flipped, read_or_refusal
 
 NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES = 3, 7, 5
@@ -147,7 +148,7 @@ def test_labels_of_cached_views_belong_to_them(path):
     assert SoftLabels.open(path).by_view
 
 
-@pytest.mark.parametrize(
+@looped(
     "change",
     [
         {"cache": "b" * 64},
@@ -164,14 +165,13 @@ def test_labels_of_cached_views_belong_to_them(path):
         {"standardise": True},
         {"repair": REPAIR},
     ],
-    ids=lambda change: next(iter(change)),
 )
 def test_every_field_of_the_identity_changes_the_id(change):
     assert identity_of(**change).id != identity_of().id
     assert len(SoftLabelIdentity.model_fields) == 13
 
 
-@pytest.mark.parametrize("change", [{"folds": 4}, {"seed": 1}, {"held_out": "b" * 64}])
+@looped("change", [{"folds": 4}, {"seed": 1}, {"held_out": "b" * 64}])
 def test_every_setting_of_a_repair_changes_the_id(change):
     other = identity_of(repair=REPAIR.model_copy(update=change))
     assert other.id != identity_of(repair=REPAIR).id

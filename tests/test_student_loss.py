@@ -19,6 +19,7 @@ from pipeline.training.student_loss import (
     Weights,
 )
 from stages.config.training import TrainStudentConfig
+from tests.support.cases import looped
 
 NUM_ROWS, NUM_CLASSES, STUDENT_DIM, TEACHER_DIM = 24, 5, 6, 7
 LABELS = np.arange(100) % NUM_CLASSES
@@ -79,7 +80,7 @@ ALL, NONE = torch.ones(NUM_ROWS, dtype=torch.bool), torch.zeros(NUM_ROWS, dtype=
 
 
 @EVERY_METHOD
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@looped("smoothing", [0.0, 0.2])
 def test_with_nothing_selected_every_loss_is_cross_entropy_to_the_bit(method, smoothing):
     outputs, batch = outputs_of(method), batch_of(NONE)
     found = loss_of(method, label_smoothing=smoothing)(outputs, batch)

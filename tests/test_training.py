@@ -25,6 +25,7 @@ from pipeline.training.student_loss import Outputs, PlainLoss
 from stages import train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
+from tests.support.cases import looped
 from tests.support.learners import CPU, kd_loss, learner_of, optimizer_of, schedule_of, train_epoch
 from tests.support.workspaces import linked_copy
 
@@ -203,8 +204,8 @@ def test_one_cycle_climbs_to_the_rate_and_falls_to_nothing():
     assert found[-1] < 1e-5
 
 
-@pytest.mark.parametrize("steps", range(1, 12))
-@pytest.mark.parametrize("warmup", [0.01, 0.1, 0.2, 0.25, 0.5, 0.99])
+@looped("steps", range(1, 12))
+@looped("warmup", [0.01, 0.1, 0.2, 0.25, 0.5, 0.99])
 def test_one_cycle_of_any_length_has_rates(steps, warmup):
     found = rates(kind="one-cycle", epochs=1, steps_per_epoch=steps, warmup=warmup, lr=0.4)
     assert len(found) == steps + 1
