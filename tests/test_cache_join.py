@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.artefacts.cache.join import ANY_LABELS, join_samples
 from pipeline.artefacts.dataset import Samples
 from pipeline.errors import ArtefactMismatch
+from tests.support.messages import mentions
 from tests.support.small_caches import sealed_cache, some_samples
 
 LAST_BYTE, FIRST_BYTE, MIDDLE_BYTE = 15, 0, 8
@@ -143,7 +144,7 @@ def test_what_differs_is_refused_with_the_count_and_at_most_three_examples(
         join(cache, changed)
     line = str(refusal.value)
     assert "\n" not in line
-    assert f"with other {field} of {count} of the 40 images of data/train.beton" in line
+    assert mentions(line, field, count, 40, "data/train.beton")
     assert cache.path in line
     assert f"`--accept-mismatch {field}`" in line
     first = sorted(rows.tolist())[:3]
@@ -152,7 +153,7 @@ def test_what_differs_is_refused_with_the_count_and_at_most_three_examples(
         assert samples.keys[i].tobytes().hex()[:12] in line
     if field == "labels":
         i = first[0]
-        assert f"has label {samples.labels[i] + 1}, the cache {samples.labels[i]}" in line
+        assert mentions(line, samples.labels[i] + 1, samples.labels[i])
 
 
 @pytest.mark.parametrize("field", ["labels", "pixels"])
@@ -171,9 +172,9 @@ def test_accepting_what_does_not_differ_records_nothing(cache, samples):
 
 def test_where_both_differ_each_must_be_accepted(cache, samples):
     changed = with_changed(with_changed(samples, "labels", [0]), "pixels", [1])
-    with pytest.raises(ArtefactMismatch, match="other labels of 1 of"):
+    with pytest.raises(ArtefactMismatch, match=r"labels of 1\b"):
         join(cache, changed)
-    with pytest.raises(ArtefactMismatch, match="other pixels of 1 of"):
+    with pytest.raises(ArtefactMismatch, match=r"pixels of 1\b"):
         join(cache, changed, accept=ANY_LABELS)
     assert join(cache, changed, accept=("pixels", "labels")).accepted == ("labels", "pixels")
 
@@ -191,7 +192,7 @@ def test_samples_of_which_none_is_there_are_refused_whatever_is_accepted(cache, 
     with pytest.raises(ArtefactMismatch) as refusal:
         join(cache, some_samples(11, seed=1), accept=accept)
     line = str(refusal.value)
-    assert "has none of the 11 images of data/train.beton (expected some in common)" in line
+    assert mentions(line, 11, "data/train.beton")
     assert "heartcut cache-teacher" in line
     assert "\n" not in line
 

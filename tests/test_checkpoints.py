@@ -15,6 +15,7 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.models.checkpoints import load_into, load_weights, save_weights, weights_digest
 from pipeline.models.zoo import build
 from tests.support.cases import looped
+from tests.support.messages import mentions
 
 SOURCE = Path("teacher.th")
 
@@ -229,11 +230,11 @@ def test_the_digest_takes_every_dtype_of_checkpoints():
 def test_another_depth_is_refused_in_one_line_that_names_the_first_three_keys():
     model, weights = network("resnet14a"), network("resnet8a").state_dict()
     line = refusal(lambda: load_into(model, weights, source=SOURCE))
-    assert "teacher.th does not fit resnet14a in 36 of 80 keys: " in line
-    assert "layer1.1.conv1.weight is missing (expected [16, 16, 3, 3] float32)" in line
+    assert mentions(line, "teacher.th", "resnet14a", 36, 80)
+    assert mentions(line, "layer1.1.conv1.weight", "[16, 16, 3, 3]", "float32")
     assert line.count("(expected") == 3
     backwards = refusal(lambda: load_into(network("resnet8a"), model.state_dict(), source=SOURCE))
-    assert "layer1.1.conv1.weight is [16, 16, 3, 3] float32 (expected no such key)" in backwards
+    assert mentions(backwards, "layer1.1.conv1.weight", "[16, 16, 3, 3]", "float32")
 
 
 def test_another_class_count_is_said_as_such():
@@ -248,13 +249,13 @@ def test_another_class_count_and_depth_are_both_said():
     model = network("resnet14a", num_classes=100)
     line = refusal(lambda: load_into(model, weights, source=SOURCE))
     assert "has a head for 10 classes (expected 100)." in line
-    assert "does not fit resnet14a in 36 of 80 keys: layer1.1.conv1.weight is missing" in line
+    assert mentions(line, "resnet14a", 36, 80, "layer1.1.conv1.weight")
 
 
 def test_a_head_on_other_features_is_a_plain_difference():
     weights = network().state_dict() | {"linear.weight": torch.zeros(10, 32)}
     line = refusal(lambda: load_into(network(), weights, source=SOURCE))
-    assert "in 1 of 44 keys: linear.weight is [10, 32] float32 (expected [10, 64] float32)" in line
+    assert mentions(line, 1, 44, "linear.weight", "[10, 32]", "[10, 64]")
 
 
 @looped("key", ["linear.bias", "bn1.running_mean", "bn1.num_batches_tracked"])
@@ -262,7 +263,7 @@ def test_one_missing_key_is_refused(key):
     weights = network().state_dict()
     del weights[key]
     line = refusal(lambda: load_into(network(), weights, source=SOURCE))
-    assert f"in 1 of 44 keys: {key} is missing" in line
+    assert mentions(line, 1, 44, key, "missing")
 
 
 def test_integers_in_place_of_weights_are_refused():
@@ -350,10 +351,7 @@ def test_the_malicious_pickle_would_have_worked(tmp_path):
 
 def test_a_whole_pickled_network_is_refused(tmp_path):
     line = refusal(lambda: load_weights(saved(network(), tmp_path / "w.pt")))
-    assert (
-        "holds pickled code (pipeline.models.networks.cifar_resnet.CifarResNet) and is refused"
-        in line
-    )
+    assert mentions(line, "pickled code", "pipeline.models.networks.cifar_resnet.CifarResNet")
 
 
 def test_a_missing_file_is_not_found(tmp_path):
@@ -373,7 +371,7 @@ def test_a_folder_is_refused(tmp_path):
 def test_other_files_are_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     line = refusal(lambda: load_weights(tmp_path / name))
-    assert f"is not a readable checkpoint: {len(data)} bytes" in line
+    assert mentions(line, name, len(data), "bytes")
 
 
 def checkpoint_bytes(kind):
@@ -414,7 +412,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
     state = network().state_dict()
     state["bn1.running_var"][3] = value
     line = refusal(lambda: load_weights(saved(state, tmp_path / "w.pt")))
-    assert f"1 of {len(state)} tensors hold NaN or infinity, first bn1.running_var" in line
+    assert mentions(line, 1, len(state), "NaN", "bn1.running_var")
 
 
 def test_numbers_beyond_float32_are_refused(tmp_path):
@@ -438,7 +436,7 @@ def test_numbers_beyond_float32_are_refused(tmp_path):
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, content, found):
     line = refusal(lambda: load_weights(saved(content, tmp_path / "w.pt")))
-    assert "is not a checkpoint of one network: 0 state dicts in" in line
+    assert mentions(line, "0 state dicts")
     assert found in line
 
 
@@ -450,4 +448,4 @@ def test_two_networks_in_a_file_are_refused(tmp_path):
 
 def test_names_that_collide_without_their_prefix_are_refused(tmp_path):
     path = saved({"a": torch.zeros(1), "module.a": torch.ones(1)}, tmp_path / "w.pt")
-    assert "w.pt is ambiguous: 2 names, of which 1 differ" in refusal(lambda: load_weights(path))
+    assert "w.pt is ambiguous: 2 names" in refusal(lambda: load_weights(path))

@@ -17,6 +17,7 @@ from stages.config.root import CacheTeacherConfig, Config
 from stages.identities import cache_request
 from stages.teacher import load_teacher
 from tests.support.cases import looped
+from tests.support.messages import mentions
 
 ZOO = ["yak", "Polar Bear", "ant", "sea_lion", "Ant", "cat", "bee", "crane", "crane"]
 
@@ -51,7 +52,7 @@ def test_without_anything_to_tell_places_agree():
 @looped("num_classes", [2, 4, 1000])
 def test_another_number_of_classes_needs_to_be_told(num_classes):
     told = refusal(lambda: rows(["b", "a", "c"], names=[], num_classes=num_classes))
-    assert f"the teacher knows {num_classes:,} classes and the data set has 3" in told
+    assert mentions(told, f"{num_classes:,} classes", 3)
     assert "`cache_teacher.class_map`" in told
 
 
@@ -62,8 +63,8 @@ def test_case_spaces_and_underscores_do_not_matter_where_no_name_is_the_same():
 
 def test_a_name_that_could_be_two_is_refused_with_its_lines():
     told = refusal(lambda: rows(["ANT", "bee"]))
-    assert "class ANT could be several of cache_teacher.class_names: lines 3 and 5" in told
-    assert "class crane could be several" in refusal(lambda: rows(["crane", "bee"]))
+    assert mentions(told, "ANT", "cache_teacher.class_names", 3, 5)
+    assert mentions(refusal(lambda: rows(["crane", "bee"])), "crane", "several")
     assert rows(["crane", "ANT"], class_map={"crane": 8, "ANT": "Ant"}) == [8, 4]
 
 
@@ -74,7 +75,7 @@ def test_the_table_goes_before_the_names():
 
 def test_holes_are_refused_and_at_most_three_named():
     told = refusal(lambda: rows(["cat", "dog", "elk", "fox", "gnu", "bee"]))
-    assert "the teacher has no class for dog, elk, fox and 1 more" in told
+    assert mentions(told, "dog, elk, fox", 1)
     assert "Add them to `cache_teacher.class_map`" in told
     told = refusal(lambda: rows(["cat", "bee"], names=[], class_map={"cat": 1}))
     assert "has no class for bee" in told
@@ -94,7 +95,7 @@ def test_rows_beyond_the_head_are_refused(row):
 
 def test_unknown_names_on_either_side_are_refused():
     told = refusal(lambda: rows(["cat", "bee"], class_map={"dog": 1, "elk": 2}))
-    assert "class_map has dog, elk, which the data set has not" in told
+    assert mentions(told, "class_map", "dog, elk")
     told = refusal(lambda: rows(["cat", "bee"], class_map={"cat": "lynx"}))
     assert "gives cat the class 'lynx', which is not in cache_teacher.class_names" in told
 
@@ -206,7 +207,7 @@ def test_naming_all_classes_in_their_order_changes_nothing(tmp_path, prepared):
 
 def test_a_teacher_of_more_classes_is_refused_until_they_are_told(teacher_of_nine, prepared):
     told = refusal(lambda: loaded(teacher_of_nine, prepared, num_classes=9))
-    assert "the teacher knows 9 classes and the data set has 3" in told
+    assert mentions(told, "9 classes", 3)
     told = refusal(lambda: loaded(teacher_of_nine, prepared), ArtefactMismatch)
     assert "has a head for 9 classes (expected 3)" in told
 
@@ -255,5 +256,5 @@ def test_settings_that_say_too_little_are_refused(settings, told):
 
 @looped("settings", [{"num_classes": 4}, {"class_names": "x"}, {"head": "fc"}, {"class_map": {}}])
 def test_settings_of_a_checkpoint_have_no_effect_without_one(settings):
-    with pytest.raises(ValidationError, match="has no effect with no checkpoint"):
+    with pytest.raises(ValidationError, match=r"no effect .*checkpoint"):
         CacheTeacherConfig.model_validate(settings)

@@ -242,7 +242,7 @@ def test_later_overrides_win_and_unset_takes_a_value_back():
 
 @looped("override", ["select.eta", "=3", "select.=3", "", ".eta=3"])
 def test_what_is_no_override_is_refused_with_an_example(override):
-    with pytest.raises(ConfigError, match=r"is not an override .*--set select\.eta=0\.7"):
+    with pytest.raises(ConfigError, match=r"override .*--set select\.eta=0\.7"):
         with_overrides(Config(), [override])
 
 

@@ -292,7 +292,7 @@ def test_training_tells_the_teacher_of_a_sample_from_those_of_others():
 
 
 def test_labels_must_be_of_two_classes():
-    with pytest.raises(ValueError, match="labels must be of 2 classes at least, got 1"):
+    with pytest.raises(ValueError, match=r"labels .*2 classes.*got 1"):
         module_of(torch.tensor([4, -1, 4]))
-    with pytest.raises(ValueError, match="labels must be of 2 classes at least, got 0"):
+    with pytest.raises(ValueError, match=r"labels .*2 classes.*got 0"):
         module_of(torch.tensor([-1, -1]))

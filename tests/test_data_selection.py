@@ -440,7 +440,7 @@ def test_errors_and_thresholds_are_counted_from_the_score_s_side():
         ("influence", {"beta": (0.5, 4.0)}, "beta has no effect"),
         ("influence", {"fraction": 0.5, "threshold": 0.0}, "fraction excludes threshold"),
         ("influence", {"fraction": 0.5, "num_errors": 1.0}, "fraction excludes threshold"),
-        ("influence", {"threshold": float("nan")}, "threshold must be finite"),
+        ("influence", {"threshold": float("nan")}, r"threshold .*finite"),
         ("influence", {"num_errors": float("inf")}, "num_errors must be finite"),
         ("random", {}, "needs fraction"),
         ("beta", {}, "needs fraction"),
@@ -454,7 +454,7 @@ def test_errors_and_thresholds_are_counted_from_the_score_s_side():
         ("random", {"fraction": 1.5}, r"fraction must be in \(0, 1\]"),
         ("random", {"fraction": float("nan")}, r"fraction must be in \(0, 1\]"),
         ("random", {"fraction": 0.5, "class_quota": 1.1}, r"class_quota must be in \[0, 1\]"),
-        ("random", {"fraction": 0.1, "class_quota": 1.0}, "Lower class_quota or raise fraction"),
+        ("random", {"fraction": 0.1, "class_quota": 1.0}, r"class_quota .*fraction"),
         ("guess", {}, "is unknown"),
     ],
 )
@@ -474,7 +474,7 @@ def test_settings_out_of_range_or_without_effect_are_refused(strategy, rule, mes
     "strategy, inputs, message",
     [
         ("influence", {}, "needs scores"),
-        ("influence", {"scores": np.array([0.0, np.nan])}, "scores must be numbers, got 1 NaN"),
+        ("influence", {"scores": np.array([0.0, np.nan])}, r"scores .*1 NaN"),
         ("influence", {"scores": np.zeros(3)}, "one value per sample"),
         ("influence", {"candidates": np.ones(3, dtype=bool)}, "needs scores"),
         ("influence", {"scores": np.zeros(2), "errors": np.zeros(2)}, "got no num_errors"),
@@ -495,5 +495,5 @@ def test_errors_that_are_missing_or_nan_are_refused():
     with pytest.raises(ValueError, match="got no errors"):
         select_samples("influence", samples, rule=rule, seed=0)
     broken = replace(samples, errors=np.array([0.0, np.nan]))
-    with pytest.raises(ValueError, match="errors must be numbers, got 1 NaN"):
+    with pytest.raises(ValueError, match=r"errors .*1 NaN"):
         select_samples("influence", broken, rule=rule, seed=0)

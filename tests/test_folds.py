@@ -131,7 +131,7 @@ def test_parts_are_the_same_on_every_machine_and_in_every_version():
 
 def test_a_class_with_a_single_sample_is_named():
     labels, keys = some(0, sizes=[4, 5, 0, 1, 6])
-    with pytest.raises(ValueError, match=r"^class 3 has a single sample \(expected at least 2\)"):
+    with pytest.raises(ValueError, match=r"^class 3 .*at least 2"):
         stratified_folds(labels, keys, num_folds=2, seed=0)
     assert len(stratified_parts(labels, keys, num_parts=2, seed=0)) == 16
 

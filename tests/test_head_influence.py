@@ -400,7 +400,7 @@ def test_a_zero_right_side_has_a_zero_solution():
 
 def test_a_right_side_that_no_gradient_could_be_is_refused():
     linear = problem_of().linearise(torch.zeros(4, 6))
-    with pytest.raises(ValueError, match="sum to 0 over classes"):
+    with pytest.raises(ValueError, match="sum to 0"):
         solve(linear, torch.ones(4, 6))
     with pytest.raises(ValueError, match=r"right_side must be \(4, 6\)"):
         solve(linear, torch.zeros(4, 5))

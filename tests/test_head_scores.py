@@ -80,7 +80,7 @@ def test_adding_the_heads_own_labels_is_refused(temperature):
     teacher = random_head(problem)
     logits = problem.features @ teacher[:, :-1].T + teacher[:, -1]
     own = dataclasses.replace(problem, soft_labels=torch.softmax(logits / temperature, dim=-1))
-    with pytest.raises(ValueError, match="the soft labels are the head's own"):
+    with pytest.raises(ValueError, match="soft labels"):
         score_added(own.linearise(teacher), random_head(problem, seed=4))
     hard = dataclasses.replace(problem, soft_labels=None, distilled=None)
     with pytest.raises(ValueError, match="soft_labels are missing"):

@@ -177,7 +177,7 @@ def test_eta_outside_the_open_unit_interval_is_refused(eta):
 
 @pytest.mark.parametrize("temperature", [-1.0, 0.0, float("inf"), float("nan")])
 def test_a_temperature_that_is_not_finite_and_above_0_is_refused(temperature):
-    with pytest.raises(ValueError, match="temperature must be finite and above 0, got"):
+    with pytest.raises(ValueError, match="temperature must be"):
         softened_probs(torch.zeros(1, 2), temperature=temperature)
 
 

@@ -220,11 +220,11 @@ def test_a_damaged_jpeg_stops_the_loop_and_is_named(jpegs, tmp_path):
     start = content.rindex(b"\xff\xd8\xff")
     content[start : start + 200] = bytes(200)
     path.write_bytes(content)
-    with pytest.raises(ArtefactMismatch, match="has other contents than were written"):
+    with pytest.raises(ArtefactMismatch, match=r"\.beton"):
         Dataset.open(folder)
     beton = replace(jpegs.train, path=path)
     loader = BatchLoader(beton, batch_size=8, view_spec=SPEC)
-    with pytest.raises(ArtefactMismatch, match=r"the JPEG of sample \d+ of .* cannot be decoded"):
+    with pytest.raises(ArtefactMismatch, match=r"JPEG of sample \d+"):
         shown(loader.view(0))
 
 

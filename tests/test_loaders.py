@@ -345,14 +345,14 @@ def shortened(supervision, name):
 @pytest.mark.parametrize("name", ["soft_labels", "selected", "labels"])
 def test_supervision_of_fewer_rows_is_refused(beton, name):
     given = shortened(supervision_of(beton, num_tables=3), name)
-    with pytest.raises(ArtefactMismatch, match=r"73.* rows \(expected 74, one per sample"):
+    with pytest.raises(ArtefactMismatch, match=r"73.* rows .*74"):
         new_random(beton, supervision=given)
 
 
 @pytest.mark.parametrize(("num_tables", "by_view"), [(2, True), (4, True), (2, False)])
 def test_supervision_of_another_number_of_views_is_refused(beton, num_tables, by_view):
     given = supervision_of(beton, num_tables=num_tables, by_view=by_view)
-    with pytest.raises(ArtefactMismatch, match=rf"of {num_tables} views \(expected [13], as crop2"):
+    with pytest.raises(ArtefactMismatch, match=rf"{num_tables} views .*expected [13]"):
         new_random(beton, supervision=given)
 
 
@@ -367,13 +367,13 @@ def test_supervision_of_another_number_of_views_is_refused(beton, num_tables, by
 )
 def test_rows_of_another_layout_are_refused(beton, made, told, found, wanted):
     given = replace(supervision_of(beton, num_tables=3, **made), **told)
-    with pytest.raises(ArtefactMismatch, match=rf"has {found} numbers \(expected {wanted}\)"):
+    with pytest.raises(ArtefactMismatch, match=rf"{found} numbers .*{wanted}"):
         new_random(beton, supervision=given)
 
 
 def test_soft_labels_of_fewer_classes_than_the_labels_are_refused(beton):
     given = supervision_of(beton, num_tables=3, top_k=2)
-    with pytest.raises(ArtefactMismatch, match=r"have 2 classes \(expected more than 2, the larg"):
+    with pytest.raises(ArtefactMismatch, match=r"2 classes .*more than 2"):
         new_random(beton, supervision=replace(given, num_classes=2))
 
 

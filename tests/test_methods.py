@@ -47,9 +47,7 @@ def student(config: Config, method: str, *overrides: str) -> Config:
 def test_every_method_learns_with_revision_and_selection_or_says_why_not(revised, method, kind):
     config = student(revised[kind], method)
     if kind == "top-k" and method in DENSE_ONLY:
-        with pytest.raises(
-            ArtefactMismatch, match=rf"{method} cannot use the soft labels of a top"
-        ):
+        with pytest.raises(ArtefactMismatch, match=rf"{method} .*soft labels of a top"):
             train_student.execute(config)
         return
     run = train_student.execute(config)
@@ -64,7 +62,7 @@ def test_logit_standardisation_needs_all_logits_and_vanilla_or_decoupled_distill
     standard = with_overrides(revised["dense"], ["select.standardise=true"])
     select.execute(standard)
     assert train_student.execute(student(standard, "dkd")).result.test_accuracy > CHANCE
-    with pytest.raises(ArtefactMismatch, match="rkd cannot use soft labels of standardised logits"):
+    with pytest.raises(ArtefactMismatch, match=r"rkd .*standardised"):
         train_student.execute(student(standard, "rkd"))
     with pytest.raises(ConfigError, match=r"select\.standardise must be false where .*top_k"):
         with_overrides(revised["top-k"], ["select.standardise=true"])
@@ -72,7 +70,7 @@ def test_logit_standardisation_needs_all_logits_and_vanilla_or_decoupled_distill
         config=revised["top-k"], dataset=Dataset.open(revised["top-k"].data_folder)
     ).training.path
     shared = with_overrides(standard, [f"select.cache={cache}"])
-    with pytest.raises(ConfigError, match=r"standardise is true and \S+ keeps the top logits only"):
+    with pytest.raises(ConfigError, match=r"standardise is true .*top logits"):
         select.execute(shared)
 
 

@@ -15,6 +15,7 @@ from pipeline.models.checkpoints import load_into, load_weights, save_weights
 from pipeline.models.headed_network import HeadedNetwork, found_head
 from pipeline.models.probing import evaluating, require_image_size
 from pipeline.models.zoo import build
+from tests.support.messages import mentions
 
 HERE = __name__
 
@@ -188,7 +189,7 @@ def test_images_of_another_size_than_a_transformers_are_refused():
     pytest.importorskip("timm")
     model = build("timm:vit_tiny_patch16_224", num_classes=3)
     told = refusal(lambda: require_image_size(model, (32, 32)))
-    assert "timm:vit_tiny_patch16_224 cannot take images of 32 x 32 pixels" in told
+    assert mentions(told, "timm:vit_tiny_patch16_224", "32 x 32")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_the_hidden_head_of_ones_own_network_is_found():
 def test_a_named_head_is_proven_too():
     assert branches(head="head.main.1").head_name == "head.main.1"
     told = refusal(lambda: branches(head="auxiliary"))
-    assert "auxiliary: what it gives is not what the network gives" in told
+    assert mentions(told, "auxiliary")
     assert "head.main.1, auxiliary" in told
 
 
@@ -246,7 +247,7 @@ def test_a_named_head_is_proven_too():
 )
 def test_a_wrong_name_of_a_head_is_refused_with_the_candidates(head, found):
     told = refusal(lambda: branches(head=head))
-    assert f"head of {HERE}:Branches is '{head}' and {found}" in told
+    assert mentions(told, f"{HERE}:Branches", f"'{head}'", found)
     assert "expected head.main.1, auxiliary" in told
 
 
@@ -321,7 +322,7 @@ def test_a_head_for_other_classes_is_told_as_such():
     weights = Branches(num_classes=9).state_dict()
     del weights["auxiliary.weight"], weights["auxiliary.bias"]
     weights |= {k: v for k, v in Branches().state_dict().items() if "auxiliary" in k}
-    with pytest.raises(ArtefactMismatch, match=r"has a head for 9 classes \(expected 4\)"):
+    with pytest.raises(ArtefactMismatch, match=r"9 classes .*4"):
         load_into(branches(), weights, source=Path("w.pt"))
 
 

@@ -367,7 +367,7 @@ def test_depths_that_do_not_exist_are_refused(make):
 def test_images_that_are_too_small_are_refused_in_one_line():
     model = network("vgg8").train()
     counters = model.state_dict()["block0.1.num_batches_tracked"].clone()
-    with pytest.raises(ConfigError, match="vgg8 cannot take images of 4 x 4 pixels: ") as refusal:
+    with pytest.raises(ConfigError, match=r"vgg8 .*4 x 4 pixels") as refusal:
         require_image_size(model, (4, 4))
     assert "\n" not in str(refusal.value)
     assert "`prepare.resize`" in str(refusal.value)
@@ -383,5 +383,5 @@ def test_every_network_takes_the_smallest_data_set(arch):
 
 def test_a_head_is_named_or_found_and_never_another():
     assert build("MobileNetV2", num_classes=3, head="classifier.0").head.out_features == 3
-    with pytest.raises(ConfigError, match=r"head of resnet8 is 'linear' \(expected fc"):
+    with pytest.raises(ConfigError, match=r"resnet8 .*'linear' .*fc"):
         build("resnet8", num_classes=3, head="linear")

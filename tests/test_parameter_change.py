@@ -135,7 +135,7 @@ def test_a_head_that_is_fitted_again_moves_less_than_with_random_samples():
 
 def test_a_problem_without_soft_labels_and_empty_blocks_are_refused():
     linear, factors = at_minimum(distilled_problem())
-    with pytest.raises(ValueError, match="block must be at least 1"):
+    with pytest.raises(ValueError, match=r"block .*1"):
         undistil_order(linear, factors=factors, block=0)
     hard = dataclasses.replace(linear.problem, soft_labels=None, distilled=None, kd_weight=0.0)
     with pytest.raises(ValueError, match="soft_labels must be set"):

@@ -94,7 +94,7 @@ def overrides_of(folder: Path, side: int) -> list[str]:
         "prepare.source=folder",
         "prepare.name=unset",
         "prepare.test=unset",
-        f"prepare.path={save_folder(folder / 'images', train=150, size=side)}",
+        f"prepare.path={save_folder(folder / 'images', train=30, size=side)}",
         f"prepare.resize={side}",
         "prepare.store=unset",
         "prepare.held_out_fraction=0.1",
@@ -128,11 +128,11 @@ def test_a_recipe_runs_for_two_steps(path, taught):
     config = load_config(path, overrides=taught[path.parent.name])
     changes = [
         "train_student.epochs=1",
-        "train_student.batch_size=70",
+        "train_student.batch_size=20",
         "train_student.mean_of_last=1",
     ]
     run = train_student.execute(with_overrides(variant(config, "DKD"), changes))
-    assert 1 < run.result.num_training_samples / 70 <= 2
+    assert 1 < run.result.num_training_samples / 20 <= 2
     assert (run.result.method, run.result.arch) == ("dkd", config.train_student.arch)
 
 

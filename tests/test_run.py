@@ -58,7 +58,7 @@ def test_metrics_refuse_numbers_that_json_lacks(tmp_path):
 
 
 def test_a_run_that_is_not_there_is_told_how_to_make(tmp_path):
-    with pytest.raises(ArtefactNotFound, match=r"does not exist. Train it with `heartcut"):
+    with pytest.raises(ArtefactNotFound, match=r"student-s0-aaaaaaaa .*`heartcut"):
         Run.open(tmp_path / "student-s0-aaaaaaaa")
 
 
@@ -71,13 +71,13 @@ def test_a_run_without_a_result_is_none(run):
 @pytest.mark.parametrize("offset", [0, 9, 1000, -1])
 def test_a_flipped_byte_in_the_weights_is_refused(run, offset):
     flip_byte(run.weights, offset)
-    with pytest.raises(ArtefactMismatch, match=r"is damaged: sha256 \w+ \(expected \w+\). Remove"):
+    with pytest.raises(ArtefactMismatch, match=r"model\.safetensors .*sha256 \w+ \(expected \w+\)"):
         Run.open(run.path)
 
 
 def test_missing_weights_are_told(run):
     run.weights.unlink()
-    with pytest.raises(ArtefactNotFound, match=r"model.safetensors is missing. Remove"):
+    with pytest.raises(ArtefactNotFound, match=r"model\.safetensors is missing"):
         Run.open(run.path)
 
 
@@ -88,5 +88,5 @@ def test_missing_weights_are_told(run):
 def test_a_result_of_another_form_is_refused_by_key(run, key, value):
     path = run.path / "result.json"
     replace_bytes(path, json.dumps({**json.loads(path.read_text()), key: value}).encode())
-    with pytest.raises(PipelineError, match=rf"does not follow its format: {key}: "):
+    with pytest.raises(PipelineError, match=rf"result\.json .*{key}: "):
         Run.open(run.path)

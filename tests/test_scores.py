@@ -167,13 +167,13 @@ def test_every_flipped_byte_is_refused_or_changes_nothing(path):
 @pytest.mark.parametrize("keep", [0, 4, 1000, -1])
 def test_a_torn_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtefactMismatch, match="is not a readable parquet file") as told:
+    with pytest.raises(ArtefactMismatch, match=r"\.parquet .*readable") as told:
         ScoreTable.open(path)
     assert "\n" not in str(told.value)
 
 
 def test_a_missing_file_is_told_how_to_make(tmp_path):
-    with pytest.raises(ArtefactNotFound, match="Make it with `heartcut select`"):
+    with pytest.raises(ArtefactNotFound, match="`heartcut select`"):
         ScoreTable.open(tmp_path / "x.scores.parquet")
 
 
@@ -246,7 +246,7 @@ def test_rows_in_another_order_are_refused_even_where_they_were_written_so(tmp_p
 
 
 def test_scores_are_no_selection_and_a_selection_is_no_scores(path):
-    with pytest.raises(ArtefactMismatch, match=r"is not a selection table.*heartcut\.scores"):
+    with pytest.raises(ArtefactMismatch, match=r"selection table.*heartcut\.scores"):
         SelectionTable.open(path)
 
 

@@ -223,7 +223,7 @@ def test_augmented_labels_of_a_clean_cache_are_refused(digits, tmp_path):
     workspace = linked_copy(digits.workspace, tmp_path / "work", without=("caches", "selections"))
     config = with_overrides(digits, [f"workspace={workspace}", "views.count=0"])
     cache_teacher.execute(config)
-    with pytest.raises(ConfigError, match=r'has the clean view only. Set `select.soft_views = "cl'):
+    with pytest.raises(ConfigError, match=r"clean view only.*select\.soft_views"):
         select.execute(config)
     clean = with_overrides(config, ["select.soft_views=clean"])
     with pytest.raises(ConfigError, match=r"select.influence.views is 'augmented'"):

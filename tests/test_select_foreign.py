@@ -25,6 +25,7 @@ from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.selection.columns import NOT_CACHED
 from tests.support.image_folders import CLASSES, save_folder, save_split, textures
+from tests.support.messages import mentions
 from tests.support.small_caches import rewritten
 from tests.support.workspaces import linked_copy, read_or_refusal
 
@@ -151,7 +152,7 @@ def test_soft_labels_of_another_order_are_refused_by_training(canonical, turned)
         f"train_student.selection={turned.table.path}",
         f"train_student.soft_labels={canonical.soft.path}",
     ]
-    with pytest.raises(ArtefactMismatch, match=r"has other rows than .*, or in another order"):
+    with pytest.raises(ArtefactMismatch, match=r"rows .*order"):
         train_student.execute(with_overrides(turned.config, settings))
 
 
@@ -307,7 +308,7 @@ def test_other_labels_are_refused_and_with_their_name_accepted_and_recorded(
 ):
     config = relabelled(cached, folder_settings, tmp_path)
     line = read_or_refusal(lambda: select.execute(config))
-    assert f"with other labels of 2 of the {NUM_CACHED} images" in line
+    assert mentions(line, "labels", 2, NUM_CACHED)
     assert not config.selections_folder.exists()
     accepted = with_overrides(config, ['select.accept_mismatch=["labels"]'])
     chosen = Chosen.by(accepted)
@@ -432,14 +433,14 @@ def test_a_temperature_that_was_not_kept_is_refused(top_k, setting):
     cache = Caches(config=own, dataset=Dataset.open(own.data_folder)).training.path
     config = with_overrides(own, [f"select.cache={cache}", setting])
     line = read_or_refusal(lambda: select.execute(config))
-    assert "keeps the top 3 logits, and the sum of all at temperature 1 and 4" in line
+    assert mentions(line, "top 3", "1 and 4")
     assert "(expected 2 among them)" in line
     assert not list(config.selections_folder.glob("*.partial"))
 
 
 def test_accepting_other_labels_is_refused_where_only_the_top_is_kept(top_k):
     config = with_overrides(top_k(3).config, ['select.accept_mismatch=["labels"]'])
-    with pytest.raises(ConfigError, match=r"keeps the top logits and the label's only") as refusal:
+    with pytest.raises(ConfigError, match=r"top logits") as refusal:
         select.execute(config)
     assert "\n" not in str(refusal.value)
     other = with_overrides(top_k(3).config, ['select.accept_mismatch=["pixels"]'])
@@ -508,7 +509,7 @@ def test_a_cache_without_any_held_out_image_is_refused_for_influence(
     config = with_overrides(cached.config, [f"workspace={tmp_path / 'all'}", *more])
     prepare.execute(config)
     for needs in ("target=held-out", "l2=auto"):
-        with pytest.raises(ConfigError, match="has none of the held-out images"):
+        with pytest.raises(ConfigError, match="held-out images"):
             select.execute(with_overrides(config, [f"select.influence.{needs}"]))
     others = ["select.strategy=correct", "select.influence=unset"]
     assert select.execute(with_overrides(config, others)).record.num_not_cached > 0

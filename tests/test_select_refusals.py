@@ -16,6 +16,7 @@ from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.support.commands import heartcut
+from tests.support.messages import mentions
 from tests.support.small_caches import rewritten
 from tests.support.workspaces import linked_copy, snapshot, tables_in, unfinished
 
@@ -119,7 +120,7 @@ def test_features_that_are_the_same_in_every_row(cache, made, refused):
 def test_features_that_are_no_numbers_do_not_get_into_a_cache(cache, made, value):
     features = np.stack([cache.features(view) for view in range(cache.shape.num_views)])
     features[1, 100, -1] = value
-    with pytest.raises(PipelineError, match=r"features of view 1, .* no finite number") as told:
+    with pytest.raises(PipelineError, match=r"features of view 1") as told:
         made(features=features)
     assert "\n" not in str(told.value)
 
@@ -132,7 +133,7 @@ def test_more_folds_than_rows(dataset, cache, made, refused):
     few = made(rows=rows_of(dataset, cache, some))
     folds = ["select.influence.label_issues=true", "select.influence.folds=50"]
     line = refused(few, *folds)
-    assert "has 20 training rows, too few for 50 folds: num_parts must be in [1, 20]" in line
+    assert mentions(line, "20 training rows", "50 folds")
     assert "Lower `select.influence.folds`" in line
     assert "too few for 50 folds" in refused(
         few, "select.influence.target=cross-fit", "select.influence.folds=50"
@@ -162,7 +163,7 @@ def test_too_few_held_out_rows_to_choose_l2(dataset, cache, made, refused, own):
 
     few = made(rows=rows_of(dataset, cache, some))
     line = refused(few, "select.influence.l2=auto")
-    assert "has 8 held-out rows (expected at least 10 to choose l2 by a part of them)" in line
+    assert mentions(line, "8 held-out rows", "at least 10", "l2")
     table = select.execute(with_overrides(own, [few]))
     assert table.record.scores.diagnostics.num_target == 8
 
@@ -215,7 +216,7 @@ def test_standard_errors_of_a_target_that_is_too_small_for_any(dataset, cache, m
     few = made(rows=rows_of(dataset, cache, some))
     assert select.execute(with_overrides(own, [few])).record.num_candidates > 0
     line = refused(few, "select.standard_errors=1")
-    assert "has no standard errors: its target has 2 samples (expected at least 4)" in line
+    assert mentions(line, "standard errors", "2 samples", "at least 4")
 
 
 # What a target must not be.
@@ -241,14 +242,14 @@ def test_a_target_that_shares_an_image_with_what_is_scored(dataset, cache, refus
 def test_a_target_of_test_images(digits, dataset, refused):
     test = Caches(config=digits, dataset=dataset).test
     line = refused(*external(test))
-    assert f"has {test.shape.num_samples:,} of the test images of" in line
+    assert mentions(line, f"{test.shape.num_samples:,}", "test images")
 
 
 def test_a_target_that_chooses_l2(dataset, cache, refused, own, tmp_path):
     """Held-out images may be an external target, but not while they choose l2."""
     outside = rewritten(cache, tmp_path / "outside", rows=dataset.held_out)
     line = refused(*external(outside), "select.influence.l2=auto")
-    assert f"has {len(dataset.held_out)} of the held-out images of" in line
+    assert mentions(line, len(dataset.held_out), "held-out images")
     assert "they choose l2" in line
     assert select.execute(with_overrides(own, external(outside))).record.num_candidates > 0
 
@@ -351,4 +352,4 @@ def test_a_score_file_of_other_settings_under_the_name(own, refused):
     ]
     shutil.copy(paths[1], paths[0])
     line = refused("select.fraction=0.31")
-    assert f"{paths[0]} has the scores of other settings: id " in line
+    assert f"{paths[0]} has the scores of other settings" in line

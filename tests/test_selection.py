@@ -181,7 +181,7 @@ def test_pandas_without_the_attributes_is_told_what_is_missing(table, tmp_path):
     frame = pd.read_parquet(table.path)
     frame.attrs.clear()
     frame.to_parquet(tmp_path / "mine.parquet")
-    with pytest.raises(ArtefactMismatch, match=r"no `heartcut` entry.*docs/selection\.md"):
+    with pytest.raises(ArtefactMismatch, match=r"`heartcut` entry.*docs/selection\.md"):
         SelectionTable.open(tmp_path / "mine.parquet")
 
 
@@ -200,7 +200,7 @@ def test_rows_that_were_removed_or_added_are_refused_with_the_first(table, tmp_p
 def test_fewer_rows_are_refused_with_both_counts(stored, digits, tmp_path):
     samples = Dataset.open(digits.data_folder).train.samples
     short = SelectionTable.open(saved(stored.slice(0, 100), tmp_path))
-    with pytest.raises(ArtefactMismatch, match=rf"has 100 rows \(expected {len(samples)}"):
+    with pytest.raises(ArtefactMismatch, match=rf"100 rows .*{len(samples)}"):
         short.require_samples(samples.keys, samples.labels)
 
 
@@ -210,7 +210,7 @@ def test_other_samples_are_refused_with_the_first_that_differs(stored, digits, t
     values = stored.column(name).to_pylist()
     values[7] = "0" * 32 if name == "sample_key" else (values[7] + 1) % 10
     other = SelectionTable.open(saved(with_column(stored, name, values), tmp_path))
-    with pytest.raises(ArtefactMismatch, match=r"1 rows differ in key or label.*sample 7"):
+    with pytest.raises(ArtefactMismatch, match=r"1 rows .*sample 7"):
         other.require_samples(samples.keys, samples.labels)
 
 
@@ -274,7 +274,7 @@ def test_an_edit_that_breaks_the_table_is_refused_in_one_line(stored, tmp_path, 
 def test_settings_that_do_not_give_the_id_are_refused(stored, tmp_path):
     text = stored.schema.metadata[b"heartcut"].replace(b'"seed":0', b'"seed":1')
     path = saved(stored.replace_schema_metadata({b"heartcut": text}), tmp_path)
-    with pytest.raises(ArtefactMismatch, match="has an id that its settings do not give"):
+    with pytest.raises(ArtefactMismatch, match=r"\bid\b.*settings"):
         SelectionTable.open(path)
 
 
@@ -297,13 +297,13 @@ def test_a_flipped_byte_is_refused_or_changes_nothing_that_training_reads(table,
 def test_what_is_no_parquet_file_is_refused_in_one_line(tmp_path, data):
     path = tmp_path / "x.parquet"
     path.write_bytes(data)
-    with pytest.raises(ArtefactMismatch, match="is not a readable parquet file") as caught:
+    with pytest.raises(ArtefactMismatch, match=r"\.parquet .*readable") as caught:
         SelectionTable.open(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_table_is_told_how_to_make(tmp_path):
-    with pytest.raises(ArtefactNotFound, match="Make it with `heartcut select`"):
+    with pytest.raises(ArtefactNotFound, match="`heartcut select`"):
         SelectionTable.open(tmp_path / "x.parquet")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.messages import mentions
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -111,7 +113,7 @@ def test_a_python_out_of_range_is_refused_by_name(bare_machine):
     add_command(bare_machine, "python3.9", "echo 3.9 yes")
     done = run_setup(bare_machine | {"PYTHON": "python3.9"})
     assert done.returncode == 1
-    assert "PYTHON=python3.9 is Python 3.9 (expected 3.11, 3.12 or 3.13)" in done.stderr
+    assert mentions(done.stderr, "PYTHON=python3.9", "3.9", "3.11")
 
 
 def test_a_folder_that_set_up_did_not_make_is_left_alone(bare_machine):

@@ -29,6 +29,7 @@ from stages.caches import Caches
 from stages.identities import teacher_run_path
 from tests.support.commands import heartcut
 from tests.support.image_folders import CLASSES, save_split, textures
+from tests.support.messages import mentions
 from tests.support.servers import (
     BUCKET,
     SECRETS,
@@ -164,7 +165,7 @@ def test_a_damaged_object_is_not_pulled(cache_path, bucket, tmp_path):
     data[40] ^= 1
     store.put(key, bytes(data))
     line = one_error(heartcut("cache", "pull", pushed, tmp_path / "here"), 3)
-    assert "data.zarr/features/c/0/0/0 has other contents than were written" in line
+    assert "data.zarr/features/c/0/0/0" in line
     assert not list((tmp_path / "here").rglob("sealed.json"))
     assert heartcut("cache", "verify", pushed).code == 0
     assert heartcut("cache", "verify", "--bytes", pushed).code == 3
@@ -488,7 +489,7 @@ def test_a_relabelled_image_is_refused_counted_and_named_unless_it_is_accepted(s
     samples = team.dataset.train.samples
     done = heartcut("select", team.toml, *team.options)
     line = one_error(done)
-    assert "was made with other labels of 1 of the 60 images" in line
+    assert mentions(line, "labels", 1, 60)
     found = re.search(r"sample (\d+) \((\w{12})\) has label 1, the cache 0", line)
     assert found is not None, line
     assert samples.keys[int(found[1])].tobytes().hex()[:12] == found[2]
@@ -511,7 +512,7 @@ def test_a_changed_image_is_a_new_one_and_not_the_old_one_with_a_word(second):
         Image.fromarray(textures(1, seed=9)[0]).save(images / "train" / CLASSES[0] / "003.png")
 
     team = second(change)
-    assert "lacks 1 of the 60 images" in team.run("select", quiet=False).err
+    assert mentions(team.run("select", quiet=False).err, "lacks", 1, 60)
 
 
 def test_extra_images_are_trained_with_their_hard_labels_and_counted(second):
@@ -610,7 +611,7 @@ def test_caches_are_written_straight_into_the_bucket_by_two_workers(
     team = Team(tiny_toml, work, *settings)
     first = team.run("cache-teacher", "--shard-range", "0:20", quiet=False)
     assert first.out == ""
-    assert f"{bucket}/{cache_path.name} is not complete: 4 shards" in first.err
+    assert mentions(first.err, f"{bucket}/{cache_path.name}", "4 shards")
     assert "not sealed" in one_error(heartcut("cache", "info", f"{bucket}/{cache_path.name}"), 5)
     assert heartcut("select", tiny_toml, *team.options).code == 1
     place = team.run("cache-teacher", "--shard-range", "20:46").out.strip()

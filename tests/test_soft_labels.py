@@ -205,7 +205,7 @@ def test_a_repair_without_its_report_is_refused(tmp_path):
     value = json.loads(record.read_text())
     del value["repaired"]
     record.write_text(json.dumps(value))
-    with pytest.raises(ArtefactMismatch, match=r"tells of a repair .* in one place only"):
+    with pytest.raises(ArtefactMismatch, match=r"repair .*one place"):
         SoftLabels.open(path)
 
 
@@ -227,7 +227,7 @@ def test_a_version_without_repairs_is_refused_in_one_line(path):
     value = json.loads(record.read_text()) | {"version": 2}
     del value["repaired"], value["identity"]["repair"]
     record.write_text(json.dumps(value))
-    with pytest.raises(ArtefactMismatch, match=r"format: version: Input should be 4. Remove"):
+    with pytest.raises(ArtefactMismatch, match=r"version: Input should be 4"):
         SoftLabels.open(path)
 
 
@@ -256,7 +256,7 @@ def test_a_view_of_another_size_is_refused(path, change):
     expected = file.stat().st_size
     data = b"" if change is None else bytes(expected + change)
     file.write_bytes(data)
-    with pytest.raises(ArtefactMismatch, match=rf"has {len(data)} bytes \(expected {expected}\)"):
+    with pytest.raises(ArtefactMismatch, match=rf"{len(data)} bytes .*{expected}"):
         SoftLabels.open(path)
 
 
@@ -272,7 +272,7 @@ def test_a_view_less_in_the_record_is_refused(path):
     value["sha256"].pop()
     value["shape"][0] = 2
     record.write_text(json.dumps(value))
-    with pytest.raises(ArtefactMismatch, match=r"tells of 2 views and 2 digests \(expected 3"):
+    with pytest.raises(ArtefactMismatch, match=r"2 views .*2 digests .*3"):
         SoftLabels.open(path)
 
 
@@ -310,10 +310,10 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, layout, stop):
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        (rows()[:2, None], "2 views were given, not 3"),
-        ([*rows()[:, None], rows()[:1]], "4 views were given, not 3"),
-        (rows()[:, None, :6], "6 rows were given, not 7"),
-        ([[view, view[:1]] for view in rows()], "8 rows were given, not 7"),
+        (rows()[:2, None], r"2 views .*3"),
+        ([*rows()[:, None], rows()[:1]], r"4 views .*3"),
+        (rows()[:, None, :6], r"6 rows .*7"),
+        ([[view, view[:1]] for view in rows()], r"8 rows .*7"),
         (rows()[:, None, :, :4], "a block of other rows"),
         (rows("packed")[:, None], "a block of other rows"),
         (rows()[:, None].astype(np.float32), "a block of other rows"),

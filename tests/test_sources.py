@@ -97,7 +97,7 @@ JPEG = encoded(Image.fromarray(textures(1, seed=1)[0]), "JPEG")
     ],
 )
 def test_an_image_that_cannot_be_read_is_named_in_one_line(tmp_path, content, told):
-    with pytest.raises(UnreadableImage, match="is not a readable image") as refusal:
+    with pytest.raises(UnreadableImage, match="readable image") as refusal:
         read_bytes(tmp_path, content)
     assert_one_line(refusal, "000.png", told, "--skip-corrupt")
 
@@ -138,7 +138,7 @@ def test_a_file_removed_after_the_listing_is_told_in_one_line(tmp_path):
     root = save_folder(tmp_path, train=6, test=3)
     split = open_folder(root).train
     (root / "train" / "ant" / "000.png").unlink()
-    with pytest.raises(UnreadableImage, match="could not be read: No such file") as refusal:
+    with pytest.raises(UnreadableImage, match="No such file") as refusal:
         split.read(0)
     assert_one_line(refusal, "000.png", "--skip-corrupt")
 
@@ -146,7 +146,7 @@ def test_a_file_removed_after_the_listing_is_told_in_one_line(tmp_path):
 def test_a_folder_named_like_an_image_is_told_in_one_line(tmp_path):
     root = save_folder(tmp_path, train=6, test=3)
     (root / "train" / "ant" / "0.png").mkdir()
-    with pytest.raises(UnreadableImage, match="could not be read: Is a directory"):
+    with pytest.raises(UnreadableImage, match="Is a directory"):
         open_folder(root).train.read(0)
 
 
@@ -276,7 +276,7 @@ def test_damaged_torchvision_files_are_told_in_one_line(tmp_path, keep):
     save_fashion_mnist(tmp_path)
     path = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtefactNotFound, match="is missing or damaged under") as refusal:
+    with pytest.raises(ArtefactNotFound, match="missing or damaged") as refusal:
         sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False)
     assert_one_line(refusal, "FashionMNIST", str(tmp_path))
 

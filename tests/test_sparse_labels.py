@@ -148,20 +148,20 @@ def test_class_ids_beyond_the_sign_bit_survive(num_classes):
 
 def test_more_classes_than_an_id_can_name_are_refused():
     probs = torch.full((1, MOST_CLASSES + 1), 1.0 / (MOST_CLASSES + 1))
-    with pytest.raises(ValueError, match=r"at most 65,536, got 65,537: a packed row stores class"):
+    with pytest.raises(ValueError, match=r"65,536, got 65,537"):
         pack(probs, torch.tensor([[0]]), torch.tensor([1]))
 
 
 @pytest.mark.parametrize("probs", [[0.5, 0.25, 0.15, 0.1], [0.5, 0.5, 0.0, 0.0]])
 def test_an_uneven_rest_is_refused(probs):
     rows = torch.tensor([[0.7, 0.1, 0.1, 0.1], probs])
-    with pytest.raises(ValueError, match=r"must have equal probabilities, got up to 0.*in row 1"):
+    with pytest.raises(ValueError, match=r"equal probabilities.*in row 1"):
         pack(rows, torch.tensor([[0], [0]]), torch.tensor([0, 2 if probs[1] == 0.5 else 0]))
 
 
 @pytest.mark.parametrize("width", [0, 3, 4, 6])
 def test_rows_that_were_not_packed_are_refused(width):
-    with pytest.raises(ValueError, match=rf"5, 7, 9, ... numbers \(2 K \+ 3\), got {width}"):
+    with pytest.raises(ValueError, match=rf"2 K \+ 3.*got {width}"):
         unpack(torch.zeros(1, width, dtype=torch.uint16), 5)
 
 

@@ -182,7 +182,7 @@ def test_another_temperature_is_refused(function):
         "reconstruct": lambda: reconstruct(sparse, labels, num_classes=3, temperature=2.0),
         "remaining_mass": lambda: remaining_mass(sparse, labels, temperature=2.0),
     }[function]
-    with pytest.raises(ValueError, match=r"one of those stored \(1, 4\), got 2: the mass"):
+    with pytest.raises(ValueError, match=r"\(1, 4\), got 2"):
         call()
 
 

@@ -145,7 +145,7 @@ def test_of_two_that_publish_the_same_folder_the_first_wins(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_told_and_kept(tmp_path):
     (tmp_path / "thing").write_text("mine")
-    with pytest.raises(PipelineError, match="Set a `workspace` that is a folder"):
+    with pytest.raises(PipelineError, match="`workspace`"):
         write_folder(tmp_path / "thing", "1")
     assert (tmp_path / "thing").read_text() == "mine"
     assert names(tmp_path) == ["thing"]
@@ -196,7 +196,7 @@ def test_a_disk_that_cannot_be_written_is_told_in_one_line(tmp_path, write, numb
 @pytest.mark.parametrize("write", [write_folder, write_file])
 def test_a_workspace_that_is_a_file_is_told_in_one_line(tmp_path, write):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PipelineError, match="Set a `workspace` that is a folder"):
+    with pytest.raises(PipelineError, match="`workspace`"):
         write(tmp_path / "file" / "thing", "1")
 
 
@@ -229,14 +229,14 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 def test_json_that_is_torn_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    with pytest.raises(ArtefactMismatch, match="Remove it and run `make x` again") as refusal:
+    with pytest.raises(ArtefactMismatch, match="`make x`") as refusal:
         read_json(path, made_by="make x")
     assert "\n" not in str(refusal.value)
     assert str(path) in str(refusal.value)
 
 
 def test_missing_json_names_what_makes_it(tmp_path):
-    with pytest.raises(ArtefactNotFound, match=r"x\.json does not exist\. Make it with `make x`"):
+    with pytest.raises(ArtefactNotFound, match=r"x\.json .*`make x`"):
         read_json(tmp_path / "x.json", made_by="make x")
 
 

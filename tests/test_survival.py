@@ -18,6 +18,7 @@ from stages import train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
 from tests.support.commands import heartcut
+from tests.support.messages import mentions
 from tests.support.stops import stopping_after
 from tests.support.workspaces import linked_copy
 
@@ -157,7 +158,7 @@ def test_a_signal_keeps_a_checkpoint_first(
     place = kept.partition(" at epoch ")[2]
     went_on = heartcut("train-student", tiny_toml, *options_of(config, *OFTEN), quiet=False)
     assert went_on.code == 0
-    assert f"{folder}: going on at epoch {place.split(':')[0]}" in went_on.err
+    assert mentions(went_on.err, folder, "at epoch", place.split(":")[0])
     (run,) = config.runs_folder.glob("student-*")
     assert is_content(Run.open(run).weights, whole)
 
@@ -191,7 +192,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(digits, tmp_path):
     config = begun(digits, tmp_path)
     (path,) = config.runs_folder.glob(f"student-*{UNFINISHED}/checkpoint.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ArtefactMismatch, match=r"is damaged .* Remove .*\.training and train"):
+    with pytest.raises(ArtefactMismatch, match=r"checkpoint\.safetensors is damaged"):
         train_student.execute(config)
 
 
@@ -201,9 +202,7 @@ def test_runs_that_cannot_be_written_are_told_before_anything_is_trained(digits,
     teacher.rename(config.workspace / teacher.name)
     config.runs_folder.rmdir()
     config.runs_folder.write_text("a file")
-    with pytest.raises(
-        PipelineError, match=r"could not be written: .* `workspace` that is a folder"
-    ):
+    with pytest.raises(PipelineError, match=r"could not be written: .*`workspace`"):
         train_student.execute(config)
 
 
@@ -214,6 +213,6 @@ def test_a_training_belongs_to_one_process(digits, tmp_path):
 
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(PipelineError, match="is being trained by another process"):
+        with pytest.raises(PipelineError, match="another process"):
             train_student.execute(config)
     assert os.path.exists(train_student.execute(config).path)  # noqa: PTH110 - a run is a folder
