@@ -98,7 +98,7 @@ def test_nothing_is_unpickled():
 
 
 def test_no_test_module_imports_another_test_module():
-    """What several of them need is in tests/support."""
+    """Code that several of them need belongs to tests/support."""
     offenders = {
         (str(path.relative_to(ROOT)), name)
         for path in (ROOT / "tests").rglob("*.py")

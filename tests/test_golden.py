@@ -50,7 +50,7 @@ def contents() -> CacheContents:
 
 
 def arrays(kind: str) -> dict:
-    """What a cache holds of each view; not a teacher's, but numbers that are known."""
+    """Arrays of each view of a cache; not a teacher's, but numbers that are known."""
     rows = (NUM_VIEWS, NUM_SAMPLES)
     if kind == "dense":
         return {

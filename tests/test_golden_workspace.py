@@ -76,7 +76,7 @@ def changing(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_golden_workspace_has_the_versions_of_today():
-    """Where this fails, write tests/golden/workspace-v2 and keep workspace-v1 readable."""
+    """A new version needs tests/golden/workspace-v2; workspace-v1 stays readable."""
     versions = {
         "data set": DATASET_VERSION,
         "run": RUN_VERSION,

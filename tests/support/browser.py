@@ -41,7 +41,7 @@ class Visit:
 
     @property
     def asked_for(self) -> list[str]:
-        """What was requested beside the file itself and what lies within it."""
+        """Addresses that the page requested, except the file itself and data within it."""
         return [url for url in self.requests if url != self.own and not url.startswith("data:")]
 
     def cards(self) -> list[int]:

@@ -29,7 +29,7 @@ class Job:
 
     @property
     def is_running(self) -> bool:
-        """Whether no process has ended; those that have are reaped at once, in their order."""
+        """Check that no process has ended; those that have are reaped at once, in their order."""
         return all(Path(f"/proc/{pid}").exists() for pid in self.pids)
 
     def signal(self, number: int, *, rank: int = 0) -> None:

@@ -5,6 +5,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +39,7 @@ PROGRAMS = {
     "sudo",
     "#!/bin/bash",
 }
-"""What the first line of an indented block of commands begins with."""
+"""Beginnings of the first line of an indented block of commands."""
 CODE_BLOCKS = {"fence", "code_block"}
 READER = MarkdownIt("commonmark").enable("table")
 
@@ -73,7 +74,7 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """What the tests do with it."""
+        """Treatment of the block by the tests."""
         if self.reason:
             return NOT_RUN
         if self.comment == "output":
@@ -129,7 +130,7 @@ def all_blocks() -> list[Block]:
 
 
 def heartcut_arguments(words: list[str]) -> list[str] | None:
-    """What `heartcut` is called with somewhere in a line; None: it is not."""
+    """Arguments of `heartcut` in a line; None: it is not called."""
     names = [i for i, word in enumerate(words) if Path(word).name == "heartcut"]
     if not names:
         return None
@@ -165,6 +166,7 @@ def links(page: str) -> Iterator[str]:
                 yield str(child.attrs["src"])
 
 
+@cache
 def anchors(page: str) -> set[str]:
     """Anchors of the headings, by the rule that code hosts and the site share."""
     tokens = READER.parse(read(page))

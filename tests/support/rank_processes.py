@@ -19,7 +19,7 @@ _WAIT = timedelta(seconds=60)
 def on_ranks(
     work: Callable[[Ranks], dict[str, Tensor]], *, world: int, folder: Path
 ) -> list[dict[str, Tensor]]:
-    """What ``work`` returns on each of ``world`` ranks."""
+    """Run ``work`` on ``world`` ranks; return the result of each."""
     codes = exit_codes(lambda ranks: _keep(work(ranks), folder, ranks), world=world, folder=folder)
     assert codes == [0] * world
     return [torch.load(_kept(folder, rank)) for rank in range(world)]

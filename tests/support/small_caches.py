@@ -120,7 +120,7 @@ def made_up(samples: Samples, *, num_views: int, num_classes: int, top_k: int, t
 
 
 def top_k_of(logits, labels, top_k: int) -> dict:
-    """What is kept of float16 logits (V, N, C), by the definition."""
+    """Arrays that a top-k cache keeps of float16 logits (V, N, C), by the definition."""
     order = np.argsort(-logits, axis=2, kind="stable")[..., :top_k]
     exact = logits.astype(np.float64)
     sums = [np.log(np.exp(exact / tau).sum(axis=2)) for tau in TAUS]
@@ -236,7 +236,7 @@ class SmallCache(SyntheticCache):
         return sorted(p for p in data.rglob("*") if p.is_file() and p.name != "zarr.json")
 
     def read(self, cache: TeacherCache, name: str) -> bool:
-        """Whether one array reads as it was written, in every view."""
+        """Check that one array reads as it was written, in every view."""
         if name in self.arrays:
             return all(
                 np.array_equal(np.concatenate(list(cache.blocks(name, view))), expected)
@@ -248,7 +248,7 @@ class SmallCache(SyntheticCache):
         return np.array_equal(found, getattr(self.contents, name))
 
     def matches(self, cache: TeacherCache) -> bool:
-        """Whether everything reads as it was written."""
+        """Check that everything reads as it was written."""
         fields = ["labels", "keys", "pixels", "head_weight", "head_bias"]
         return all(self.read(cache, name) for name in [*self.arrays, *fields])
 

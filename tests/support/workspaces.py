@@ -85,7 +85,7 @@ def flipped(path: Path, offset: int, *, mask: int = 0xFF) -> Iterator[None]:
 
 
 def read_or_refusal(read: Callable[[], T]) -> T | str:
-    """What ``read`` returns, or the one line in which it is refused."""
+    """Return what ``read`` returns, or the one line of its error."""
     try:
         return read()
     except PipelineError as error:
@@ -100,7 +100,7 @@ def tables_in(folder: Path) -> list[Path]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What a stopped command left behind."""
+    """List the partial files of stopped commands."""
     return sorted(folder.rglob(f"*{PARTIAL}"))
 
 
