@@ -26,7 +26,7 @@ from pipeline.artefacts.records import stored_json
 from pipeline.artefacts.selection import COLUMNS, SelectionIdentity, SelectionRecord, SelectionTable
 from pipeline.artefacts.selection import write as write_selection
 from pipeline.provenance import short
-from tests.support.small_caches import SmallCache, edited, reseal
+from tests.support.small_caches import SmallCache, edited, reseal, vouch
 from tests.support.workspaces import read_or_refusal
 
 
@@ -71,17 +71,6 @@ def refusals(small: SmallCache) -> tuple[str, list[str]]:
     assert problems
     assert not any("\n" in problem for problem in problems)
     return read, problems
-
-
-def vouch(small: SmallCache, name: str, view: int, shard: int) -> None:
-    """Change the seal so that it vouches for what an object holds now."""
-    cache = TeacherCache.described(small.store)
-    (path,) = small.path.glob(f"data.zarr/{name}/c/{view}/{shard}/*")
-    data, key = path.read_bytes(), f"receipts/{name}/{view}.{shard}.json"
-    facts = cache.seal.receipts[key].model_copy(
-        update={"bytes": len(data), "sha256": sha256(data).hexdigest()}
-    )
-    reseal(small.path, receipts=cache.seal.receipts | {key: facts})
 
 
 # Pickles in the store

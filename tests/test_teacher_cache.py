@@ -51,6 +51,7 @@ from stages import cache_teacher
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from tests.support.small_caches import (
+    KINDS,
     TAUS,
     SmallCache,
     digest_of,
@@ -66,15 +67,6 @@ ORDER = [3, 1, 0, 2]
 """In which the units of a small cache are written."""
 
 
-KINDS = {
-    "dense": {},
-    "top-k": {"top_k": 2, "features": False},
-    "top-k with features": {"top_k": 3, "num_classes": 5, "codec": "none"},
-    "logits only": {"features": False},
-    "one shard": {"shard_rows": 64},
-    "full shards": {"num_samples": 8, "shard_rows": 2},
-    "one sample": {"num_samples": 1, "num_views": 1, "shard_rows": 1},
-}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 

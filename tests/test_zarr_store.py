@@ -25,9 +25,8 @@ from pipeline.artefacts.zarr_arrays import (
 from pipeline.artefacts.zarr_store import NewArrays, encode, run_here
 from pipeline.errors import Damaged, PipelineError
 from tests.support.commands import ROOT
+from tests.support.small_caches import KINDS, SmallCache, vouch
 from tests.support.workspaces import flipped, replace_bytes
-from tests.test_security import vouch
-from tests.test_teacher_cache import KINDS, SmallCache
 
 SPEC = ArraySpec(
     name="a",

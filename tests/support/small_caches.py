@@ -47,6 +47,16 @@ from tests.support.workspaces import replace_bytes
 NUM_FEATURES = 4
 TAUS = (1.0, 4.0)
 
+KINDS = {
+    "dense": {},
+    "top-k": {"top_k": 2, "features": False},
+    "top-k with features": {"top_k": 3, "num_classes": 5, "codec": "none"},
+    "logits only": {"features": False},
+    "one shard": {"shard_rows": 64},
+    "full shards": {"num_samples": 8, "shard_rows": 2},
+    "one sample": {"num_samples": 1, "num_views": 1, "shard_rows": 1},
+}
+
 Arrays = dict[str, NDArray[np.generic]]
 
 
@@ -370,3 +380,14 @@ def forged(cache: Path) -> None:
     seal = Seal.of(found.seal.metadata, receipts, found.summary)
     replace_bytes(cache / "sealed.json", record_bytes(seal))
     assert store.size("sealed.json") is not None
+
+
+def vouch(small: SmallCache, name: str, view: int, shard: int) -> None:
+    """Change the seal so that it vouches for what an object holds now."""
+    cache = TeacherCache.described(small.store)
+    (path,) = small.path.glob(f"data.zarr/{name}/c/{view}/{shard}/*")
+    data, key = path.read_bytes(), f"receipts/{name}/{view}.{shard}.json"
+    facts = cache.seal.receipts[key].model_copy(
+        update={"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    )
+    reseal(small.path, receipts=cache.seal.receipts | {key: facts})
