@@ -1,4 +1,6 @@
 import time
+from queue import Queue
+from threading import Event
 
 import numpy as np
 import pytest
@@ -58,3 +60,21 @@ def test_statistics_are_those_of_all_pixels(read_digits):
     mean, std = statistics(read_digits.sums, read_digits.sizes)
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), atol=1e-6)
+
+
+def test_a_reading_that_one_of_its_own_threads_closes_ends_there():
+    taken, outcome = Event(), Queue()
+
+    def work(number: int) -> None:
+        if number == 1:
+            taken.wait(10)
+            try:
+                results.close()  # as the garbage collector may, in whichever thread it runs
+                outcome.put(None)
+            except RuntimeError as error:
+                outcome.put(error)
+
+    results = read_ahead(work, range(3), threads=2, ahead=3)
+    next(results)
+    taken.set()
+    assert outcome.get(timeout=10) is None

@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from threading import get_ident
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -17,13 +18,17 @@ def read_ahead(
 
     An error is raised where its result would have come; leaving early cancels the rest.
     """
-    remaining = iter(items)
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        waiting = deque(pool.submit(work, item) for item in islice(remaining, ahead))
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in islice(remaining, 1))
-        finally:
-            for future in waiting:
-                future.cancel()
+    remaining, reader = iter(items), get_ident()
+    pool = ThreadPoolExecutor(max_workers=threads)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        waiting.extend(pool.submit(work, item) for item in islice(remaining, ahead))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(work, item) for item in islice(remaining, 1))
+    finally:
+        for future in waiting:
+            future.cancel()
+        # An abandoned generator is closed where the garbage collector happens to run, perhaps in a
+        # thread of the pool itself, which cannot wait for its own end.
+        pool.shutdown(wait=get_ident() == reader)
