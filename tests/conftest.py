@@ -20,7 +20,7 @@ settings.register_profile("heartcut", deadline=None, derandomize=True, max_examp
 settings.load_profile("heartcut")
 
 LONGEST_FIRST = (
-    "test_cache_resume.py",
+    "test_resume.py",
     "test_ranks_training.py",
     "test_select_ranks.py",
     "test_select_interrupted.py",

@@ -20,7 +20,10 @@ from rich.table import Column, Table
 
 PROJECT = Path(__file__).parents[1]
 COPIED = ("cli.py", "commands", "pipeline", "stages", "tests", "pyproject.toml")
-TESTS = ("test_head_influence.py", "test_influence_oracles.py", "test_influence_truth.py")
+TESTS = tuple(
+    f"tests/methods/head/test_{name}.py"
+    for name in ("head_influence", "influence_oracles", "influence_truth")
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,9 @@ def break_it(folder: Path, mutant: Mutant) -> None:
 
 def first_failure(folder: Path) -> str | None:
     """The first test that fails in a copy of the project; None if all pass."""
-    tests = [f"tests/{name}" for name in TESTS]
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests],
+        [sys.executable, "-m", "pytest", *options, *TESTS],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
-"""Many small cases under one test id."""
+"""Many small cases under one test id, and messages told by their names and numbers."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from functools import wraps
 
@@ -42,3 +43,9 @@ def looped(names: str, cases: Iterable[object]) -> Callable:
         return run
 
     return decorate
+
+
+def mentions(text: str, *parts: object) -> bool:
+    """Look for the parts in this order, each as whole words."""
+    words = (rf"(?<!\w){re.escape(str(part))}(?!\w)" for part in parts)
+    return re.search(".*?".join(words), text, re.DOTALL) is not None

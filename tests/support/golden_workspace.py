@@ -23,7 +23,7 @@ from stages.config.root import Config
 from stages.sweep import run as sweep
 from tests.support.golden import GOLDEN
 from tests.support.image_folders import save_split, textures
-from tests.support.stops import stopping_after
+from tests.support.learners import stopping_after
 
 WORKSPACE = GOLDEN / "workspace-v1"
 UNDER_WAY = WORKSPACE / "under-way"

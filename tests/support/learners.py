@@ -1,7 +1,9 @@
 """Learners of small networks, for tests of training."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -9,6 +11,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.supervision import Batch
+from pipeline.errors import Terminated
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime
 from pipeline.training.learner import EpochMetrics, EpochSize, Learner, Totals
@@ -25,6 +28,7 @@ from pipeline.training.student_loss import (
     StudentLoss,
     Weights,
 )
+from stages.training import trainer
 
 CPU = torch.device("cpu")
 FP32 = Runtime(device=CPU, precision="fp32")
@@ -93,3 +97,31 @@ def train_epoch(
     """A whole epoch."""
     size = EpochSize(num_samples=num_samples, batch_size=batch_size)
     return learner.epoch(batches, Totals(learner.runtime.device), size=size, **settings)
+
+
+class StopsAfter:
+    """A wish to stop that comes after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    @property
+    def is_there(self) -> bool:
+        return self._left <= 0
+
+    def raise_if_stopped(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Terminated("stopped by the test")
+
+
+@contextmanager
+def stopping_after(steps: int) -> Iterator[None]:
+    """Every training within raises `Terminated` after ``steps`` steps, and keeps a checkpoint."""
+
+    @contextmanager
+    def requests() -> Iterator[StopsAfter]:
+        yield StopsAfter(steps)
+
+    with patch.object(trainer, "catching_stop_signals", requests):
+        yield

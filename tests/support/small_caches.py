@@ -27,12 +27,7 @@ from pipeline.artefacts.cache.receipts import (
     receipt_key,
     record_bytes,
 )
-from pipeline.artefacts.cache.record import (
-    CacheIdentity,
-    CacheLayout,
-    CacheShape,
-    CacheSummary,
-)
+from pipeline.artefacts.cache.record import CacheIdentity, CacheLayout, CacheShape, CacheSummary
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.writer import CacheContents, CacheWriter, Unit
 from pipeline.artefacts.dataset import Samples

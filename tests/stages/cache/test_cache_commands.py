@@ -23,8 +23,8 @@ from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import CacheTeacherConfig
 from stages.identities import teacher_run_path
+from tests.support.cases import mentions
 from tests.support.commands import heartcut
-from tests.support.messages import mentions
 from tests.support.small_caches import forged
 from tests.support.workspaces import flip_byte, linked_copy, snapshot
 

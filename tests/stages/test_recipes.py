@@ -12,7 +12,7 @@ from stages.sweep.points import baseline_of, sweep_points
 from tests.support.cases import looped
 from tests.support.image_folders import save_folder
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 CIFAR = {
     # teacher, student: rate, DKD's beta (mdistiller's configurations)
     ("resnet56", "resnet20"): (0.05, 2.0),

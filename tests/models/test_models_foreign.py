@@ -15,7 +15,7 @@ from pipeline.models.checkpoints import load_into, load_weights, save_weights
 from pipeline.models.headed_network import HeadedNetwork, found_head
 from pipeline.models.probing import evaluating, require_image_size
 from pipeline.models.zoo import build
-from tests.support.messages import mentions
+from tests.support.cases import mentions
 
 HERE = __name__
 

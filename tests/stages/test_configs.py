@@ -12,7 +12,7 @@ from stages.config.root import Config
 from stages.config.training import OptimiserConfig
 from tests.support.cases import looped
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.toml"))
 
 

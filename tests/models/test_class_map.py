@@ -16,8 +16,7 @@ from pipeline.runtime.device import resolve_runtime
 from stages.config.root import CacheTeacherConfig, Config
 from stages.identities import cache_request
 from stages.teacher import load_teacher
-from tests.support.cases import looped
-from tests.support.messages import mentions
+from tests.support.cases import looped, mentions
 
 ZOO = ["yak", "Polar Bear", "ant", "sea_lion", "Ant", "cat", "bee", "crane", "crane"]
 

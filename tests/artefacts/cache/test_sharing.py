@@ -27,9 +27,9 @@ from pipeline.models.checkpoints import load_weights, save_weights, weights_dige
 from pipeline.models.zoo import build
 from stages.caches import Caches
 from stages.identities import teacher_run_path
+from tests.support.cases import mentions
 from tests.support.commands import heartcut
 from tests.support.image_folders import CLASSES, save_split, textures
-from tests.support.messages import mentions
 from tests.support.servers import (
     BUCKET,
     SECRETS,

@@ -19,7 +19,7 @@ from pipeline.artefacts.dataset import Samples
 from pipeline.errors import ArtefactMismatch, Damaged
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.provenance import file_sha256
-from tests.support.messages import mentions
+from tests.support.cases import mentions
 from tests.support.small_caches import made_up, sealed_cache, some_samples
 from tests.support.workspaces import flip_byte, read_or_refusal, replace_bytes, snapshot, unfinished
 

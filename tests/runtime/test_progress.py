@@ -10,7 +10,7 @@ import pytest
 from pipeline.runtime import progress as module
 from pipeline.runtime.progress import progress
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORK = """
 import time
 from pipeline.runtime.progress import progress

@@ -17,9 +17,9 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError, T
 from stages import train_student
 from stages.config.file import with_overrides
 from stages.config.root import Config
+from tests.support.cases import mentions
 from tests.support.commands import heartcut
-from tests.support.messages import mentions
-from tests.support.stops import stopping_after
+from tests.support.learners import stopping_after
 from tests.support.workspaces import linked_copy
 
 KILLS = 20

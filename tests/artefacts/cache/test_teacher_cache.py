@@ -32,10 +32,7 @@ from pipeline.artefacts.cache.record import (
 )
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.verify import Checked, check_cache
-from pipeline.artefacts.cache.writer import (
-    as_float16,
-    writing_behind,
-)
+from pipeline.artefacts.cache.writer import as_float16, writing_behind
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.zarr_store import encode

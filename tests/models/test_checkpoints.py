@@ -14,8 +14,7 @@ import torch
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.models.checkpoints import load_into, load_weights, save_weights, weights_digest
 from pipeline.models.zoo import build
-from tests.support.cases import looped
-from tests.support.messages import mentions
+from tests.support.cases import looped, mentions
 
 SOURCE = Path("teacher.th")
 

@@ -15,8 +15,8 @@ from stages import cache_teacher, select, train_student
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
+from tests.support.cases import mentions
 from tests.support.commands import heartcut
-from tests.support.messages import mentions
 from tests.support.small_caches import rewritten
 from tests.support.workspaces import linked_copy, snapshot, tables_in, unfinished
 

@@ -47,8 +47,8 @@ from pipeline.teacher.caching import TeacherPass, cache_views
 from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity, teacher_outputs
 from stages.cache import garbage as cache_gc
 from stages.identities import teacher_run_path
+from tests.support.cases import mentions
 from tests.support.commands import heartcut
-from tests.support.messages import mentions
 from tests.support.servers import BUCKET, s3_environment
 from tests.support.small_caches import SmallCache, summary_of
 from tests.support.workspaces import snapshot

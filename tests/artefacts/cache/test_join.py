@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.artefacts.cache.join import ANY_LABELS, join_samples
 from pipeline.artefacts.dataset import Samples
 from pipeline.errors import ArtefactMismatch
-from tests.support.messages import mentions
+from tests.support.cases import mentions
 from tests.support.small_caches import sealed_cache, some_samples
 
 LAST_BYTE, FIRST_BYTE, MIDDLE_BYTE = 15, 0, 8

@@ -24,8 +24,8 @@ from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.selection.columns import NOT_CACHED
+from tests.support.cases import mentions
 from tests.support.image_folders import CLASSES, save_folder, save_split, textures
-from tests.support.messages import mentions
 from tests.support.small_caches import rewritten
 from tests.support.workspaces import linked_copy, read_or_refusal
 

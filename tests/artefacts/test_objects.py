@@ -478,7 +478,7 @@ def test_local_work_does_not_load_the_client_library(tmp_path):
         f"store = open_objects({str(tmp_path)!r}); require_conditional_create(store)\n"
         "store.create('a', b'1'); print('obstore' in sys.modules)"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.messages import mentions
+from tests.support.cases import mentions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = [*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"]
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
