@@ -1,9 +1,10 @@
-"""Are the influence tests awake? Break the code in seven known ways and run them each time.
+"""Break the code on purpose, one mistake at a time, and run the tests that should see it.
 
-    python tests/mutants.py
+    python tests/mutants.py           # all mutants
+    python tests/mutants.py influence # those whose file or name contains a word
 
-Every mutant is a mistake that some public library has made. Prints which test failed first;
-exits 1 if a mutant lives.
+The first seven are mistakes of influence that public libraries have made; the others break one
+package of the product each. Prints which test failed first; exits 1 if a mutant lives.
 """
 
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,8 @@ class Mutant:
     file: str
     old: str
     new: str
+    tests: tuple[str, ...] = TESTS
+    """The test modules that are run."""
 
 
 MUTANTS = (
@@ -108,6 +112,94 @@ MUTANTS = (
         "        mask[:, -1] = float(self.regularise_bias)\n",
         "        mask[:, -1] = 1.0\n",
     ),
+    Mutant(
+        "results out of order",
+        "pipeline/runtime/read_ahead.py",
+        "yield waiting.popleft().result()",
+        "yield waiting.pop().result()",
+        ("tests/data/test_reading.py",),
+    ),
+    Mutant(
+        "revision of the top class in place of the label",
+        "pipeline/methods/label_revision.py",
+        "probs.gather(1, labels[:, None])",
+        "probs.gather(1, probs.argmin(dim=1, keepdim=True))",
+        ("tests/methods/test_label_revision.py",),
+    ),
+    Mutant(
+        "channels dealt group by group",
+        "pipeline/models/networks/convolutions.py",
+        "groups, channels // groups)",
+        "channels // groups, groups)",
+        ("tests/models/test_models_zoo.py",),
+    ),
+    Mutant(
+        "soft labels believed without their digest",
+        "pipeline/artefacts/soft_labels.py",
+        "        for slot, expected in enumerate(record.sha256):\n",
+        "        for slot, expected in enumerate(record.sha256[:0]):\n",
+        ("tests/artefacts/test_soft_labels.py",),
+    ),
+    Mutant(
+        "a row of equal images joined by the key alone",
+        "pipeline/artefacts/cache/join.py",
+        "has_pair = (words[exact] == wanted).all(axis=1) & (labels[exact] == wanted_labels)",
+        "has_pair = (words[exact] == wanted).all(axis=1) & False",
+        ("tests/artefacts/cache/test_join.py",),
+    ),
+    Mutant(
+        "views that do not depend on the seed",
+        "pipeline/data/views.py",
+        "hash_words(_VIEW_DOMAIN, np.uint64(spec.seed), low",
+        "hash_words(_VIEW_DOMAIN, np.uint64(0), low",
+        ("tests/data/test_views.py",),
+    ),
+    Mutant(
+        "a short batch that weighs as much as a whole one",
+        "pipeline/training/learner.py",
+        "return self.loss(outputs, batch), self._ranks.world * len(batch) / place.num_in_step",
+        "return self.loss(outputs, batch), self._ranks.world * 1.0",
+        ("tests/training/test_learner.py",),
+    ),
+    Mutant(
+        "the head in the precision of the trunk",
+        "pipeline/teacher/frozen.py",
+        "F.linear(features, model.head.weight, model.head.bias), features",
+        "F.linear(features, model.head.weight.bfloat16().float(), model.head.bias), features",
+        ("tests/training/test_equivalence.py", "tests/artefacts/cache/test_teacher_cache.py"),
+    ),
+    Mutant(
+        "heads that have seen the row that they judge",
+        "pipeline/influence/cross_fit.py",
+        "fitted((folds >= 0) & (folds != fold))",
+        "fitted(folds >= 0)",
+        ("tests/influence/test_cross_fit.py",),
+    ),
+    Mutant(
+        "a cache that is opened whenever it is asked for",
+        "stages/caches.py",
+        """\
+    @cached_property
+    def training(self)""",
+        """\
+    @property
+    def training(self)""",
+        ("tests/stages/test_caches.py",),
+    ),
+    Mutant(
+        "the worst point chosen",
+        "stages/sweep/results.py",
+        "return max(means, key=means.__getitem__)",
+        "return min(means, key=means.__getitem__)",
+        ("tests/stages/sweep/test_sweep.py",),
+    ),
+    Mutant(
+        "one exit code for every fault",
+        "commands/shared.py",
+        "raise typer.Exit(code=next(filter(None, known), FAILED)) from error",
+        "raise typer.Exit(code=FAILED) from error",
+        ("tests/stages/cache/test_cache_commands.py",),
+    ),
 )
 
 
@@ -133,11 +225,11 @@ def break_it(folder: Path, mutant: Mutant) -> None:
     path.write_text(text.replace(mutant.old, mutant.new))
 
 
-def first_failure(folder: Path) -> str | None:
-    """The first test that fails in a copy of the project; None if all pass."""
+def first_failure(folder: Path, tests: Sequence[str]) -> str | None:
+    """The first of the tests that fails in a copy of the project; None if all pass."""
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *TESTS],
+        [sys.executable, "-m", "pytest", *options, *tests],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -151,29 +243,31 @@ def first_failure(folder: Path) -> str | None:
     return failed[1]
 
 
-def killed_by(mutant: Mutant | None) -> str | None:
+def killed_by(mutant: Mutant | None, tests: Sequence[str]) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         folder = copy_project(Path(name))
         if mutant is not None:
             break_it(folder, mutant)
-        return first_failure(folder)
+        return first_failure(folder, tests)
 
 
-def main() -> int:
-    broken = killed_by(None)
+def main(word: str = "") -> int:
+    mutants = [one for one in MUTANTS if word in f"{one.file} {one.name}"]
+    tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+    broken = killed_by(None, tests)
     if broken is not None:
         raise SystemExit(f"the tests fail without a mutant: {broken}")
-    table = Table("mutant", Column("killed by", overflow="fold"), "seconds")
+    table = Table("mutant", "file", Column("killed by", overflow="fold"), "seconds")
     survivors = 0
-    for mutant in MUTANTS:
+    for mutant in mutants:
         started = time.perf_counter()
-        killer = killed_by(mutant)
+        killer = killed_by(mutant, mutant.tests)
         survivors += killer is None
         seconds = f"{time.perf_counter() - started:.0f}"
-        table.add_row(mutant.name, killer or "NOTHING: it lives", seconds)
-    Console(width=120).print(table)
+        table.add_row(mutant.name, mutant.file, killer or "NOTHING: it lives", seconds)
+    Console(width=160).print(table)
     return int(survivors > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))
