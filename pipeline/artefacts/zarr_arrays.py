@@ -35,7 +35,7 @@ DType: TypeAlias = Literal["float16", "float32", "int32", "uint16", "uint8"]
 _CHUNK_BYTES = 512 * 1024
 _MAX_CHUNK_ROWS = 4096
 ZSTD_LEVEL: Final = 1
-_MISSING = np.uint64(2**64 - 1)
+MISSING: Final = np.uint64(2**64 - 1)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 CRC_BYTES = 4
 ZARR_JSON: Final = "zarr.json"
@@ -305,7 +305,7 @@ def _chunks(spec: ArraySpec, data: memoryview, used: int) -> list[memoryview]:
             raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
         end = offset + size
         chunks.append(data[offset:end])
-    if end != room or (index[used:] != _MISSING).any():
+    if end != room or (index[used:] != MISSING).any():
         raise ArtefactMismatch(f"the index of a shard of {spec.name} points elsewhere")
     return chunks
 

@@ -1,6 +1,7 @@
 """Zarr's view of a cache: a store that hands out verified objects and creates each one once.
 
-Zarr encodes the arrays, and decodes them for `TeacherCache.group`; the store is the trust boundary.
+Zarr describes the arrays, its codecs encode them, and it decodes them for `TeacherCache.group`; the
+store is the trust boundary.
 `SealedStore` gives zarr only bytes that were verified, and only the `zarr.json` that the manifest
 allows. It raises where an object is missing: zarr would read the fill value. `NewStore` creates
 objects that nothing changes later, and keeps the size and SHA-256 that a receipt needs.
@@ -12,7 +13,7 @@ behind that continues to write, and a forked process does not wait for a thread 
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -24,6 +25,7 @@ import zarr
 import zarr.api.asynchronous as in_loop
 from numpy.typing import NDArray
 from zarr import AsyncArray
+from zarr.abc.codec import SupportsSyncCodec
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -31,11 +33,13 @@ from zarr.abc.store import (
     Store,
     SuffixByteRequest,
 )
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.core.array_spec import ArraySpec as ChunkSpec
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from pipeline.artefacts.publishing import Data
 from pipeline.artefacts.zarr_arrays import (
+    MISSING,
     ZARR_JSON,
     ZSTD_LEVEL,
     ArraySpec,
@@ -94,7 +98,23 @@ def _run_here(work: Coroutine[Any, Any, Result]) -> Result:
         loop.close()
 
 
-class SealedStore(Store):
+class _Group(Store):
+    """The answers that both stores share."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """`get` of each."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+
+class SealedStore(_Group):
     """A read-only group of which every byte is verified before zarr sees it.
 
     Args:
@@ -117,12 +137,6 @@ class SealedStore(Store):
         self._recent: OrderedDict[str, Data] = OrderedDict()
         self._lock = Lock()
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
@@ -131,12 +145,6 @@ class SealedStore(Store):
         if data is None and self._names(key) is not None:
             data = await asyncio.to_thread(self._verified, key)
         return None if data is None else prototype.buffer.from_bytes(_cut(data, byte_range))
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        """`get` of each."""
-        return [await self.get(key, prototype, part) for key, part in key_ranges]
 
     async def exists(self, key: str) -> bool:
         """True for what the manifest asks for; whether it is there, `get` finds out."""
@@ -200,7 +208,7 @@ class Created:
     is_new: bool
 
 
-class NewStore(Store):
+class NewStore(_Group):
     """A group that zarr writes; nothing in it can be changed or read back.
 
     Args:
@@ -216,12 +224,6 @@ class NewStore(Store):
         self._texts, self._create = texts, create
         self.created: dict[str, Created] = {}
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
     async def get(
         self,
         key: str,  # noqa: ARG002
@@ -230,12 +232,6 @@ class NewStore(Store):
     ) -> Buffer | None:
         """None, so that zarr never merges new rows with what is stored."""
         return None
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        """`get` of each."""
-        return [await self.get(key, prototype, part) for key, part in key_ranges]
 
     async def exists(self, key: str) -> bool:
         """True for what was created here."""
@@ -301,13 +297,13 @@ class NewArrays:
 
     def write(self, name: str, view: int, shard: int, rows: NDArray[np.generic]) -> Created:
         """Create the object of one shard of one view, or of an array that is one chunk."""
-        spec = self._specs[name]
-        place = spec.selection(view, shard)
-        if spec.shard_rows is not None:
-            rows = rows[None]
-            place = (place[0], slice(place[1].start, place[1].start + rows.shape[1]), *place[2:])
-        run_here(self._arrays[name].setitem(place, rows))
-        return self._store.created.pop(spec.key(view, shard))
+        spec, array = self._specs[name], self._arrays[name]
+        key = spec.key(view, shard)
+        if spec.shard_rows is None:
+            run_here(array.setitem(..., rows))
+        else:
+            run_here(self._store.set(key, _encoded_shard(spec, array, rows)))
+        return self._store.created.pop(key)
 
     async def _described(self, attributes: Mapping[str, Any]) -> Arrays:
         await in_loop.create_group(store=self._store, attributes=dict(attributes), zarr_format=3)
@@ -330,6 +326,56 @@ class NewArrays:
             config={"write_empty_chunks": True},
             zarr_format=3,
         )
+
+
+def _encoded_shard(spec: ArraySpec, array: AsyncArray[Any], rows: NDArray[np.generic]) -> Buffer:
+    """The bytes that `array.setitem` gives its store, by the same codecs without an event loop.
+
+    Zarr's own pipeline copies each chunk twice more (docs/performance.md).
+    """
+    (sharding,) = array.metadata.codecs
+    assert isinstance(sharding, ShardingCodec)
+    assert 0 < len(rows) <= spec.num_chunks * spec.chunk_rows
+    prototype = default_buffer_prototype()
+    described = ChunkSpec(
+        shape=sharding.chunk_shape,
+        dtype=array.metadata.data_type,
+        fill_value=array.metadata.fill_value,
+        config=array.config,
+        prototype=prototype,
+    )
+
+    def encoded(codecs: Iterable[object], values: NDArray[np.generic]) -> NDArray[np.uint8]:
+        data: Any = prototype.nd_buffer.from_numpy_array(values)
+        for codec in codecs:
+            assert isinstance(codec, SupportsSyncCodec)
+            data = codec._encode_sync(data, described)
+        bytes_of: NDArray[np.uint8] = data.as_numpy_array()
+        return bytes_of
+
+    out, end = np.empty(spec.max_stored_bytes, np.uint8), 0  # pages that nothing fills cost nothing
+    index = np.full((spec.num_chunks, 2), MISSING)
+    for number, chunk in enumerate(_chunks(spec, rows)):
+        data = encoded(sharding.codecs, chunk)
+        index[number] = end, len(data)
+        out[end : end + len(data)] = data
+        end += len(data)
+    data = encoded(sharding.index_codecs, index)
+    out[end : end + len(data)] = data
+    return prototype.buffer.from_array_like(out[: end + len(data)])
+
+
+def _chunks(spec: ArraySpec, rows: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """The chunks of a shard; the last one is filled up with the fill value."""
+    rows = np.ascontiguousarray(rows, dtype=np.dtype(spec.dtype).newbyteorder("<"))
+    size = spec.chunk_rows
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        if len(chunk) < size:
+            fill = np.nan if rows.dtype.kind == "f" else 0
+            padding = np.full((size - len(chunk), *rows.shape[1:]), fill, dtype=rows.dtype)
+            chunk = np.concatenate([chunk, padding])
+        yield chunk
 
 
 def encode(spec: ArraySpec, rows: NDArray[np.generic]) -> bytes:
