@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from _common import machine
 from cache_scale import write
-from pipeline.artefacts.zarr_store import NewArrays, run_here
 from zarr.api.asynchronous import open_array
 
 from pipeline.artefacts.cache.arrays import LOGITS, SHARD_ROWS, group_attributes, group_texts
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from pipeline.artefacts.zarr_store import NewArrays, run_here
 
 Work = Callable[[], object]
 

@@ -176,6 +176,19 @@ def array_metadata(spec: ArraySpec) -> bytes:
     )
 
 
+def chunks_of(spec: ArraySpec, rows: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """The chunks of a shard; the last one is filled up with the fill value."""
+    rows = np.ascontiguousarray(rows, dtype=np.dtype(spec.dtype).newbyteorder("<"))
+    size = spec.chunk_rows
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        if len(chunk) < size:
+            fill = np.nan if rows.dtype.kind == "f" else 0
+            padding = np.full((size - len(chunk), *rows.shape[1:]), fill, dtype=rows.dtype)
+            chunk = np.concatenate([chunk, padding])
+        yield chunk
+
+
 def sound_chunks(spec: ArraySpec, data: Data, num_rows: int | None) -> list[memoryview]:
     """The stored chunks of a shard of ``num_rows`` rows, or the one that the array is.
 

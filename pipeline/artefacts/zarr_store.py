@@ -13,7 +13,7 @@ behind that continues to write, and a forked process does not wait for a thread 
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -44,6 +44,7 @@ from pipeline.artefacts.zarr_arrays import (
     ZSTD_LEVEL,
     ArraySpec,
     array_metadata,
+    chunks_of,
     group_metadata,
 )
 from pipeline.errors import PipelineError
@@ -355,7 +356,7 @@ def _encoded_shard(spec: ArraySpec, array: AsyncArray[Any], rows: NDArray[np.gen
 
     out, end = np.empty(spec.max_stored_bytes, np.uint8), 0  # pages that nothing fills cost nothing
     index = np.full((spec.num_chunks, 2), MISSING)
-    for number, chunk in enumerate(_chunks(spec, rows)):
+    for number, chunk in enumerate(chunks_of(spec, rows)):
         data = encoded(sharding.codecs, chunk)
         index[number] = end, len(data)
         out[end : end + len(data)] = data
@@ -363,19 +364,6 @@ def _encoded_shard(spec: ArraySpec, array: AsyncArray[Any], rows: NDArray[np.gen
     data = encoded(sharding.index_codecs, index)
     out[end : end + len(data)] = data
     return prototype.buffer.from_array_like(out[: end + len(data)])
-
-
-def _chunks(spec: ArraySpec, rows: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """The chunks of a shard; the last one is filled up with the fill value."""
-    rows = np.ascontiguousarray(rows, dtype=np.dtype(spec.dtype).newbyteorder("<"))
-    size = spec.chunk_rows
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        if len(chunk) < size:
-            fill = np.nan if rows.dtype.kind == "f" else 0
-            padding = np.full((size - len(chunk), *rows.shape[1:]), fill, dtype=rows.dtype)
-            chunk = np.concatenate([chunk, padding])
-        yield chunk
 
 
 def encode(spec: ArraySpec, rows: NDArray[np.generic]) -> bytes:

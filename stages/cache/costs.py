@@ -15,7 +15,6 @@ from pipeline.artefacts.cache.arrays import LOGITS, array_specs
 from pipeline.artefacts.cache.receipts import facts_of
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.zarr_arrays import decode
-from pipeline.artefacts.zarr_store import encode
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.networks.classifier import Classifier
@@ -118,6 +117,8 @@ def _forward(model: Classifier, side: int, runtime: Runtime) -> Callable[[], flo
 
 def _storage(size: CacheSize, folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
     """Writing and reading a shard of logits, as a cache does."""
+    from pipeline.artefacts.zarr_store import encode  # slow to load
+
     # A top-k cache's rows cost the same, byte for byte.
     dense = replace(size.keeping(size.settings.model_copy(update={"top_k": 0})), num_samples=1)
     spec = array_specs(dense.manifest)[LOGITS]

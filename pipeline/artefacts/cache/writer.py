@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,10 @@ from pipeline.artefacts.cache.record import (
 )
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.zarr_arrays import ArraySpec, extremes
-from pipeline.artefacts.zarr_store import Created, NewArrays, encode
 from pipeline.errors import ArtefactMismatch, Damaged, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.artefacts.zarr_store import Created, NewArrays
 
 Float32 = NDArray[np.float32]
 
@@ -89,7 +91,7 @@ class CacheWriter:
     joined: bool
     """The cache was begun before."""
     _specs: Mapping[str, ArraySpec] = field(repr=False)
-    _arrays: NewArrays = field(repr=False)
+    _arrays: "NewArrays" = field(repr=False)
     _known: dict[str, Receipt] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -109,6 +111,8 @@ class CacheWriter:
         Raises:
             ArtefactMismatch: if another cache lies there.
         """
+        from pipeline.artefacts.zarr_store import NewArrays  # slow to load
+
         manifest, is_new = _manifest(store, identity=identity, shape=shape, layout=layout)
         specs = array_specs(manifest)
         writer = cls(
@@ -242,6 +246,8 @@ class CacheWriter:
 
     def _store_whole(self, name: str, values: NDArray[np.generic]) -> None:
         """Keep an array that is one chunk, or see that the one that lies there is the same."""
+        from pipeline.artefacts.zarr_store import encode
+
         rows, key = (0, len(values)), receipt_key(name, 0, 0)
         if self.store.size(key) is None:
             self._store(name, Unit(view=0, shard=0), values, rows=rows, note=Note())
@@ -254,7 +260,7 @@ class CacheWriter:
                 "`prepare.order`, or choose another place with `caches`."
             )
 
-    def _created(self, name: str, unit: Unit, values: NDArray[np.generic]) -> Created:
+    def _created(self, name: str, unit: Unit, values: NDArray[np.generic]) -> "Created":
         view, shard = unit.view, unit.shard
         try:
             return self._arrays.write(name, view, shard, values)
