@@ -169,8 +169,8 @@ def test_a_released_choice_of_a_sweep_opens(workspace):
 
 
 def test_a_released_comparison_names_runs_in_show_and_report(workspace, tmp_path):
-    record = comparison.read(workspace)
-    assert {variant.name: variant.runs for variant in record.variants} == VARIANTS
+    expected = {name: [workspace / run for run in runs] for name, runs in VARIANTS.items()}
+    assert comparison.read(workspace) == expected
     shown = heartcut("show", "run", workspace, "--json")
     assert shown.code == 0, shown.err
     groups = {group["name"]: group for group in json.loads(shown.out)["groups"]}

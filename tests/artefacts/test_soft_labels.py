@@ -74,8 +74,7 @@ def write_rows(path: Path, layout: str = "dense", **changes) -> Path:
     settings = {
         "identity": identity_of(top_k=TOP_K[layout]),
         "views": (blocks(view, 3, 1) for view in rows(layout)),
-        "num_samples": NUM_SAMPLES,
-        "num_classes": NUM_CLASSES,
+        "size": (NUM_SAMPLES, NUM_CLASSES),
     }
     write(path, **settings | changes)
     return path

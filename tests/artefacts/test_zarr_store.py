@@ -258,8 +258,8 @@ FORKED = """
 import os, sys
 import numpy as np
 from pathlib import Path
-from pipeline.artefacts.teacher_cache import TeacherCache
-from tests.test_teacher_cache import SmallCache
+from pipeline.artefacts.cache.teacher_cache import TeacherCache
+from tests.support.small_caches import SmallCache
 folder = Path(sys.argv[1])
 small = SmallCache(folder / "parent")
 cache = small.write()
@@ -292,7 +292,7 @@ def test_forked_processes_write_and_read(tmp_path):
 
 
 def test_stages_start_without_zarr():
-    names = ("select", "train_student", "cache_teacher", "cache_costs")
+    names = ("select", "train_student", "cache_teacher", "cache.costs")
     line = f"import sys; {'; '.join(f'import stages.{name}' for name in names)}; "
     line += "sys.exit('zarr' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, check=False)
