@@ -26,31 +26,29 @@ from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from pipeline.artefacts.publishing import publish_json, read_json
+from pipeline.artefacts import records
+from pipeline.artefacts.publishing import publish_json
+from pipeline.artefacts.records import Record
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import Json, array_sha256, file_sha256, identity, short
+from pipeline.provenance import array_sha256, file_sha256, identity, short
 
 FORMAT_VERSION: Final = 3
 MADE_BY = "heartcut prepare"
 
 
-class FileRecord(BaseModel):
+class FileRecord(Record):
     """Size and hash of a file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: int
     sha256: str
 
 
-class SplitRecord(BaseModel):
+class SplitRecord(Record):
     """What dataset.json says of one split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_samples: int
     class_counts: list[int]
@@ -61,10 +59,8 @@ class SplitRecord(BaseModel):
     beton: FileRecord
 
 
-class DatasetRecord(BaseModel):
+class DatasetRecord(Record):
     """dataset.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "heartcut.dataset"
     version: Literal[3] = FORMAT_VERSION
@@ -113,22 +109,15 @@ class DatasetRecord(BaseModel):
 
 def read_record(folder: Path) -> DatasetRecord:
     """dataset.json, checked against its schema."""
-    path = folder / "dataset.json"
-    try:
-        return DatasetRecord.model_validate(read_json(path, made_by=MADE_BY))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactMismatch(
-            f"{path} does not follow format version {FORMAT_VERSION}: {where}: {first['msg']}. "
-            f"Remove {folder} and run `{MADE_BY}` again."
-        ) from error
+    remedy = f"Remove {folder} and run `{MADE_BY}` again."
+    return records.read_record(
+        DatasetRecord, folder / "dataset.json", made_by=MADE_BY, remedy=remedy
+    )
 
 
 def write_record(folder: Path, record: DatasetRecord) -> None:
     """Write dataset.json."""
-    value: dict[str, Json] = record.model_dump(mode="json")
-    publish_json(folder / "dataset.json", value)
+    publish_json(folder / "dataset.json", record.model_dump(mode="json"))
 
 
 IMAGE, LABEL, INDEX = "image", "label", "index"

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.artefacts import tables
+from pipeline.artefacts import scores, tables
 from pipeline.artefacts.records import Record
 from pipeline.artefacts.scores import ScoreRecord
 from pipeline.artefacts.tables import Columns
@@ -45,6 +45,7 @@ SIGN_CONVENTION: Final = (
 )
 _SUFFIX: Final = ".parquet"
 _WHAT: Final = "selection table"
+_OF_THE_SCORE_FILE_ALONE: Final = ("sample_index", "undistil_order")
 
 COLUMNS: dict[str, pa.DataType] = {
     "sample_index": pa.int64(),
@@ -61,19 +62,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "grand_head": pa.float32(),
     "margin": pa.float32(),
     "entropy": pa.float32(),
-    "label_issue": pa.bool_(),
-    "p_refit": pa.float32(),
-    "dloss_undistill": pa.float64(),
-    "dloss_undistill_se": pa.float32(),
-    "dloss_swap": pa.float64(),
-    "dloss_swap_se": pa.float32(),
-    "dloss_remove": pa.float64(),
-    "dloss_remove_se": pa.float32(),
-    "dloss_add": pa.float64(),
-    "dloss_current": pa.float64(),
-    "self_influence": pa.float32(),
-    "leverage": pa.float32(),
-    "view_std": pa.float32(),
+    **{name: kind for name, kind in scores.COLUMNS.items() if name not in _OF_THE_SCORE_FILE_ALONE},
     "rank": pa.int32(),
     "selected": pa.bool_(),
     "reason": pa.string(),

@@ -298,8 +298,8 @@ def test_samples_in_another_order_than_the_beton_are_refused(copy):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("version", "two", "does not follow format version 3: version"),
-        ("stranger", 1, "does not follow format version 3: stranger"),
+        ("version", "two", "dataset.json does not follow its format: version"),
+        ("stranger", 1, "dataset.json does not follow its format: stranger"),
         ("held_out", [0, 1], "was changed"),
         ("held_out", [5000], "was changed"),
         ("class_names", ["a", "b", "c"], "was changed"),
