@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from _common import Target, interleaved, report, synthetic_beton
-from _field import field_loader
+from _students import field_loader
 
 from pipeline.artefacts.dataset import Beton
 from pipeline.data.loaders import BatchLoader

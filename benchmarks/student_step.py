@@ -19,8 +19,15 @@ from itertools import islice
 from pathlib import Path
 
 from _common import Target, interleaved, report, synthetic_beton, timed
-from _field import field_loader
-from _students import FieldStudent, Student, endless, online_teacher, resident, supervision_of
+from _students import (
+    FieldStudent,
+    Student,
+    endless,
+    field_loader,
+    online_teacher,
+    resident,
+    supervision_of,
+)
 from torch import Tensor
 
 from pipeline.artefacts.dataset import Beton
