@@ -10,12 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from commands.cache import cache_app
-from commands.exit import run_and_exit
+from commands.exit import INTERRUPTED, run_and_exit
 from commands.launch import launch
 from commands.one_voice import is_one_of_many, prefix
 from commands.runs import compare, report, sweep
 from commands.shared import (
-    INTERRUPTED,
     AcceptMismatch,
     ConfigFile,
     Overrides,

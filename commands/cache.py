@@ -9,15 +9,8 @@ from typing import Annotated
 
 import typer
 
-from commands.shared import (
-    DAMAGED,
-    DIFFERENT,
-    INCOMPLETE,
-    ConfigFile,
-    Overrides,
-    load,
-    one_line_errors,
-)
+from commands.exit import DAMAGED, DIFFERENT, INCOMPLETE
+from commands.shared import ConfigFile, Overrides, load, one_line_errors
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged, NotSealed, PipelineError
 
 STATE: dict[type[PipelineError], int] = {Damaged: DAMAGED, NotSealed: INCOMPLETE}

@@ -1,4 +1,4 @@
-"""The end of a command, without the seconds in which Python takes torch apart again.
+"""Exit codes, and the end of a command without the seconds in which Python takes torch apart again.
 
 A command has nothing to do once the files it wrote are closed, the threads it waits for have ended
 and everybody who asked to be told of the end (`atexit`) was told. Python would then still free each
@@ -9,6 +9,9 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
+
+FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 6, 130, 143
+"""Exit codes; 2 is a wrong command line."""
 
 _code: int | None = None
 """What to end with; None = as Python does."""

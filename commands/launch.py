@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from commands.shared import FAILED, INTERRUPTED, LAUNCHED, PEER_LOST, TERMINATED
+from commands.exit import FAILED, INTERRUPTED, PEER_LOST, TERMINATED
+from commands.shared import LAUNCHED
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing import ProcessFailure

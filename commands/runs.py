@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from commands.exit import INCOMPLETE
 from commands.shared import (
-    INCOMPLETE,
     ConfigFile,
     Overrides,
     load,

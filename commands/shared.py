@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from commands.exit import FAILED, INTERRUPTED, PEER_LOST, TERMINATED
 from commands.one_voice import is_one_of_many, leave_for_torchrun, prefix, tells
 from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineError, Terminated
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from pipeline.runtime.ranks import Ranks
     from stages.config.root import Config
 
-FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 6, 130, 143
-"""Exit codes; 2 is a wrong command line."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, see configs/.")]
 Overrides = Annotated[

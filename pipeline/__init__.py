@@ -1,1 +1,1 @@
-"""The parts: data, artefacts, methods, models. No module here knows stages, Typer or configs."""
+"""The parts that stages are made of. Nothing here knows a stage, a configuration or a command."""

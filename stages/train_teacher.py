@@ -1,6 +1,5 @@
 """train-teacher: betons -> run, with nothing to distil. For teachers of one's own, and the demo."""
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artefacts.dataset import Dataset, Samples, stratified_rows
+from pipeline.artefacts.dataset import Dataset, stratified_rows
 from pipeline.artefacts.run import Inputs, Run
+from pipeline.data.label_noise import noisy_labels
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
@@ -97,32 +97,3 @@ def _rows(config: Config, dataset: Dataset) -> NDArray[np.int64]:
         purpose="teacher",
     )
     return np.sort(rows[share])
-
-
-_PURPOSE = "label noise"
-
-
-def noisy_labels(
-    samples: Samples, *, share: float, num_classes: int, seed: int
-) -> NDArray[np.int64]:
-    """The labels of ``samples``, (N,), of which a share of every class is another one.
-
-    Which, and which other class, is drawn by a hash of (seed, key): of every other class with the
-    same probability, and the same on any machine in any order. Equal images get equal labels.
-
-    Args:
-        samples: of a training split.
-        share: of every class, in (0, 1).
-        num_classes: at least 2.
-        seed: of the draw.
-    """
-    labels = samples.labels.copy()
-    chosen = stratified_rows(samples, fraction=share, seed=seed, purpose=_PURPOSE)
-    salt = f"{_PURPOSE};class;{seed};".encode()
-    digests = [
-        hashlib.blake2b(salt + samples.keys[row].tobytes(), digest_size=8).digest()
-        for row in chosen
-    ]
-    drawn = np.array([int.from_bytes(digest, "little") % (num_classes - 1) for digest in digests])
-    labels[chosen] = (labels[chosen] + 1 + drawn) % num_classes
-    return labels

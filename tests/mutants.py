@@ -1,7 +1,7 @@
 """Break the code on purpose, one mistake at a time, and run the tests that should see it.
 
-    python tests/mutants.py           # all mutants
-    python tests/mutants.py influence # those whose file or name contains a word
+    python tests/mutants.py               # all mutants
+    python tests/mutants.py methods/head  # those whose file or name contains this
 
 The first seven are mistakes of influence that public libraries have made; the others break one
 package of the product each. Prints which test failed first; exits 1 if a mutant lives.

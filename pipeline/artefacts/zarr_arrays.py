@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
@@ -232,20 +231,6 @@ def decode(spec: ArraySpec, data: Data, num_rows: int | None) -> NDArray[np.gene
         return out
     _without_crc(_index(spec, memoryview(data)), f"the index of {spec.name}")
     return out[:num_rows]
-
-
-def extremes(values: NDArray[np.generic]) -> tuple[float, float]:
-    """Smallest and largest value; not finite if any value is not."""
-    if values.dtype.kind == "f":  # a hundred times faster than numpy in float16
-        least, most = torch.aminmax(torch.from_numpy(np.ascontiguousarray(values)))
-        return float(least), float(most)
-    return float(values.min()), float(values.max())
-
-
-def top_and_class(logits: NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
-    """The largest value of each row and the first column that has it."""
-    top, classes = torch.from_numpy(logits).max(dim=1)  # ten times faster than numpy in float16
-    return top.numpy(), classes.numpy()
 
 
 _LITTLE_ENDIAN: dict[str, Json] = {"name": "bytes", "configuration": {"endian": "little"}}

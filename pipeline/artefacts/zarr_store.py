@@ -152,11 +152,11 @@ class SealedStore(_Group):
         return key in self._texts or self._names(key) is not None
 
     async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
-        """Refuse: the store is read-only."""
+        """Reject: the store is read-only."""
         self._check_writable()
 
     async def delete(self, key: str) -> None:  # noqa: ARG002
-        """Refuse: the store is read-only."""
+        """Reject: the store is read-only."""
         self._check_writable()
 
     async def list(self) -> AsyncIterator[str]:
@@ -174,7 +174,7 @@ class SealedStore(_Group):
                 yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Names directly below ``prefix``, told by the descriptions alone."""
+        """Names directly below ``prefix``, by the descriptions alone."""
         below = f"{prefix.rstrip('/')}/" if prefix else ""
         found = {key.removeprefix(below).partition("/")[0] for key in self._texts}
         for name in sorted(found) if not below else ["c", ZARR_JSON]:
@@ -187,9 +187,9 @@ class SealedStore(_Group):
 
     def _verified(self, key: str) -> Data:
         with self._lock:
-            data = self._recent.get(key)
-        if data is not None:
-            return data
+            if key in self._recent:
+                self._recent.move_to_end(key)
+                return self._recent[key]
         name = self._names(key)
         assert name is not None
         data = self._read(*name)
@@ -206,7 +206,6 @@ class Created:
 
     bytes: int
     sha256: str
-    is_new: bool
 
 
 class NewStore(_Group):
@@ -244,11 +243,11 @@ class NewStore(_Group):
         if key.rpartition("/")[2] == ZARR_JSON:
             data = self._described(key, value.to_bytes())
         digest = sha256(data).hexdigest()
-        is_new = self._create(key, data)
-        self.created[key] = Created(bytes=len(data), sha256=digest, is_new=is_new)
+        self._create(key, data)
+        self.created[key] = Created(bytes=len(data), sha256=digest)
 
     async def delete(self, key: str) -> None:
-        """Refuse: an object is created once."""
+        """Reject: an object is created once."""
         raise NotImplementedError(key)
 
     async def list(self) -> AsyncIterator[str]:
@@ -257,17 +256,17 @@ class NewStore(_Group):
             yield key
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """Refuse: nothing is read back."""
+        """Reject: nothing is read back."""
         raise NotImplementedError(prefix)
 
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Refuse: nothing is read back."""
+        """Reject: nothing is read back."""
         raise NotImplementedError(prefix)
 
     def _described(self, key: str, found: bytes) -> bytes:
         expected: dict[str, Any] = json.loads(self._texts[key])
-        told: dict[str, Any] = json.loads(found)
-        if {name: told.get(name) for name in expected} != expected:
+        given: dict[str, Any] = json.loads(found)
+        if {name: given.get(name) for name in expected} != expected:
             raise PipelineError(
                 f"zarr {zarr.__version__} describes {key} otherwise than the format of caches "
                 "(expected the same fields). Install the version that requirements.lock names."
@@ -332,7 +331,8 @@ class NewArrays:
 def _encoded_shard(spec: ArraySpec, array: AsyncArray[Any], rows: NDArray[np.generic]) -> Buffer:
     """The bytes that `array.setitem` gives its store, by the same codecs without an event loop.
 
-    Zarr's own pipeline copies each chunk twice more (docs/performance.md).
+    Zarr's own pipeline copies each chunk twice more (docs/performance.md). `_encode_sync` and the
+    chunk specification are not public; tests compare all bytes with those of `setitem`.
     """
     (sharding,) = array.metadata.codecs
     assert isinstance(sharding, ShardingCodec)

@@ -5,10 +5,15 @@ behind the back of whoever trains. Importing it also compiles a numba dictionary
 which takes seconds; and every loader compiles the same reader and decoders anew, which takes
 another, and marks numba's own type of a row of bytes as read-only, so that compiled functions of
 such rows are not found any more. All of it is undone here; nothing else imports `ffcv`.
+
+An epoch of FFCV hangs where its thread raises an error, and its thread stays when it is left
+early. `EndingEpoch` raises the error, and closing it ends the thread.
 """
 
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, Full
 from typing import Any, Final
 
 import llvmlite.binding
@@ -18,6 +23,8 @@ import numba.typed
 import numpy as np
 import torch
 from numba import types
+from numpy.typing import NDArray
+from torch import Tensor
 
 _torch_threads = torch.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
@@ -121,3 +128,45 @@ def _compile_what_is_not(_: type[Compiler], code: Callable[..., Any], *more: Any
 
 
 Compiler.compile = classmethod(_compile_what_is_not)
+
+
+class EndingEpoch(EpochIterator):  # type: ignore[misc]
+    """FFCV's thread over the samples of ``order``: it raises what an operation raised, and ends."""
+
+    def __init__(self, loader: Loader, order: NDArray[np.int64]) -> None:
+        self.failure: BaseException | None = None
+        super().__init__(loader, order)
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:
+            self.failure = error
+            self._end_of_batches()
+
+    def __next__(self) -> Sequence[Tensor]:
+        try:
+            batch: Sequence[Tensor] = super().__next__()
+        except StopIteration:
+            if self.failure is not None:
+                raise self.failure from None
+            raise
+        return batch
+
+    def close(self) -> None:
+        """End the thread wherever it is, and give its buffers back."""
+        super().close()
+        while self.is_alive() and threading.current_thread() is not self:
+            try:
+                self.output_queue.get(timeout=0.01)
+            except Empty:
+                continue
+        self.closed = True
+
+    def _end_of_batches(self) -> None:
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(None, timeout=0.1)
+            except Full:
+                continue
+            return

@@ -2,7 +2,7 @@
 
 FFCV 1.0.2 reuses the memory of a batch, drops the last batch, and cannot gather float16. Here every
 sample comes once, and soft labels are joined by sample index. What an epoch does that fails or is
-left early is told in `ffcv_epochs`.
+left early is told in `ffcv_compat`.
 
 A batch is borrowed: it is valid until the next one is asked for.
 """
@@ -18,8 +18,14 @@ from torch import Tensor
 
 from pipeline.artefacts.dataset import IMAGE, INDEX, LABEL, Beton
 from pipeline.data.device_batches import ResidentTables, has_room, on_device
-from pipeline.data.ffcv_compat import IntDecoder, Loader, OrderOption, PipelineSpec, ToTensor
-from pipeline.data.ffcv_epochs import EndingEpoch
+from pipeline.data.ffcv_compat import (
+    EndingEpoch,
+    IntDecoder,
+    Loader,
+    OrderOption,
+    PipelineSpec,
+    ToTensor,
+)
 from pipeline.data.gather_operations import Flags, Gather
 from pipeline.data.replay_operations import ShownViews, shown_views
 from pipeline.data.supervision import Batch, Supervision, gathers, require_fitting

@@ -13,8 +13,8 @@ from pipeline.artefacts.cache.arrays import (
 )
 from pipeline.artefacts.cache.receipts import Note
 from pipeline.artefacts.cache.record import CacheSummary, Fidelity
+from pipeline.artefacts.cache.teacher_cache import top_and_class
 from pipeline.artefacts.cache.writer import CacheWriter, Unit
-from pipeline.artefacts.zarr_arrays import top_and_class
 from pipeline.runtime.device import versions
 from pipeline.runtime.progress import progress
 

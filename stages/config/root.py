@@ -1,6 +1,6 @@
 """Every knob of every stage: frozen, typed, checked once, defaults here only. Imports no torch.
 
-A configuration is one TOML file with a table per stage (`config_file` reads it). Unknown keys are
+A configuration is one TOML file with a table per stage (`config.file` reads it). Unknown keys are
 refused; a setting that would have no effect is refused too.
 """
 

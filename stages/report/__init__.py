@@ -1,1 +1,1 @@
-"""The wing of report: one self-contained page of charts, tables and pictures."""
+"""Parts of `heartcut report`: one self-contained page of charts, tables and pictures."""

@@ -1,1 +1,1 @@
-"""The wing of select: scores, columns and rows of a selection table, and revised labels."""
+"""Parts of `heartcut select`: scores, columns and rows of a selection table, and revised labels."""

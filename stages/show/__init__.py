@@ -1,1 +1,1 @@
-"""The wing of show: what an artefact is like, as a record and as text."""
+"""Parts of `heartcut show`: a description of an artefact, as a record and as text."""

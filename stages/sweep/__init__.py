@@ -1,1 +1,1 @@
-"""The wing of sweep: its points, its tasks, its results, and what people read of it."""
+"""Parts of `heartcut sweep`: its points, its tasks, its results, and their text."""

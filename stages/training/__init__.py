@@ -1,1 +1,1 @@
-"""The wing of the two trainings: what is taught, the training under way, its run."""
+"""Parts of both trainings: the inputs of distillation, the training under way, its run."""

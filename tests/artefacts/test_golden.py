@@ -1,6 +1,6 @@
 """Caches of every format version that was ever released still open, to the bit.
 
-python -m tests.test_golden     write those of this version; only for a new format version
+python -m tests.artefacts.test_golden     write those of this version; only for a new format version
 """
 
 import shutil

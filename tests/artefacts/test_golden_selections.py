@@ -1,7 +1,7 @@
 """Soft labels, score files and selection tables of every format version: read to the bit, or
 refused in one line.
 
-python -m tests.test_golden_selections     write those of this version; only for a new one
+python -m tests.artefacts.test_golden_selections  write those of this version; only for a new one
 
 Unlike a cache they are made again in minutes, so older versions are refused and not read. Parquet
 files are compared by what they hold, because another release of pyarrow may lay them out otherwise.
@@ -294,7 +294,7 @@ def test_an_older_version_is_refused_in_one_line_that_says_what_to_do(place):
 
 
 def test_there_are_golden_artefacts_of_this_version(tmp_path):
-    """A new version needs new ones: python -m tests.test_golden_selections."""
+    """A new version needs new ones: python -m tests.artefacts.test_golden_selections."""
     write_all(tmp_path)
     made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     assert all((GOLDEN / path).is_file() for path in made)

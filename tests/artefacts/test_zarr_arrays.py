@@ -16,14 +16,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from pipeline.artefacts.zarr_arrays import (
-    ArraySpec,
-    array_metadata,
-    decode,
-    extremes,
-    group_metadata,
-    top_and_class,
-)
+from pipeline.artefacts.cache.receipts import extremes
+from pipeline.artefacts.cache.teacher_cache import top_and_class
+from pipeline.artefacts.zarr_arrays import ArraySpec, array_metadata, decode, group_metadata
 from pipeline.artefacts.zarr_store import encode
 from pipeline.errors import ArtefactMismatch
 from tests.support.workspaces import read_or_refusal

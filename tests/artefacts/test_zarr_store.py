@@ -176,7 +176,6 @@ def test_an_object_is_created_once_with_what_its_receipt_needs():
         key, data = created[-1]
         assert (key, told.bytes, told.sha256) == ("a/c/1/0/0", len(data), sha256(data).hexdigest())
     assert created[-1] == created[-2]
-    assert told.is_new
     assert len(created) == 4
 
 

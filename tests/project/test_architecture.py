@@ -48,6 +48,37 @@ INSIDE_ARTEFACTS = {
     "cache": {"objects", "publishing", "records", "dataset", "zarr_arrays", "zarr_store"},
 }
 """Part of pipeline.artefacts -> parts that it may import; none of the others imports the cache."""
+INSIDE_STAGES = {
+    "config": set(),
+    "views": {"config"},
+    "text": set(),
+    "methods": {"text"},
+    "prepare": {"config"},
+    "identities": {"config", "views"},
+    "caches": {"config", "identities"},
+    "teacher": {"config", "identities", "views"},
+    "run_groups": {"config"},
+    "selection": {"caches", "config", "identities", "text"},
+    "training": {"caches", "config", "text", "views"},
+    "cache": {"caches", "config", "teacher", "text", "views"},
+    "show": {"cache", "caches", "config", "run_groups", "selection", "text"},
+    "report": {"config", "run_groups", "selection", "text", "training"},
+}
+"""Part of stages -> parts that it may import; what runs other commands is not listed."""
+MANY_PARAMETERS = {
+    "pipeline/data/loaders.py __init__": "like torch's DataLoader",
+    "pipeline/training/learner.py __init__": "the parts of a step, which are built apart",
+    "pipeline/training/rank_batch_norm.py joint_batch_norm": "the signature of torch's batch_norm",
+    "pipeline/training/rank_batch_norm.py forward": "the signature of a torch function",
+    "pipeline/methods/distillation.py distillation_loss": "the symbols of the equation",
+    "pipeline/methods/logit_distillation.py dkd_rows": "the symbols of the equation",
+    "pipeline/data/replay_kernel.py replay_stored": "a compiled kernel takes arrays and numbers",
+    "cli.py select": "each option of a command is a parameter",
+    "cli.py train_student": "each option of a command is a parameter",
+    "commands/runs.py report": "each option of a command is a parameter",
+    "commands/cache.py estimate": "each option of a command is a parameter",
+}
+"""Functions with more than five parameters, and the reason."""
 METHODS_MAY_USE = {
     "torch",
     "numpy",
@@ -150,6 +181,20 @@ def test_formats_do_not_know_the_cache_and_objects_know_no_format(imports):
         and part(found.module) != part(found.importer)
         and part(found.module)
         not in INSIDE_ARTEFACTS.get(part(found.importer), {part(found.module)} - {"cache"})
+    ]
+    assert not offenders, "\n".join(map(str, offenders))
+
+
+def test_parts_of_stages_follow_their_arrows(imports):
+    def part(module: str) -> str:
+        return module.removeprefix("stages.").partition(".")[0]
+
+    offenders = [
+        found
+        for found in imports
+        if all(name.startswith("stages.") for name in (found.importer, found.module))
+        and part(found.importer) in INSIDE_STAGES
+        and part(found.module) not in {part(found.importer), *INSIDE_STAGES[part(found.importer)]}
     ]
     assert not offenders, "\n".join(map(str, offenders))
 
@@ -301,6 +346,25 @@ def test_functions_are_short():
     assert lengths[len(lengths) // 2][0] <= 8
     assert lengths[int(0.9 * len(lengths))][0] <= 25
     assert not [where for length, where in lengths if length > 60]
+
+
+def test_functions_take_at_most_five_parameters():
+    def count(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        all_of_them = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        return len([one for one in all_of_them if one.arg not in ("self", "cls", "ctx")])
+
+    found = {
+        f"{where.partition(':')[0]} {node.name}" for where, node in functions() if count(node) > 5
+    }
+    assert found <= MANY_PARAMETERS.keys()
+
+
+def test_data_of_packages_are_installed_with_them():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package, patterns in tools["package-data"].items():
+        folder = ROOT / Path(*package.split("."))
+        assert (folder / "__init__.py").exists()
+        assert all(list(folder.glob(pattern)) for pattern in patterns)
 
 
 def test_folders_and_files_are_of_a_size_that_can_be_read():

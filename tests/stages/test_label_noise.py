@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.artefacts.dataset import Samples
+from pipeline.data.label_noise import noisy_labels
 from stages import train_teacher
 from stages.config.file import with_overrides
-from stages.train_teacher import noisy_labels
 
 
 def samples(count: int = 4000, num_classes: int = 5) -> Samples:

@@ -100,7 +100,7 @@ def train_epoch(
 
 
 class StopsAfter:
-    """A wish to stop that comes after some steps."""
+    """A request to stop that comes after some steps."""
 
     def __init__(self, steps: int) -> None:
         self._left = steps

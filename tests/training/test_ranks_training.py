@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from commands import launch
-from commands.shared import FAILED, PEER_LOST
+from commands.exit import FAILED, PEER_LOST
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.unfinished_run import UNFINISHED

@@ -41,6 +41,7 @@ from pipeline.artefacts.cache.receipts import (
     create_receipt,
     create_record,
     create_seal,
+    extremes,
     facts_of,
     read_manifest,
     read_receipt,
@@ -54,7 +55,7 @@ from pipeline.artefacts.cache.record import (
     CacheSummary,
 )
 from pipeline.artefacts.objects.protocol import ObjectStore
-from pipeline.artefacts.zarr_arrays import ArraySpec, extremes
+from pipeline.artefacts.zarr_arrays import ArraySpec
 from pipeline.errors import ArtefactMismatch, Damaged, PipelineError
 
 if TYPE_CHECKING:
