@@ -42,7 +42,7 @@ def read_by_zarr(cache: TeacherCache) -> None:
 
 
 def ways(cache: TeacherCache, shard: np.ndarray) -> dict[str, tuple[Work, Work]]:
-    """What is compared, by name: here, and by zarr's pipeline."""
+    """Pairs of the same work, by name: here, and by zarr's pipeline."""
     manifest = cache.manifest
     new = NewArrays(
         cache.reader.specs, group_attributes(manifest), group_texts(manifest), lambda *_: True

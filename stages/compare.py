@@ -1,9 +1,9 @@
 """compare: one configuration -> every stage, several students, one table.
 
-A sweep of named points that share a data set and a teacher: prepares the data, trains the teacher
-where there is no checkpoint, caches it once (none of which is done where `select.cache` names a
-cache), and trains the student under every variant and seed. What exists already is not made again.
-Unlike a sweep it stops at the first failure, chooses nothing, and may look at the test images.
+A sweep of named points that share a data set and a teacher. It prepares the data, trains the
+teacher where there is no checkpoint, caches it once, and trains the student under every variant and
+seed. Where `select.cache` names a cache, no teacher is trained or cached. Outputs that exist are
+kept. Unlike a sweep, it stops at the first failure, chooses nothing, and reports the test images.
 """
 
 from collections.abc import Iterable, Mapping

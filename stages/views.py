@@ -1,4 +1,4 @@
-"""The views of a configuration, cached or drawn anew, and the image size that networks see."""
+"""The views of a configuration, cached or not, and the size of the images that networks see."""
 
 from dataclasses import replace
 

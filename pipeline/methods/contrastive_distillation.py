@@ -22,13 +22,13 @@ class ContrastSettings:
     """The numbers of the method."""
 
     dim: int
-    """Of both embeddings; the paper's is 128."""
+    """Features of both embeddings; the paper's is 128."""
     negatives: int
     """K, limited to the samples outside the largest class; 16,384."""
     temperature: float
     """Above 0; the published code's is 0.07, the paper's 0.1 for CIFAR-100."""
     momentum: float
-    """Of the banks, in [0, 1); the published code's is 0.5."""
+    """Momentum of the banks, in [0, 1); the published code's is 0.5."""
 
 
 class ContrastiveDistillation(nn.Module):

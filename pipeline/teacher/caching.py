@@ -61,7 +61,7 @@ HEAD_TOLERANCE = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPass:
-    """A teacher and the images that it is to see."""
+    """A teacher and the images of its one pass."""
 
     teacher: Teacher
     loader: BatchLoader
@@ -71,7 +71,7 @@ class TeacherPass:
     """The views to store beside the clean one."""
     runtime: Runtime
     held_out: NDArray[np.int64]
-    """Sample indices whose accuracy is told apart, (M,) int64; may be empty."""
+    """Sample indices whose accuracy is computed separately, (M,) int64; may be empty."""
 
 
 def cache_shape(teacher: Teacher, *, beton: Beton, views: Views) -> CacheShape:

@@ -44,7 +44,7 @@ class KeptOutputs:
     top_k: int = 0
     """Logits of each row; 0: all."""
     temperatures: tuple[float, ...] = ()
-    """Where the sum over the other logits is kept, beside the top k."""
+    """Temperatures at which the sum over all logits is kept beside the top k."""
 
 
 def cache_identity(

@@ -23,7 +23,7 @@ class OptimiserSettings:
     lr: float
     """Peak learning rate."""
     momentum: float
-    """Of SGD, as `nesterov`."""
+    """SGD alone reads it, and `nesterov`."""
     nesterov: bool
     weight_decay: float
     decay_norms: bool = True

@@ -54,7 +54,7 @@ class _Revising:
     identity: SoftLabelIdentity
     cached: TeacherRows
     labels: Tensor
-    """Of the data set, (N,) int64."""
+    """Labels of the data set, (N,) int64."""
     eta: float
 
     def view(self, view: int, bar: Progress) -> Iterator[NDArray[np.float16] | NDArray[np.uint16]]:

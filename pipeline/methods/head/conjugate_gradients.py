@@ -42,8 +42,9 @@ class StoppingRule:
     """Hessian products allowed."""
 
     certain: bool
-    """Measure the residual anew, with products in the problem's dtype, before it is believed, and
-    go on from there: so rounding in float32 products is refined away."""
+    """Compute the residual again in the problem's dtype before a solution is accepted.
+
+    The solver continues from that residual, which refines the rounding of float32 products."""
 
 
 def conjugate_gradients(
