@@ -1,4 +1,4 @@
-"""The runs that a report is of: found, grouped by what was done, and named."""
+"""Runs: found, grouped by what was done, and named; for `show`, `report` and the study."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """All runs of a report, which were trained on one data set."""
+    """Runs that were trained on one data set, in groups."""
 
     workspace: Path
     groups: list[Group]

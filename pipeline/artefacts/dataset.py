@@ -38,6 +38,10 @@ from pipeline.provenance import array_sha256, file_sha256, identity, short
 
 FORMAT_VERSION: Final = 3
 MADE_BY = "heartcut prepare"
+IMAGE, LABEL, INDEX = "image", "label", "index"
+"""Field names inside a beton."""
+_ID_VERSION = 2
+"""Of what an id is made of, which is older than the form of dataset.json."""
 
 
 class FileRecord(Record):
@@ -118,13 +122,6 @@ def read_record(folder: Path) -> DatasetRecord:
 def write_record(folder: Path, record: DatasetRecord) -> None:
     """Write dataset.json."""
     publish_json(folder / "dataset.json", record.model_dump(mode="json"))
-
-
-IMAGE, LABEL, INDEX = "image", "label", "index"
-"""Field names inside a beton."""
-
-_ID_VERSION = 2
-"""Of what an id is made of, which is older than the form of dataset.json."""
 
 
 @dataclass(frozen=True, kw_only=True)

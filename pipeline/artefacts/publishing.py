@@ -1,4 +1,4 @@
-"""Durable publishing: a thing under its final name is complete.
+"""Durable publishing: a thing under its final name is complete. And locks on folders.
 
 Everything is written aside, forced to the disk and renamed last, so that a kill or a full disk at
 any moment leaves nothing half-written under a final name. This module alone knows how; the

@@ -1,4 +1,4 @@
-"""Soft labels: the teacher's distributions after revision, ready to be memory-mapped.
+"""Soft labels: the teacher's distributions after revision, and the record of a repaired teacher.
 
     <id>.soft/
         soft_labels.json   written last: identity, shape, digests
@@ -30,6 +30,11 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import Revision
 from pipeline.methods.sparse_labels import packed_width
 from pipeline.provenance import Json, file_sha256, identity, short
+
+FORMAT_VERSION: Final = 4
+MADE_BY = "heartcut select"
+LabelRows: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
+"""Dense or packed rows, (..., W)."""
 
 
 class RepairIdentity(Record):
@@ -72,13 +77,6 @@ class RepairReport(Record):
     """Largest of all heads."""
     weights: str
     """Digest of the heads, (folds + 1, C, D + 1); the last is that of the held-out rows."""
-
-
-FORMAT_VERSION: Final = 4
-MADE_BY = "heartcut select"
-
-LabelRows: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
-"""Dense or packed rows, (..., W)."""
 
 
 class SoftLabelIdentity(Record):

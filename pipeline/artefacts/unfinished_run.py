@@ -40,6 +40,10 @@ State: TypeAlias = Any
 
 FORMAT_VERSION: Final = 1
 _TENSOR, _PAIRS = "tensor", "pairs"
+UNFINISHED: Final = ".training"
+_DESCRIPTION, _CHECKPOINT, _LOCK = "training.json", "checkpoint.safetensors", "lock"
+_SHOWN_KEYS: Final = 5
+_MADE_BY: Final = "heartcut train-student"
 
 
 def write_state(path: Path, state: State) -> None:
@@ -126,12 +130,6 @@ def _digest(version: int, tree: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-UNFINISHED: Final = ".training"
-_DESCRIPTION, _CHECKPOINT, _LOCK = "training.json", "checkpoint.safetensors", "lock"
-_SHOWN_KEYS: Final = 5
-_MADE_BY: Final = "heartcut train-student"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,10 @@ from pipeline.errors import PipelineError
 
 _PAGE_BYTES = 1 << 23  # FFCV keeps an image within one page,
 _MAX_SIDE = 65_535  # and height and width in 16 bits
+Store: TypeAlias = Literal["raw", "jpeg", "mixed"]
+LARGEST_DIFFERENCE = 8.0
+"""Mean difference of grey levels beyond which two decoders do not mean the same image. The fast
+transform of the loader's decoder differs from Pillow's by 1 or so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +136,6 @@ class _Pages(MemoryAllocator):  # type: ignore[misc]
         with self.fp:
             if kind is None:
                 self.flush_page()
-
-
-Store: TypeAlias = Literal["raw", "jpeg", "mixed"]
-
-LARGEST_DIFFERENCE = 8.0
-"""Mean difference of grey levels beyond which two decoders do not mean the same image. The fast
-transform of the loader's decoder differs from Pillow's by 1 or so."""
 
 
 @dataclass(frozen=True, kw_only=True)

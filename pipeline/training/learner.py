@@ -27,6 +27,10 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.training.rank_batches import JointNetwork, average_gradients, whole_batch
 from pipeline.training.student_loss import Outputs, StudentLoss
 
+CHECK_EVERY = 50
+"""Batches between two looks at whether the loss is finite, where a look makes a device wait."""
+SHOWN_SAMPLES = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
@@ -110,11 +114,6 @@ class Place:
             num_in_step=num_in_step,
             is_last=totals.num_samples + num_in_batch - begun == num_in_step,
         )
-
-
-CHECK_EVERY = 50
-"""Batches between two looks at whether the loss is finite, where a look makes a device wait."""
-SHOWN_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)

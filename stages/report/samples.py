@@ -32,6 +32,10 @@ SORTS: list[Json] = [
     ["beta", "beta"],
     ["index", "sample number"],
 ]
+_LARGEST_SIDE = 96
+_LOSSLESS_SIDE = 40
+"""Smaller images are told apart by single pixels, and cost little as PNG."""
+_QUALITY = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +187,6 @@ def _top(probs: torch.Tensor, label: int) -> list[Json]:
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-_LARGEST_SIDE = 96
-_LOSSLESS_SIDE = 40
-"""Smaller images are told apart by single pixels, and cost little as PNG."""
-_QUALITY = 80
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:

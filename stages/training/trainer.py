@@ -48,6 +48,8 @@ from pipeline.training.tensorboard_log import events_into
 from stages.config.training import OptimiserConfig
 from stages.training.evaluation_images import EvaluationImages, normaliser
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherClasses:
@@ -78,9 +80,6 @@ class Training:
     teacher: TeacherClasses
     method: str | None = None
     online: OnlineTeacher | None = None
-
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artefacts.objects import clients as remote_clients
-from pipeline.artefacts.objects import remote as remote_objects
+from pipeline.artefacts.objects import clients, remote
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.objects.protocol import PROBE_KEY
@@ -670,10 +669,10 @@ def test_a_dead_server_is_told_soon(as_user, seaweed, scheme, caplog):
 
 def test_a_silent_server_is_told_in_time(as_user, seaweed, monkeypatch, caplog):
     # a last attempt may begin just before the retries end
-    worst = remote_clients.RETRY_SECONDS + remote_clients.SILENCE_SECONDS
-    assert worst + remote_clients.CONNECT_SECONDS <= 30
-    monkeypatch.setattr(remote_clients, "SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(remote_clients, "RETRY_SECONDS", 0.6)
+    worst = clients.RETRY_SECONDS + clients.SILENCE_SECONDS
+    assert worst + clients.CONNECT_SECONDS <= 30
+    monkeypatch.setattr(clients, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(clients, "RETRY_SECONDS", 0.6)
     with silent_server() as url:
         as_user(seaweed, AWS_ENDPOINT_URL=url)
         store = open_objects("s3://bucket/a")
@@ -688,10 +687,10 @@ def test_a_silent_server_is_told_in_time(as_user, seaweed, monkeypatch, caplog):
 
 def test_a_large_put_may_be_slower_than_the_limit_on_silence(monkeypatch, as_user, seaweed, s3_url):
     """Nothing arrives while a body is sent, so that limit must not cut a large one."""
-    monkeypatch.setattr(remote_clients, "SILENCE_SECONDS", 0.001)
-    monkeypatch.setattr(remote_clients, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(clients, "SILENCE_SECONDS", 0.001)
+    monkeypatch.setattr(clients, "RETRY_SECONDS", 0.0)
     as_user(seaweed)
-    data = os.urandom(2 * remote_objects.LARGE_BYTES)
+    data = os.urandom(2 * remote.LARGE_BYTES)
     assert open_objects(s3_url).put_new("a", data)
     monkeypatch.undo()
     as_user(seaweed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.artefacts import unfinished_run as training_state
+from pipeline.artefacts import unfinished_run
 from pipeline.artefacts.unfinished_run import read_state, write_state
 from pipeline.errors import ArtefactMismatch
 from tests.support.learners import optimizer_of, schedule_of
@@ -111,7 +111,7 @@ def test_every_changed_byte_and_every_cut_is_refused(tmp_path):
 def test_another_version_is_refused_in_one_line(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(training_state, "FORMAT_VERSION", 7)
+        patch.setattr(unfinished_run, "FORMAT_VERSION", 7)
         write_state(path, {"a": 1})
     with pytest.raises(ArtefactMismatch, match=r"a\.safetensors .*version 7 .*1"):
         read_state(path)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import replay_operations as showing
-from pipeline.data import views
+from pipeline.data import replay_operations, views
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch
@@ -275,7 +274,7 @@ def error_within(seconds, work):
 def test_an_error_inside_the_pipeline_is_raised_and_does_not_hang(
     random_loader, monkeypatch, good_batches
 ):
-    real, calls = showing.replay_stored, []
+    real, calls = replay_operations.replay_stored, []
 
     def replay(*arguments):
         calls.append(1)
@@ -283,7 +282,7 @@ def test_an_error_inside_the_pipeline_is_raised_and_does_not_hang(
             raise RuntimeError("broken on purpose")
         real(*arguments)
 
-    monkeypatch.setattr(showing, "replay_stored", replay)
+    monkeypatch.setattr(replay_operations, "replay_stored", replay)
     before = threading.active_count()
     assert "broken on purpose" in str(error_within(10, lambda: list(random_loader.epoch(0))))
     assert threading.active_count() == before

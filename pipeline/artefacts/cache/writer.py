@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from pipeline.artefacts.zarr_store import Created, NewArrays
 
 Float32 = NDArray[np.float32]
+_FLOAT16_MAX = 65_504.0
+_QUEUED = 3
+Float16 = NDArray[np.float16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,12 +298,6 @@ def _manifest(
             f"{wanted.id[:12]}). Choose another place."
         )
     return found, False
-
-
-_FLOAT16_MAX = 65_504.0
-_QUEUED = 3
-
-Float16 = NDArray[np.float16]
 
 
 @contextmanager

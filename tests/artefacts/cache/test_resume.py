@@ -45,7 +45,7 @@ from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from pipeline.teacher.caching import TeacherPass, cache_views
 from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity, teacher_outputs
-from stages.cache import garbage as cache_gc
+from stages.cache import garbage
 from stages.identities import teacher_run_path
 from tests.support.cases import mentions
 from tests.support.commands import heartcut
@@ -372,7 +372,7 @@ def test_other_bytes_that_nobody_vouched_for_are_told_with_the_way_out(tmp_path)
     )
     with pytest.raises(ArtefactMismatch, match=r"without a receipt.*heartcut cache gc"):
         work(store)
-    cache_gc.collect_garbage(
+    garbage.collect_garbage(
         tmp_path / "caches", delete=True, unsealed=False, hydrated=False, hours=0
     )
     assert work(store) == work(InMemory())
