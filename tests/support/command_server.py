@@ -166,7 +166,15 @@ if __name__ == "__main__":
     from sklearn import metrics  # noqa: F401
     from torch import _dynamo  # noqa: F401
 
-    from stages import compare  # noqa: F401 - torch, ffcv and all stages load here
+    import pipeline.artefacts.zarr_store  # noqa: F401
+    from stages import (  # noqa: F401 - torch and ffcv load here
+        cache_teacher,
+        compare,
+        prepare,
+        select,
+        train_student,
+        train_teacher,
+    )
 
     serve()
     _run()
