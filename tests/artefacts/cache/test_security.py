@@ -6,7 +6,6 @@ Checkpoints with pickled code are in test_checkpoints.
 import json
 import os
 import pickle
-import shutil
 import tracemalloc
 from hashlib import sha256
 from pathlib import Path
@@ -46,20 +45,6 @@ def marker(tmp_path: Path):
     path = tmp_path / "created"
     yield path
     assert not path.exists()
-
-
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory) -> Path:
-    """A small cache; never changed."""
-    path = tmp_path_factory.mktemp("sealed") / "cache"
-    SmallCache(path).write()
-    return path
-
-
-@pytest.fixture
-def small(sealed: Path, tmp_path: Path) -> SmallCache:
-    """A copy that a test may change."""
-    return SmallCache(Path(shutil.copytree(sealed, tmp_path / "cache")))
 
 
 def refusals(small: SmallCache) -> tuple[str, list[str]]:

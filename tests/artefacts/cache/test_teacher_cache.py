@@ -67,20 +67,6 @@ ORDER = [3, 1, 0, 2]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory) -> Path:
-    """Two views of seven samples in two shards each; never changed."""
-    path = tmp_path_factory.mktemp("sealed") / "cache"
-    SmallCache(path).write()
-    return path
-
-
-@pytest.fixture
-def small(sealed: Path, tmp_path: Path) -> SmallCache:
-    """A copy that a test may change."""
-    return SmallCache(Path(shutil.copytree(sealed, tmp_path / "cache")))
-
-
 @pytest.fixture
 def unfinished(tmp_path: Path) -> SmallCache:
     """The same, with the first of four units and without a seal."""
