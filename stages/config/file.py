@@ -1,4 +1,4 @@
-"""Reads a configuration: a TOML file, ``table.key=value`` overrides, one line for mistakes."""
+"""Reading a configuration: a TOML file, ``table.key=value`` overrides, one line per mistake."""
 
 import difflib
 import tomllib
@@ -13,7 +13,7 @@ from stages.config.root import Config
 
 
 def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
-    """Read a TOML file, apply ``table.key=value`` overrides, check everything.
+    """Read a TOML file, apply ``table.key=value`` overrides, and check all settings.
 
     Raises:
         ArtefactNotFound: if the file does not exist.
@@ -30,14 +30,17 @@ def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
             f"{path} cannot be read: {error.strerror}. Pass a configuration file."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
-    for override in overrides:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Fix that line.") from error
+    applied = tuple(overrides)
+    for override in applied:
         _apply_override(tree, override)
-    return config_from_tree(tree, origin=str(path))
+    config = config_from_tree(tree, origin=str(path))
+    config.read_from(str(path), applied)
+    return config
 
 
 def config_from_tree(tree: dict[str, Any], *, origin: str) -> Config:
-    """Check a parsed configuration; ``origin`` is named in errors."""
+    """Check a parsed configuration; errors name ``origin``."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -45,11 +48,14 @@ def config_from_tree(tree: dict[str, Any], *, origin: str) -> Config:
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """``config`` with ``table.key=value`` overrides."""
+    """Return ``config`` with ``table.key=value`` overrides."""
     tree = config.model_dump(mode="python", exclude_unset=True)
-    for override in overrides:
+    applied = tuple(overrides)
+    for override in applied:
         _apply_override(tree, override)
-    return config_from_tree(tree, origin="overrides")
+    changed = config_from_tree(tree, origin="overrides")
+    changed.with_origin_of(config, applied)
+    return changed
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -71,7 +77,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _parse_value(text: str) -> Any:
-    """A TOML value; what is not one is a string, so quotes can be left out."""
+    """Parse a TOML value; other text is a string, so quotes can be left out."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -79,7 +85,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """One line for the first key that is wrong."""
+    """Describe the first wrong key in one line."""
     problems = error.errors()
     first = problems[0]
     place = _place(first["loc"])
@@ -96,7 +102,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _place(location: tuple[str | int, ...]) -> str:
-    """Dotted key of an error, without the tags that mark the arms of a union."""
+    """Dotted key of an error, without pydantic's tags for the members of a union."""
     tags = ("int", "float", "str", "constrained", "literal", "path")
     return ".".join(
         str(p) for p in location if not str(p).split("[")[0].startswith(tags) or p in _KEYS
@@ -118,4 +124,4 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
 
 
 _KEYS = frozenset(Config.model_fields) | {"path", "strategy", "name"}
-"""Keys that look like a tag and are none."""
+"""Keys that look like such a tag."""

@@ -1,7 +1,7 @@
-"""Every knob of every stage: frozen, typed, checked once, defaults here only. Imports no torch.
+"""Settings of every stage: frozen, typed, checked once, with their defaults. Imports no torch.
 
 A configuration is one TOML file with a table per stage (`config.file` reads it). Unknown keys are
-refused; a setting that would have no effect is refused too.
+errors, and so are settings that would have no effect.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.config.origin import WithOrigin
 from stages.config.select import INFLUENCE_STRATEGIES, SelectConfig
 from stages.config.sweep import SweepConfig
 from stages.config.training import TrainStudentConfig, TrainTeacherConfig
@@ -29,38 +30,74 @@ from stages.config.types import (
 
 
 class PrepareConfig(Section):
-    """images -> betons."""
+    """Settings of `heartcut prepare`, which stores the images for training."""
 
     source: Literal["digits", "folder", "torchvision"] = "digits"
+    """Source of the images.
+
+    "digits" is scikit-learn's digits, which need no download. "folder" reads image folders with one
+    folder per class. "torchvision" reads the data set that `name` gives."""
     path: Path | None = None
-    """Folder with the split folders, or torchvision's root."""
+    """Folder with the images; required unless `source` is "digits".
+
+    For "folder" it holds the folders `train` and `test`; for "torchvision" it is torchvision's
+    root folder."""
     name: Literal["", "CIFAR10", "CIFAR100", "FashionMNIST"] = ""
-    """torchvision's data set."""
+    """Data set to read from torchvision; required for `source = "torchvision"`, and only there."""
     download: bool = False
-    """Let torchvision fetch what is missing."""
+    """Let torchvision download the data set if it is missing.
+
+    By default a missing data set is an error."""
     train: str = "train"
-    """Name of the training split's folder."""
+    """Name of the folder of training images below `path`, for `source = "folder"`."""
     test: str = "test"
-    """Name of the test split's folder; empty: there is none, take `test_fraction`."""
+    """Name of the folder of test images below `path`, for `source = "folder"`.
+
+    Set it to "" if there is no such folder: `test_fraction` of the training images is then used
+    for testing."""
     resize: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Side in pixels: shorter side resized to it, centre kept. Unset: all are of one size."""
+    """Side in pixels of the stored square images, from 4 to 1,024.
+
+    The shorter side is resized to it and the centre is kept. Unset, images keep their size."""
     max_side: Annotated[int, Field(ge=4, le=8192)] | None = None
-    """Longest side in pixels; larger images are shrunk to it, and others left as they are."""
+    """Longest side in pixels of a stored image, from 4 to 8,192, for `source = "folder"`.
+
+    Larger images are shrunk to it; others are not changed. Unset, nothing is shrunk. It cannot be
+    combined with `resize`."""
     store: Literal["raw", "jpeg", "mixed"] = "raw"
-    """Pixels, fast to read; JPEGs, a tenth of the bytes; or JPEGs of images above `raw_pixels`."""
+    """Format of the stored images.
+
+    "raw" stores pixels and is the fastest to read. "jpeg" takes about a tenth of the bytes. "mixed"
+    stores images of more than `raw_pixels` pixels as JPEG and the others as pixels."""
     raw_pixels: Count = 16_384
-    """Most pixels of an image that store = "mixed" keeps as pixels."""
+    """Largest image in pixels (height times width) that `store = "mixed"` stores as pixels.
+
+    The default is an image of 128 x 128 pixels."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90
-    """Of JPEGs that are made; files that are JPEGs already and need no change are kept."""
+    """JPEG quality from 1 to 100, for `store = "jpeg"` and "mixed".
+
+    A file that is a JPEG already and needs no resizing is copied without a loss."""
     test_fraction: OpenUnit = 0.2
-    """Share of every class that becomes the test split where the source has none."""
+    """Fraction of every class that becomes the test images, between 0 and 1.
+
+    It is used only if the source has no test images of its own: "digits", and "folder" with
+    `test = ""`."""
     held_out_fraction: OpenUnit = 0.1
-    """Share of every class that no training sees."""
+    """Fraction of every class of the training images that is held out, between 0 and 1.
+
+    No student trains on held-out samples. Selection uses them to score the other samples, and
+    sweeps to choose settings. The default holds out a tenth."""
     held_out_seed: Seed = 0
+    """Seed that draws the held-out samples and, with `test_fraction`, the test images."""
     order: Literal["canonical", "source"] = "canonical"
-    """Of the samples: by content, the same for every team, or as the source lists them."""
+    """Order of the stored samples.
+
+    "canonical" sorts by content, so every team gets the same order. "source" keeps the order in
+    which the source lists them."""
     skip_corrupt: bool = False
-    """Leave unreadable images out, and list them, instead of stopping."""
+    """Leave out unreadable image files and list them in `dataset.json`.
+
+    By default an unreadable file is an error."""
 
     @model_validator(mode="after")
     def _has_what_its_source_needs(self) -> Self:
@@ -88,26 +125,38 @@ class PrepareConfig(Section):
 
 
 class ViewsConfig(Section):
-    """Augmentation that both stages replay, with flips: crops of the zero-padded image, or random
-    resized crops."""
+    """Augmentation of the training images, which the teacher and the students both see."""
 
     kind: Literal["crop-flip", "rrc-flip"] = "crop-flip"
-    """Crops of the zero-padded image, for small images of one size; or random resized crops, for
-    images of any sizes."""
+    """Kind of augmentation.
+
+    "crop-flip" shifts the zero-padded image and flips it, for small images of one size. "rrc-flip"
+    takes random resized crops and flips them, for images of any size."""
     padding: Annotated[int, Field(ge=0, le=64)] = 4
-    """Zero pixels on each side before the crop; of crop-flip, as the next five are of rrc-flip."""
+    """Zero pixels added on each side before the crop, from 0 to 64, for "crop-flip".
+
+    Images shift by up to this many pixels; 0 turns shifts off."""
     size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Side in pixels that crops are resized to."""
+    """Side in pixels that crops are resized to, from 4 to 1,024; required for "rrc-flip"."""
     scale: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
-    """Smallest and largest share of the image's area that a crop has."""
+    """Smallest and largest fraction of the image's area that a crop covers, for "rrc-flip"."""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Smallest and largest ratio of a crop's width to its height."""
+    """Smallest and largest ratio of a crop's width to its height, for "rrc-flip"."""
     centre: PositiveShare = 0.875
-    """Share of the shorter side that the clean view shows, as a central square."""
+    """Fraction of the shorter side that the clean view shows, for "rrc-flip".
+
+    The clean view is the central square of this side. Networks are evaluated on it."""
     flip: bool = True
+    """Mirror half of the views horizontally.
+
+    Set it to false for images that mean something else when mirrored, such as digits."""
     count: Annotated[int, Field(ge=0, le=65_535)] | Literal["all"] = 4
-    """Views beside the clean one: 0 none, n by seed, "all" every crop and flip once."""
+    """Number of augmented views of each image that the teacher's outputs are cached for.
+
+    The clean view is always cached as well. 0 caches only the clean view. "all" caches every crop
+    and flip once, for "crop-flip" only. The cache grows with the number of views."""
     seed: Seed = 0
+    """Seed that draws the views."""
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Self:
@@ -120,7 +169,7 @@ class ViewsConfig(Section):
             raise ValueError('size must be set for kind = "rrc-flip"')
         if self.count == "all":
             raise ValueError(
-                'count must be a number for kind = "rrc-flip", which has no end of crops'
+                'count must be a number for kind = "rrc-flip", which has infinitely many crops'
             )
         for name in ("scale", "ratio"):
             smallest, largest = getattr(self, name)
@@ -140,41 +189,83 @@ class ViewsConfig(Section):
 
 
 class CacheTeacherConfig(Section):
-    """betons + teacher -> teacher cache."""
+    """Settings of `heartcut cache-teacher`, which runs the teacher once and caches its outputs."""
 
     checkpoint: Path | None = None
-    """Weights of the teacher; unset: the run of `train-teacher` with this configuration."""
+    """File with the teacher's weights.
+
+    Unset, the teacher is the one that `heartcut train-teacher` trains with this configuration."""
     arch: str = ""
-    """Architecture of `checkpoint`: of the zoo, torchvision:NAME, timm:NAME, or
+    """Architecture of `checkpoint`; required with a checkpoint.
+
+    A network of heartcut's zoo, such as "resnet56", or torchvision:NAME, timm:NAME,
     package.module:callable."""
     head: str = ""
-    """Name of the classifier within a network of torchvision, timm or your own; empty: found."""
+    """Name of the classifier module in a network of torchvision, timm or your own.
+
+    Empty, heartcut searches for it: the last linear layer whose output is the network's output."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
-    """Classes that the checkpoint's head knows; unset: as `class_names`, or as the data set."""
+    """Number of classes of the checkpoint's head, from 2.
+
+    Unset, it is the number of lines of `class_names`, or the number of classes of the data set."""
     class_names: Path | None = None
-    """Text file of the head's classes, one name a line in the order of its rows: the data set's are
-    found among them, and the others left out."""
+    """Text file with the names of the head's classes, one a line, in the order of the head's rows.
+
+    The classes of the data set are found by name; the head's other classes are left out. Unset, the
+    head's classes are those of the data set, in their order."""
     class_map: dict[str, ClassOfTeacher] = Field(default_factory=dict)
-    """Class of the data set -> row of the head from 0, or one of `class_names`, where names do not
-    tell."""
+    """Table that maps a class of the data set to a class of the head.
+
+    A value is a row of the head, counted from 0, or a name of `class_names`. It is needed only
+    where the names differ."""
     mean: Triple | None = None
+    """Mean of red, green and blue that the teacher's inputs are normalised with, for pixels from 0
+    to 1.
+
+    Unset, it is the mean of the data set. Set it together with `std`."""
     std: Triple | None = None
-    """The normalisation that the teacher was trained with, pixels / 255; unset: the data set's."""
+    """Standard deviation of red, green and blue that the teacher's inputs are normalised with, for
+    pixels from 0 to 1.
+
+    Unset, it is the deviation of the data set. Set it together with `mean`."""
     trained_on_held_out: bool = True
-    """Whether the teacher's own training saw the held-out images, as public checkpoints have."""
+    """State that the checkpoint may have been trained on the held-out images.
+
+    With the default, selection scores samples by cross-fitting instead of by the held-out loss. Set
+    it to false if the checkpoint was trained without these images."""
     precision: PrecisionChoice = "auto"
+    """Numeric precision of the teacher's forward passes.
+
+    "auto" is bf16 where the hardware supports it, else fp32."""
     batch_size: Count = 512
+    """Images per forward pass of the teacher. It does not change what is cached."""
     features: bool = True
-    """Keep the penultimate features; `select` needs them for influence."""
+    """Cache the teacher's penultimate features as well as its logits.
+
+    Influence selection, head repair and feature distillation need them. Without them the cache is
+    smaller."""
     top_k: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Logits kept of each row, beside the label's and the log-sum-exp of all; 0: all of them."""
+    """Number of logits kept per image and view, from 0 to 4,096; 0 keeps all of them.
+
+    Above 0 the cache keeps the largest ones, the label's, and the log-sum-exp of all at
+    `temperatures`. Use it for data sets with many classes."""
     temperatures: tuple[Positive, ...] = (1.0, 4.0)
-    """Temperatures at which a top-k cache can be used: the log-sum-exp is kept at these."""
+    """Temperatures at which a top-k cache can be used.
+
+    It must include 1 and the temperatures of `select`. It has no effect with `top_k = 0`."""
     shard_rows: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    """Rows of an object, what one kill may cost; unset: 16,384, or fewer that make 64 MiB."""
+    """Samples per stored object, from 1 to 1,048,576. An interrupted command loses at most the
+    objects that it was computing.
+
+    Unset, it is 16,384, or fewer such that an object has at most 64 MiB."""
     compression: Literal["zstd", "none"] = "zstd"
-    """Lossless; "none" is faster and a tenth larger."""
+    """Lossless compression of the stored arrays.
+
+    "none" is faster to write and about a tenth larger."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """Number of loader threads.
+
+    0 takes one on a CPU and one per core next to an accelerator."""
 
     @model_validator(mode="after")
     def _describes_its_checkpoint(self) -> Self:
@@ -186,7 +277,7 @@ class CacheTeacherConfig(Section):
             if self.num_classes is None:
                 raise ValueError("num_classes or class_names must be set where class_map is")
             if any(isinstance(row, str) for row in self.class_map.values()):
-                raise ValueError("class_names must be set where class_map tells classes by name")
+                raise ValueError("class_names must be set where class_map names classes")
         if self.checkpoint is None:
             unused = dict.fromkeys(_OF_A_CHECKPOINT, True)
             refuse_unused(self, unused, because="no checkpoint")
@@ -203,35 +294,54 @@ _OF_A_CHECKPOINT = (
 
 
 class CompareConfig(Section):
-    """The same student under several settings and seeds."""
+    """Settings of `heartcut compare`, which trains the student under several settings and seeds."""
 
     seeds: Seeds = (0,)
+    """Seeds that every variant is trained with; one run each.
+
+    At least one, and no seed twice. With a single seed the table has no standard deviation."""
     variants: NamedOverrides = Field(default_factory=dict)
-    """Name of each row of the table -> its overrides, as for --set."""
+    """Table of variants: a name maps to a list of overrides, each as for `--set`.
+
+    Every variant is a row of the table that the command prints. An empty list is the configuration
+    as it is. Variants may change
+    `select` and `train_student` only. Empty, one variant is trained: the configuration as it is."""
 
 
-class Config(Section):
-    """The whole file."""
+class Config(WithOrigin):
+    """A whole configuration file: the workspace, and a table for each stage."""
 
     workspace: Path = Path("work")
-    """Folder under which everything is written."""
+    """Folder that heartcut writes everything into."""
     caches: str = ""
-    """Where teacher caches are made: a folder, s3://..., gs://... or az://...; empty: `caches`
-    under the workspace."""
+    """Folder or bucket in which teacher caches are written: a path, s3://..., gs://... or az://...
+
+    Empty, caches are written to `caches` in the workspace."""
     share: str = ""
-    """The team's caches: what lies there is fetched instead of running the teacher."""
+    """Folder or bucket with your team's teacher caches: a path, s3://..., gs://... or az://...
+
+    `heartcut cache-teacher` fetches a cache from here instead of running the teacher. Empty,
+    nothing is fetched."""
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    """Settings of `heartcut prepare`."""
     views: ViewsConfig = Field(default_factory=ViewsConfig)
+    """Augmentation of the training images."""
     train_teacher: TrainTeacherConfig = Field(default_factory=TrainTeacherConfig)
+    """Settings of `heartcut train-teacher`."""
     cache_teacher: CacheTeacherConfig = Field(default_factory=CacheTeacherConfig)
+    """Settings of `heartcut cache-teacher`."""
     select: SelectConfig = Field(default_factory=SelectConfig)
+    """Settings of `heartcut select`."""
     train_student: TrainStudentConfig = Field(default_factory=TrainStudentConfig)
+    """Settings of `heartcut train-student`."""
     compare: CompareConfig = Field(default_factory=CompareConfig)
+    """Settings of `heartcut compare`."""
     sweep: SweepConfig = Field(default_factory=SweepConfig)
+    """Settings of `heartcut sweep`."""
 
     @model_validator(mode="after")
     def _keeps_the_temperatures_that_it_uses(self) -> Self:
-        """A top-k cache serves at the temperatures that it was made for only."""
+        """Require the temperatures of `select` among those of a top-k cache."""
         if self.cache_teacher.top_k == 0 or self.select.cache is not None:
             return self
         used = {1.0, self.select.revise_at or self.select.temperature}
@@ -239,15 +349,15 @@ class Config(Section):
             used.add(self.select.influence.temperature)
         if self.select.standardise and self.select.repair == "none":
             raise ValueError(
-                "select.standardise must be false where cache_teacher.top_k is above 0: the mean "
-                "and deviation of all logits are not kept"
+                "select.standardise must be false where cache_teacher.top_k is above 0: a top-k "
+                "cache lacks the mean and deviation of all logits"
             )
         missing = sorted(used - set(self.cache_teacher.temperatures))
         if missing:
-            told = ", ".join(f"{value:g}" for value in missing)
+            listed = ", ".join(f"{value:g}" for value in missing)
             raise ValueError(
-                f"cache_teacher.temperatures must have {told} too: `select` uses it, and a top-k "
-                "cache serves at the temperatures that it was made for only"
+                f"cache_teacher.temperatures must include {listed}: `select` uses it, and a top-k "
+                "cache can be used only at the temperatures that it was made for"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The knobs of `sweep`: what is varied, how often it is repeated, and what is chosen by."""
+"""Settings of `sweep`: the varied keys, the seeds, and the metric that chooses a point."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, TypeAlias
@@ -12,24 +12,39 @@ Metric: TypeAlias = Literal["mean-of-last", "last", "best"]
 
 
 class SweepConfig(Section):
-    """The student under every point and seed."""
+    """Settings of `heartcut sweep`, which trains the student at every point with every seed."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sweep"
-    """Of the folder of results below `sweeps` in the workspace."""
+    """Name of the folder of results below `sweeps` in the workspace.
+
+    Up to 64 letters, digits, ".", "_" and "-"."""
     seeds: Seeds = (0,)
+    """Seeds that every point is trained with; one run each.
+
+    At least one, and no seed twice."""
     axes: dict[str, tuple[AxisValue, ...]] = Field(default_factory=dict)
-    """Dotted key -> its values; every combination is a point. "unset" takes the key out."""
+    """Table of varied keys: a dotted key maps to a list of its values.
+
+    Every combination of values is a point. The value "unset" removes the key. Empty, only `points`
+    are trained."""
     points: NamedOverrides = Field(default_factory=dict)
-    """Name of each further point -> its overrides, as for --set; they come first."""
+    """Table of further points: a name maps to a list of overrides, each as for `--set`.
+
+    They come before the points of `axes`."""
     baseline: str | dict[str, AxisValue] = ""
-    """Point that all are compared with: its name, or values that only it has; empty: the first."""
+    """Point that the others are compared with: its name, or a table of values that only it has.
+
+    Empty, it is the first point."""
     metric: Metric = "mean-of-last"
-    """Accuracy on held-out images by which a point is chosen."""
+    """Held-out accuracy that a point is chosen by.
+
+    "mean-of-last" is the mean over the last epochs (`mean_of_last`), "last" that of the last epoch,
+    "best" the highest of all epochs."""
 
     @field_validator("axes", mode="before")
     @classmethod
     def _are_lists_of_values(cls, value: object) -> object:
-        """`select.eta = [...]` without quotes is a table within a table in TOML."""
+        """Accept `select.eta = [...]` without quotes, which TOML reads as a nested table."""
         if not isinstance(value, Mapping):
             return value
         axes = dict(_dotted(value))
@@ -53,7 +68,7 @@ class SweepConfig(Section):
 
 
 def _dotted(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys of all values in a table of tables."""
+    """Yield the dotted key and the value of every value in a table of tables."""
     for key, value in tree.items():
         dotted = prefix + key.replace("-", "_")
         if isinstance(value, Mapping):

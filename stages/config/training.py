@@ -1,4 +1,4 @@
-"""How students and teachers are trained: the knobs of `train-student` and `train-teacher`."""
+"""Settings of `train-student` and `train-teacher`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
@@ -36,51 +36,89 @@ MethodName: TypeAlias = Literal[
 
 
 class OptimiserConfig(Section):
-    """How weights are trained, for teachers and students alike."""
+    """Settings of training, for teachers and students alike."""
 
     arch: str = "resnet8a"
-    """A network of the zoo, torchvision:NAME, timm:NAME, or package.module:callable."""
+    """Architecture of the network.
+
+    A network of heartcut's zoo, such as "resnet20", or torchvision:NAME, timm:NAME,
+    package.module:callable."""
     head: str = ""
-    """Name of the classifier within a network of torchvision, timm or your own; empty: found."""
+    """Name of the classifier module in a network of torchvision, timm or your own.
+
+    Empty, heartcut searches for it: the last linear layer whose output is the network's output."""
     epochs: Count = 10
+    """Number of passes over the training samples."""
     batch_size: Count = 256
+    """Images per batch, over all processes together."""
     accumulate: Count = 1
-    """Batches whose gradients are averaged into one step."""
+    """Number of batches whose gradients are averaged into one optimiser step.
+
+    The default takes a step after every batch."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser: SGD with momentum, or AdamW."""
     lr: Positive = 0.3
-    """Peak learning rate."""
+    """Peak learning rate, above 0."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD, from 0 to below 1."""
     nesterov: bool = True
+    """Use Nesterov momentum with SGD."""
     weight_decay: NotNegative = 5e-4
+    """Weight decay, 0 or more. It is decoupled from the gradient with AdamW."""
     decay_norms: bool = True
-    """False: no weight decay on biases and on the scales of normalisation."""
+    """Apply weight decay to biases and normalisation scales as well."""
     clip_norm: Positive | None = None
-    """Longest gradient, in the Euclidean norm over all weights."""
+    """Largest Euclidean norm of the gradient over all weights, above 0; longer ones are shortened.
+
+    Unset, gradients are not clipped."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the cross-entropy with hard labels; soft labels stay as they are."""
+    """Label smoothing of the cross-entropy with true labels, from 0 to below 1.
+
+    Soft labels are not smoothed. The default does not smooth."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Above 0: evaluate and keep the moving average of the weights over steps."""
+    """Decay per step of a moving average of the weights, from 0 to below 1.
+
+    Above 0, the averaged network is evaluated and saved. The default keeps no average."""
     schedule: Literal["one-cycle", "cosine", "multi-step", "constant"] = "one-cycle"
+    """Schedule of the learning rate.
+
+    "one-cycle" rises to `lr` and falls to near 0, "cosine" falls from `lr` to 0, "multi-step"
+    multiplies by `gamma` at `milestones`, and "constant" stays at `lr`."""
     warmup: OpenUnit = 0.3
-    """Share of the steps in which one-cycle climbs to `lr`."""
+    """Fraction of the steps, between 0 and 1, in which "one-cycle" rises to `lr`."""
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Epochs after which multi-step multiplies the rate by `gamma`."""
+    """Epochs, counted from 1, after which "multi-step" multiplies the rate by `gamma`.
+
+    "multi-step" requires at least one."""
     gamma: OpenUnit = 0.1
+    """Factor, between 0 and 1, that "multi-step" multiplies the rate by."""
     resolutions: tuple[tuple[Count, Annotated[int, Field(ge=4, le=1024)]], ...] = ()
-    """[epoch, side] pairs: from that epoch on, counted from 1, random resized crops are trained on
-    at that side in pixels; unset: at `views.size`, at which networks are evaluated anyway."""
+    """List of [epoch, side] pairs: from that epoch on, crops of that side in pixels are trained on.
+
+    Epochs count from 1, and the first pair must be for epoch 1. Sides are from 4 to 1,024. It needs
+    `views.kind = "rrc-flip"`. Empty, training uses `views.size`, the size that networks are
+    evaluated at."""
     seed: Seed = 0
+    """Seed of the initial weights and of the order and augmentation of the images."""
     precision: TrainingPrecision = "auto"
-    """Autocast to bf16, or to fp16 with a scaled loss, or fp32; auto: bf16 where the hardware has
-    it, else fp32. fp64 is for comparisons that rounding must not decide."""
+    """Numeric precision of training.
+
+    "bf16" and "fp16" use autocast, "fp16" with a scaled loss. "auto" is bf16 where the hardware
+    supports it, else fp32. "fp64" is for exact comparisons."""
     compile: bool = False
-    """Compile the network with torch.compile: minutes at first, faster steps then."""
+    """Compile the network with torch.compile.
+
+    It takes minutes at the start and makes every step faster."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Loader threads; 0: one beside a CPU, one per core beside an accelerator."""
+    """Number of loader threads.
+
+    0 takes one on a CPU and one per core next to an accelerator."""
     mean_of_last: Count = 3
-    """Epochs over which the reported mean held-out accuracy is taken."""
+    """Number of last epochs that the reported mean held-out accuracy is taken over."""
     checkpoint_minutes: Positive = 10.0
-    """Between checkpoints within an epoch; there is one after every epoch too."""
+    """Minutes between checkpoints within an epoch, above 0.
+
+    A checkpoint is also written after every epoch. Interrupted runs resume from the last one."""
 
     @model_validator(mode="after")
     def _has_no_setting_without_effect(self) -> Self:
@@ -96,7 +134,7 @@ class OptimiserConfig(Section):
         if "+simkd" in self.arch:
             raise ValueError(
                 f"arch is {self.arch!r} (expected a network without a reused head, which method = "
-                "'simkd' gives it)"
+                "'simkd' adds)"
             )
         refuse_unused(self, {"decay_norms": self.weight_decay == 0}, because="weight_decay = 0")
         if self.schedule == "multi-step" and not self.milestones:
@@ -112,52 +150,62 @@ class OptimiserConfig(Section):
         return self
 
     def side_in(self, epoch: int) -> int | None:
-        """Side in pixels of the images of an epoch, counted from 0; None: that of the views."""
+        """Side in pixels of the images of an epoch, counted from 0; None: the side of the views."""
         sides = [side for start, side in self.resolutions if start <= epoch + 1]
         return sides[-1] if sides else None
 
 
 class TrainTeacherConfig(OptimiserConfig):
-    """betons -> a teacher of our own: plain training on T."""
+    """Settings of `heartcut train-teacher`, which trains a teacher on the true labels."""
 
     name: str = "teacher"
+    """First part of the name of the run's folder."""
     fraction: PositiveShare = 1.0
-    """Share of every class of T that it is trained on."""
+    """Fraction of every class that the teacher is trained on, above 0 and at most 1.
+
+    Smaller values make a worse teacher, for studies."""
     label_noise: Share = 0.0
-    """Share of every class that is taught another class: for studies of teachers that err."""
+    """Fraction of every class, from 0 to 1, that is trained with a wrong label.
+
+    Larger values make a worse teacher, for studies."""
 
 
 class DkdConfig(Section):
-    """Decoupled knowledge distillation."""
+    """Settings of decoupled knowledge distillation (`method = "dkd"`)."""
 
     alpha: NotNegative = 1.0
-    """Weight of the target class's part."""
+    """Weight of the true class's part of the loss, 0 or more."""
     beta: NotNegative = 8.0
-    """Weight of the other classes' part; the literature chooses it for each pair."""
+    """Weight of the other classes' part of the loss, 0 or more.
+
+    Publications choose it for each pair of networks."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 20
-    """Epochs over which the term's weight climbs to its full size."""
+    """Number of epochs in which the weight of distillation rises to its full value.
+
+    0 uses the full weight from the start."""
 
 
 class NkdConfig(Section):
-    """Normalised knowledge distillation."""
+    """Settings of normalised knowledge distillation (`method = "nkd"`)."""
 
     gamma: NotNegative = 1.5
-    """Weight of the other classes' part."""
+    """Weight of the other classes' part of the loss, 0 or more."""
 
 
 class DistConfig(Section):
-    """Distillation from a stronger teacher, by correlations."""
+    """Settings of distillation by correlations (`method = "dist"`)."""
 
     beta: NotNegative = 1.0
-    """Weight of the correlation over the classes of a sample, within the term."""
+    """Weight of the correlation over the classes of a sample, 0 or more."""
     gamma: NotNegative = 1.0
-    """Weight of the correlation over the samples of a class."""
+    """Weight of the correlation over the samples of a class, 0 or more."""
 
 
 class MlkdConfig(Section):
-    """Multi-level logit distillation."""
+    """Settings of multi-level logit distillation (`method = "mlkd"`)."""
 
     temperatures: tuple[Positive, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    """Temperatures that the soft labels are compared at: one or more different numbers above 0."""
 
     @model_validator(mode="after")
     def _has_temperatures(self) -> Self:
@@ -167,59 +215,86 @@ class MlkdConfig(Section):
 
 
 class RkdConfig(Section):
-    """Relational knowledge distillation."""
+    """Settings of relational knowledge distillation (`method = "rkd"`)."""
 
     distance: NotNegative = 25.0
+    """Weight of the distances between pairs of samples, 0 or more."""
     angle: NotNegative = 50.0
+    """Weight of the angles within triplets of samples, 0 or more."""
 
 
 class CcConfig(Section):
-    """Correlation congruence."""
+    """Settings of correlation congruence (`method = "cc"`)."""
 
     gamma: Positive = 0.4
-    """Of the Gaussian kernel, which is expanded to second order."""
+    """Coefficient of the Gaussian kernel, above 0; the kernel is expanded to second order."""
 
 
 class CrdConfig(Section):
-    """Contrastive representation distillation."""
+    """Settings of contrastive representation distillation (`method = "crd"`)."""
 
     dim: Count = 128
-    """Size of the two embeddings."""
+    """Dimension of the two embeddings."""
     negatives: Count = 16_384
+    """Number of negative samples that each sample is contrasted with."""
     temperature: Positive = 0.07
+    """Temperature of the contrastive loss, above 0."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Of the memory banks."""
+    """Momentum of the memory banks, from 0 to below 1."""
 
 
 class TrainStudentConfig(OptimiserConfig):
-    """betons + selection + soft labels -> run."""
+    """Settings of `heartcut train-student`, which trains a student from the cached labels."""
 
     name: str = "student"
+    """First part of the name of the run's folder."""
     distil: bool = True
-    """False: plain training, with nothing to distil."""
+    """Distil from the teacher; false trains on the true labels alone, without a teacher."""
     method: MethodName = "kd"
-    """What is distilled; `heartcut methods` tells what each needs."""
+    """Method of distillation; `heartcut methods` lists what each one needs."""
     lambda_ce: NotNegative | None = None
-    """Weight of cross-entropy on distilled samples; unset: the method's own, as the two below."""
+    """Weight of the cross-entropy with the true label on distilled samples, 0 or more.
+
+    Unset, it is the method's own."""
     lambda_kd: NotNegative | None = None
-    """Weight of the distillation of soft labels on distilled samples."""
+    """Weight of the distillation of soft labels on distilled samples, 0 or more.
+
+    Unset, it is the method's own."""
     lambda_feature: NotNegative | None = None
-    """Weight of the distillation of features on distilled samples."""
+    """Weight of the distillation of features on distilled samples, 0 or more.
+
+    It applies to methods that distil features. Unset, it is the method's own."""
     dkd: DkdConfig = Field(default_factory=DkdConfig)
+    """Settings of `method = "dkd"`."""
     nkd: NkdConfig = Field(default_factory=NkdConfig)
+    """Settings of `method = "nkd"`."""
     dist: DistConfig = Field(default_factory=DistConfig)
+    """Settings of `method = "dist"`."""
     mlkd: MlkdConfig = Field(default_factory=MlkdConfig)
+    """Settings of `method = "mlkd"`."""
     rkd: RkdConfig = Field(default_factory=RkdConfig)
+    """Settings of `method = "rkd"`."""
     cc: CcConfig = Field(default_factory=CcConfig)
+    """Settings of `method = "cc"`."""
     crd: CrdConfig = Field(default_factory=CrdConfig)
+    """Settings of `method = "crd"`."""
     selection: Path | None = None
-    """A selection table; unset: the one that `select` makes of these settings."""
+    """File of the selection table to train from.
+
+    Unset, it is the table that `heartcut select` writes for this configuration."""
     soft_labels: Path | None = None
-    """Its soft labels; unset: the ones beside the table."""
+    """Folder of the soft labels to train from.
+
+    Unset, it is the one next to the selection table."""
     augmentation: Literal["auto", "cached", "fresh"] = "auto"
-    """Cached views, or a fresh one every epoch; auto: cached where soft labels are per view."""
+    """Augmentation of the training images.
+
+    "cached" repeats the cached views, "fresh" draws a new view in every epoch. "auto" is "cached"
+    if every view has its own soft label, else "fresh"."""
     online: bool = False
-    """Run the teacher in the loop, on the student's very images, to compare with."""
+    """Run the teacher during training instead of reading its cached labels.
+
+    It costs a forward pass of the teacher per image, and is for comparisons."""
 
     @model_validator(mode="after")
     def _has_no_distillation_without_effect(self) -> Self:
@@ -231,14 +306,14 @@ class TrainStudentConfig(OptimiserConfig):
         refuse_unused(self, others, because=f"method = {self.method!r}")
         if self.distil and not any(self.weights[1:]):
             raise ValueError(
-                "lambda_kd and lambda_feature must not both be 0; to distil nothing, set "
+                "lambda_kd and lambda_feature must not both be 0; to train without a teacher, set "
                 "distil = false"
             )
         return self
 
     @property
     def weights(self) -> tuple[float, float, float]:
-        """lambda_ce, lambda_kd, lambda_feature, as set or as the method's own."""
+        """Weights lambda_ce, lambda_kd and lambda_feature, as set or the method's own."""
         method: Method = METHODS[self.method]
         return (
             method.lambda_ce if self.lambda_ce is None else self.lambda_ce,
@@ -248,15 +323,15 @@ class TrainStudentConfig(OptimiserConfig):
 
     @property
     def needs_features(self) -> bool:
-        """Whether the teacher's features are distilled."""
+        """True if the teacher's features are distilled."""
         return METHODS[self.method].needs_features and self.weights[2] > 0
 
     @property
     def method_settings(self) -> Section | None:
-        """The method's own table; None where it has none."""
+        """The method's own table; None if it has none."""
         table: Section | None = getattr(self, self.method, None)
         return table
 
 
 METHOD_TABLES = tuple(name for name, method in METHODS.items() if method.settings)
-"""Methods that have settings of their own, each in a table of its name."""
+"""Methods that have settings, each in a table of its name."""

@@ -1,4 +1,4 @@
-"""What the tables of a configuration are made of: ranges of numbers, and strict tables."""
+"""Types of the values in a configuration: ranges of numbers, and strict tables."""
 
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -27,13 +27,13 @@ def _are_different(seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
 def _have_names(rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     for name in rows:
         if not name.strip() or not name.isprintable() or "|" in name:
-            raise ValueError(f"{name!r} is no name (expected printable text without |)")
+            raise ValueError(f"{name!r} is not a valid name (expected printable text without |)")
     return rows
 
 
 Seeds: TypeAlias = Annotated[tuple[Seed, ...], AfterValidator(_are_different)]
 NamedOverrides: TypeAlias = Annotated[dict[str, tuple[str, ...]], AfterValidator(_have_names)]
-"""Name of a row of a table -> its overrides, as for --set."""
+"""Table that maps a name to its overrides, as for `--set`."""
 Settings = TypeVar("Settings")
 
 
@@ -43,14 +43,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def produce(self, part: type[Settings], /, **others: Any) -> Settings:
-        """A part's own dataclass: its fields are this table's of the same name, and ``others``."""
+        """Build a part's dataclass from this table's fields of the same names, and ``others``."""
         names = [field.name for field in fields(part)]  # type: ignore[arg-type]
         own = {name: getattr(self, name) for name in names if name not in others}
         return part(**own, **others)
 
 
 def refuse_unused(section: Section, unused: dict[str, bool], *, because: str) -> None:
-    """A setting that would change nothing is a misunderstanding; say so."""
+    """Reject settings that would have no effect, so that a misunderstanding is noticed."""
     for name, is_unused in unused.items():
         if is_unused and name in section.model_fields_set:
             raise ValueError(f"{name} has no effect with {because}; remove it")

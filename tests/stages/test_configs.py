@@ -19,10 +19,10 @@ FILES = sorted((ROOT / "configs").glob("*.toml"))
 def refusal_of(tree):
     with pytest.raises(ConfigError) as refusal:
         config_from_tree(tree, origin="a.toml")
-    told = str(refusal.value)
-    assert "\n" not in told
-    assert told.startswith("a.toml: ")
-    return told
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert message.startswith("a.toml: ")
+    return message
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -53,7 +53,7 @@ def test_configurations_import_without_torch():
 
 
 @looped(
-    "tree, told",
+    "tree, expected",
     [
         ({"prepair": {}}, "unknown key prepair (did you mean prepare?)"),
         ({"select": {"etta": 0.5}}, "unknown key select.etta (did you mean eta?)"),
@@ -68,8 +68,8 @@ def test_configurations_import_without_torch():
         ),
     ],
 )
-def test_an_unknown_key_is_told_with_the_close_one_or_all(tree, told):
-    assert told in refusal_of(tree)
+def test_an_unknown_key_is_reported_with_the_close_one_or_all(tree, expected):
+    assert expected in refusal_of(tree)
 
 
 @looped(
@@ -113,18 +113,18 @@ def test_an_unknown_key_is_told_with_the_close_one_or_all(tree, told):
         ("prepare", "resize", 2000),
     ],
 )
-def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, key, value):
-    told = refusal_of({section: {key: value}})
-    assert f"{section}.{key}" in told
+def test_a_value_out_of_range_is_reported_with_its_key_and_the_value(section, key, value):
+    message = refusal_of({section: {key: value}})
+    assert f"{section}.{key}" in message
     found = value[0] if value == ["x"] else value
-    assert repr(found) in told
+    assert repr(found) in message
 
 
 @looped(
-    "tree, told",
+    "tree, expected",
     [
         ({"prepare": {"skip_corrupt": True}}, "skip_corrupt has no effect with source = 'digits'"),
-        ({"compare": {"variants": {"a | b": []}}}, "'a | b' is no name"),
+        ({"compare": {"variants": {"a | b": []}}}, "'a | b' is not a valid name"),
         ({"prepare": {"source": "folder"}}, "path must be set for source = 'folder'"),
         ({"prepare": {"source": "torchvision", "path": "x"}}, "name must be set"),
         (
@@ -183,9 +183,9 @@ def test_a_value_out_of_range_is_told_with_its_key_and_what_was_found(section, k
         ({"cache_teacher": {"checkpoint": "x.th"}}, "arch must be set where checkpoint is"),
     ],
 )
-def test_a_setting_without_effect_or_without_its_partner_is_refused(tree, told):
+def test_a_setting_without_effect_or_without_its_partner_is_rejected(tree, expected):
     message = refusal_of(tree)
-    assert told in message
+    assert expected in message
     assert next(iter(tree)) in message
 
 
@@ -206,7 +206,7 @@ def test_a_setting_without_effect_or_without_its_partner_is_refused(tree, told):
         {"name": "half-2_b.c"},
     ],
 )
-def test_what_fits_together_is_accepted(select):
+def test_settings_that_fit_together_are_accepted(select):
     config = config_from_tree({"select": select}, origin="a.toml")
     assert config.select.model_dump(mode="json", exclude_unset=True) == select
 
@@ -241,12 +241,12 @@ def test_later_overrides_win_and_unset_takes_a_value_back():
 
 
 @looped("override", ["select.eta", "=3", "select.=3", "", ".eta=3"])
-def test_what_is_no_override_is_refused_with_an_example(override):
+def test_an_override_without_key_or_value_is_rejected_with_an_example(override):
     with pytest.raises(ConfigError, match=r"override .*--set select\.eta=0\.7"):
         with_overrides(Config(), [override])
 
 
-def test_an_override_below_a_value_is_refused():
+def test_an_override_below_a_value_is_rejected():
     with pytest.raises(ConfigError, match="workspace is a value"):
         with_overrides(Config(workspace=Path("x")), ["workspace.a=1"])
 
@@ -256,25 +256,25 @@ def test_an_override_is_checked_like_a_file():
         with_overrides(Config(), ["select.etta=0.7"])
 
 
-def test_a_file_with_overrides_is_the_file_that_says_so(tmp_path):
+def test_a_file_with_overrides_equals_the_edited_file(tmp_path):
     (tmp_path / "a.toml").write_text("[select]\neta = 0.5\n")
     (tmp_path / "b.toml").write_text("[select]\neta = 0.6\n")
     changed = load_config(tmp_path / "a.toml", overrides=["select.eta=0.6"])
     assert changed == load_config(tmp_path / "b.toml")
 
 
-def test_a_missing_file_is_told_with_an_example(tmp_path):
+def test_a_missing_file_is_reported_with_an_example(tmp_path):
     with pytest.raises(ArtefactNotFound, match=r"does not exist.*configs/digits\.toml"):
         load_config(tmp_path / "none.toml")
 
 
-def test_a_folder_is_no_configuration(tmp_path):
+def test_a_folder_is_not_a_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be read: Is a directory"):
         load_config(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"[select", b"a = = 1", b"\xff\xfe", b"[a]\n[a]\n"])
-def test_a_file_that_is_no_toml_is_told_in_one_line(tmp_path, content):
+def test_a_file_that_is_not_toml_is_reported_in_one_line(tmp_path, content):
     path = tmp_path / "a.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML: ") as refusal:
@@ -298,6 +298,20 @@ def test_a_table_produces_the_settings_of_a_part_by_their_names():
     assert made == Part(lr=config.lr, milestones=(2, 3), steps=7, gamma=0.5)
     with pytest.raises(AttributeError, match="steps"):
         config.produce(Part)
+
+
+def test_a_message_can_name_the_command_with_the_file_and_its_overrides(tmp_path):
+    path = tmp_path / "a b.toml"
+    path.write_text("[select]\neta = 0.5\n")
+    config = load_config(path, overrides=["select.eta=0.6", "train_student.seed=1"])
+    variant = with_overrides(config, ["select.eta=0.7", "workspace=my work"])
+    assert config.command("select") == f"heartcut select '{path}' --set select.eta=0.6"
+    assert variant.command("train-student") == (
+        f"heartcut train-student '{path}' --set train_student.seed=1 --set select.eta=0.7 "
+        "--set 'workspace=my work'"
+    )
+    assert variant.command("prepare") == f"heartcut prepare '{path}' --set 'workspace=my work'"
+    assert Config().command("prepare") == "heartcut prepare CONFIG"
 
 
 def test_a_configuration_cannot_be_changed():

@@ -428,7 +428,7 @@ def test_a_student_trains_on_top_3_labels(top_k):
 def test_a_temperature_that_was_not_kept_is_refused(top_k, setting):
     """Of a cache of another team; one's own configuration is refused before there is a cache."""
     own = top_k(3).config
-    with pytest.raises(ConfigError, match=r"cache_teacher\.temperatures must have 2 too"):
+    with pytest.raises(ConfigError, match=r"cache_teacher\.temperatures must include 2"):
         with_overrides(own, [setting])
     cache = Caches(config=own, dataset=Dataset.open(own.data_folder)).training.path
     config = with_overrides(own, [f"select.cache={cache}", setting])

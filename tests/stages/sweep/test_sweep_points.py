@@ -158,7 +158,7 @@ def test_a_name_for_all_tables_is_refused():
         ({"name": "a/b"}, "sweep.name is 'a/b'"),
         ({"name": ".."}, "sweep.name is '..'"),
         ({"metric": "test"}, "sweep.metric is 'test': input should be 'mean-of-last', 'last' or"),
-        ({"points": {"a|b": []}}, "sweep.points: 'a|b' is no name"),
+        ({"points": {"a|b": []}}, "sweep.points: 'a|b' is not a valid name"),
         ({"axis": {}}, "unknown key sweep.axis (did you mean axes?)"),
     ],
 )
