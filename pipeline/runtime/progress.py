@@ -1,7 +1,7 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere.
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere.
 
-A log file or a second rank gets a line every ten seconds at most, so nothing waits in silence and
-nothing fills a log.
+A terminal shows one bar at a time, and log lines appear above it. A log file or a second rank gets
+a line every ten seconds at first and fewer later, so long work neither looks stuck nor fills a log.
 """
 
 import logging
@@ -15,16 +15,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
     from rich.progress import ProgressColumn
 
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_SECONDS = 10.0
+_MOST_SECONDS = 300.0
+_SHARE_OF_ELAPSED = 0.05
+"""Time between lines of long work, as a share of the time that it has taken so far."""
 _ONE_BAR = threading.Lock()
+_shown: "Bars | None" = None
+"""The bar on the terminal; `_ONE_BAR` is held while there is one."""
 
 
 class Progress(Protocol):
-    """Something that is told how much more was done."""
+    """A counter of finished work."""
 
     def advance(self, count: int, *, note: str = "") -> None: ...
 
@@ -33,8 +39,8 @@ class Progress(Protocol):
 def progress(description: str, *, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
     """Show how far ``total`` units of work are; close the bar however the work ends.
 
-    ``done`` of them were done before: they count as work, and not for the rate.
-    Work inside of work that has a bar gets lines: a terminal shows one bar at a time.
+    ``done`` units were finished before: they count as work, but not for the rate.
+    Work inside other work that has a bar gets lines: a terminal shows one bar at a time.
     """
     is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if is_shown and _ONE_BAR.acquire(blocking=False):
@@ -47,39 +53,59 @@ def progress(description: str, *, total: int, unit: str, done: int = 0) -> Itera
         yield _Lines(description=description, total=total, unit=unit, done=done, before=done)
 
 
+def write_above_bar(line: str) -> bool:
+    """Write a line above the bar on the terminal; False without a bar, and nothing is written."""
+    bars = _shown
+    if bars is None:
+        return False
+    bars.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    return True
+
+
 @contextmanager
 def _bar(description: str, *, total: int, unit: str, done: int) -> Iterator[Progress]:
+    global _shown
     from rich import progress as rich
     from rich.console import Console
+    from rich.table import Column
 
+    # The bar takes what the other columns leave: a line that wraps could not be removed.
     columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        rich.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        rich.BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        rich.TextColumn(
+            "{task.completed:,.0f}/{task.total:,.0f} " + unit, table_column=Column(no_wrap=True)
+        ),
         _rate_column(unit),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("{task.fields[note]}"),
+        rich.TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        rich.TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
     )
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with rich.Progress(*columns, console=console, transient=True, expand=True) as bars:
         task = bars.add_task(description, total=total, completed=done, note="")
 
         class Bar:
             def advance(self, count: int, *, note: str = "") -> None:
                 bars.update(task, advance=count, note=note)
 
-        yield Bar()
+        _shown = bars
+        try:
+            yield Bar()
+        finally:
+            _shown = None
 
 
 def _rate_column(unit: str) -> "ProgressColumn":
     """A rich column that shows units per second."""
     from rich.progress import ProgressColumn, Task
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
 
-    return Rate()
+    return Rate(table_column=Column(no_wrap=True))
 
 
 @dataclass
@@ -89,17 +115,18 @@ class _Lines:
     unit: str
     done: int = 0
     before: int = 0
-    """Done before this work began."""
+    """Units finished before this work began."""
     started: float = field(default_factory=time.monotonic)
-    told: float = field(default_factory=time.monotonic)
+    logged: float = field(default_factory=time.monotonic)
 
     def advance(self, count: int, *, note: str = "") -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.told < LINE_EVERY_SECONDS:
+        elapsed = now - self.started
+        if now - self.logged < self._seconds_between(elapsed):
             return
-        self.told = now
-        rate = (self.done - self.before) / max(now - self.started, 1e-9)
+        self.logged = now
+        rate = (self.done - self.before) / max(elapsed, 1e-9)
         left = (self.total - self.done) / max(rate, 1e-9)
         logger.info(
             "%s: %s of %s %s, %s %s/s, %.0f s left%s",
@@ -112,3 +139,7 @@ class _Lines:
             left,
             f", {note}" if note else "",
         )
+
+    def _seconds_between(self, elapsed: float) -> float:
+        """Time from one line to the next: about 80 lines in the first hour, 12 in a later one."""
+        return max(LINE_EVERY_SECONDS, min(_SHARE_OF_ELAPSED * elapsed, _MOST_SECONDS))

@@ -1,6 +1,7 @@
 import logging
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ print("done")
 """
 
 
-def test_lines_tell_count_total_rate_and_time_left(caplog, monkeypatch):
+def test_lines_have_count_total_rate_and_time_left(caplog, monkeypatch):
     monkeypatch.setattr(module, "LINE_EVERY_SECONDS", 0.0)
     with (
         caplog.at_level(logging.INFO),
@@ -44,6 +45,7 @@ def test_work_that_was_done_before_counts_and_does_not_speed_up_the_rate(caplog,
         progress("train", total=2000, unit="images", done=900) as lines,
     ):
         lines.started -= 10.0
+        lines.logged -= 10.0
         lines.advance(100)
     assert caplog.messages == ["train: 1,000 of 2,000 images, 10 images/s, 100 s left"]
 
@@ -85,6 +87,60 @@ def test_a_terminal_shows_a_bar_with_rate_and_cleans_up():
     for part in ("read train", "images/s", "/40 images", "loss 0.5"):
         assert part in shown
     assert shown.rstrip().endswith("done")
+
+
+LOGGING = """
+import logging
+import time
+from commands.logs import set_up_logs
+from pipeline.runtime.progress import progress
+
+set_up_logs("normal")
+with progress("teacher on train.beton", total=12_580, unit="images") as bar:
+    for view in range(4):
+        bar.advance(1_258, note=f"view {view}")
+        logging.getLogger("stages").info("line %d with [brackets] and 0.5", view)
+        time.sleep(0.15)
+print("done")
+"""
+
+
+def test_a_log_line_during_a_bar_has_a_line_of_its_own():
+    shown, code = on_a_terminal(LOGGING, COLUMNS="80")
+    assert code == 0, shown
+    assert "teacher on train.beton" in shown
+    visible = [line.rpartition("\x1b[2K")[2] for line in shown.split("\n")]  # the bar was erased
+    lines = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\r", "", line) for line in visible]
+    logged = [line for line in lines if "line " in line]
+    assert logged == [f"line {view} with [brackets] and 0.5" for view in range(4)]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_bar_never_wraps(columns):
+    shown, _ = on_a_terminal(LOGGING, COLUMNS=str(columns))
+    frames = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", part) for part in re.split(r"[\r\n]", shown)]
+    bars = [frame for frame in frames if "teacher on" in frame]
+    assert bars
+    assert max(map(len, bars)) <= columns
+    assert "\x1b[1A\x1b[2K\x1b[1A" not in shown, "a bar of two lines is removed by going up twice"
+
+
+def test_long_work_has_fewer_lines(caplog, monkeypatch):
+    """About 20 in the first 200 seconds, 60 in the rest of the first hour, 12 an hour later."""
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    counts = []
+    with caplog.at_level(logging.INFO):
+        lines = module._Lines(description="x", total=100_000, unit="images", started=0, logged=0)
+        for end in (200, 3600, 7200):
+            caplog.clear()
+            while now < end:
+                now += 1.0
+                lines.advance(1)
+            counts.append(len(caplog.messages))
+    assert counts[0] == 20
+    assert 40 < counts[1] < 65
+    assert 10 <= counts[2] <= 20
 
 
 NESTED = """
