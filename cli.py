@@ -1,6 +1,5 @@
-"""Command line: parse, build one config, call one stage, print one line."""
+"""Command line: parse, build one configuration, call one stage, print one line."""
 
-import logging
 import os
 import sys
 from importlib import metadata
@@ -9,9 +8,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from commands import remedies
 from commands.cache import cache_app
 from commands.exit import INTERRUPTED, run_and_exit
 from commands.launch import launch
+from commands.logs import Verbosity, set_up_logs
 from commands.one_voice import is_one_of_many, prefix
 from commands.runs import compare, report, sweep
 from commands.shared import (
@@ -27,22 +28,28 @@ from commands.shared import (
     quoted,
     ranks_of_job,
     refuse_ranks,
+    report_interrupt,
     seed_override,
     show,
-    tell_interrupt,
     with_selection,
 )
 from commands.show import show_app
+from stages.methods import STRATEGIES
+
+_STRATEGIES = f"Strategy that chooses the samples: {', '.join(STRATEGIES)}; see docs/selection.md."
+_FRACTION = "Fraction of the samples to keep, above 0 and up to 1; default: by threshold."
+_REPAIR = "Repair of the teacher: none, or head to refit its classifier; default: none."
 
 
 class _Commands(TyperGroup):
-    """All commands; an interrupt before one of them begins is told too: typer exits silently."""
+    """All commands; an interrupt before a command begins is reported, where typer is silent."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         with one_line_errors():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
+        remedies.begin()
         with one_line_errors():
             return super().invoke(ctx)
 
@@ -65,12 +72,12 @@ def main() -> None:
 
 
 def _command() -> None:
-    if is_one_of_many():  # torch tells at length, and for every rank, that another one has ended
+    if is_one_of_many():  # each rank of torch reports at length that another one has ended
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
-    except KeyboardInterrupt:  # before typer reads the line; `_Commands` tells the others
-        tell_interrupt()
+    except KeyboardInterrupt:  # before typer reads the line; `_Commands` reports later ones
+        report_interrupt()
         sys.exit(INTERRUPTED)
 
 
@@ -83,22 +90,27 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[  # noqa: ARG001 - its callback answers
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only warnings and results.")
+        bool, typer.Option("--quiet", "-q", help="Print warnings, errors and results only.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print details too, such as solver steps.")
     ] = False,
 ) -> None:
-    """Distil image classifiers offline: run the teacher once, revise its labels, keep the best.
+    """Distil image classifiers offline: cache a teacher's outputs, correct them, train students.
 
-    The stages, in order: prepare, cache-teacher, select, train-student.
+    The stages, in order: prepare, cache-teacher, select, train-student. `compare` runs them all.
     """
-    level = logging.WARNING if quiet else logging.INFO
-    if prefix():  # of several processes the first one tells what all of them do
-        level = logging.WARNING
-    form = f"{prefix()}%(message)s"
-    logging.basicConfig(level=level, format=form, stream=sys.stderr, force=True)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of fonts
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose exclude each other; remove one.")
+    is_first = not prefix()  # the first of several processes logs what all of them do
+    level: Verbosity = "verbose" if verbose else "normal"
+    set_up_logs("quiet" if quiet or not is_first else level, prefix=prefix())
 
 
 @app.command()
@@ -106,10 +118,13 @@ def prepare(
     config: ConfigFile,
     override: Overrides = None,
     skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave unreadable images out, and list them.")
+        bool,
+        typer.Option(
+            "--skip-corrupt", help="Leave out unreadable images and list them; default: stop."
+        ),
     ] = False,
 ) -> None:
-    """Write the images as train.beton and eval.beton."""
+    """Write the images to train.beton and eval.beton."""
     extra = ["prepare.skip_corrupt=true"] if skip_corrupt else []
     with one_line_errors():
         settings = load(config, override, extra)
@@ -117,6 +132,12 @@ def prepare(
 
         with ranks_of_job() as ranks:
             show(ranks.first_before_others(lambda: stage.execute(settings)).folder, ranks)
+        if settings.select.cache is not None:
+            remedies.suggest("select")
+        else:
+            remedies.suggest(
+                "cache-teacher" if settings.cache_teacher.checkpoint else "train-teacher"
+            )
 
 
 @app.command()
@@ -126,13 +147,14 @@ def train_teacher(
     seed: Seed = None,
     resume: Resume = None,
 ) -> None:
-    """Train a teacher of your own; not needed where there is a checkpoint."""
+    """Train a teacher; not needed if `cache_teacher.checkpoint` names one."""
     with one_line_errors():
         settings = load(config, override, seed_override("train_teacher", seed))
         from stages import train_teacher as stage
 
         with ranks_of_job() as ranks:
             show(stage.execute(settings, resume=resume, ranks=ranks).path, ranks)
+        remedies.suggest("cache-teacher")
 
 
 @app.command()
@@ -140,20 +162,25 @@ def cache_teacher(
     config: ConfigFile,
     override: Overrides = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto, bf16 or fp32.", metavar="PRECISION")
+        str | None,
+        typer.Option(
+            metavar="PRECISION",
+            help="Precision of the teacher: auto, bf16 or fp32; default: the configuration's.",
+        ),
     ] = None,
     shard_range: Annotated[
         str | None,
         typer.Option(
             metavar="FIRST:STOP",
-            help="Compute only these shards, beside other workers; the last one to finish seals.",
+            help="Range of shards to compute, e.g. 0:16, while other workers compute the rest; "
+            "default: all that are missing.",
         ),
     ] = None,
 ) -> None:
-    """Run the teacher once over every view and keep its logits and features.
+    """Run the teacher once over every view and cache its logits and features.
 
-    What is kept already is not computed again: after a kill, run the same command; to be faster,
-    run it several times at once.
+    To resume after a kill, run the same command. To be faster, run it several times at once: the
+    workers share the shards.
     """
     extra = [] if precision is None else [f"cache_teacher.precision={precision}"]
     with one_line_errors():
@@ -165,36 +192,32 @@ def cache_teacher(
             cache = stage.execute(settings, shards=shards, ranks=ranks)
             if cache is not None:
                 show(cache.path, ranks)
+                remedies.suggest("select")
 
 
 @app.command()
 def select(
     config: ConfigFile,
     override: Overrides = None,
-    strategy: Annotated[
-        str | None, typer.Option(metavar="STRATEGY", help="What is kept: docs/selection.md.")
-    ] = None,
-    fraction: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Share of the rows to keep.")
-    ] = None,
+    strategy: Annotated[str | None, typer.Option(metavar="STRATEGY", help=_STRATEGIES)] = None,
+    fraction: Annotated[str | None, typer.Option(metavar="SHARE", help=_FRACTION)] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the table; without one, its id.")
+        str | None, typer.Option(metavar="NAME", help="Name of the table; default: its ID.")
     ] = None,
-    repair: Annotated[
-        str | None, typer.Option(metavar="REPAIR", help="head: refit the teacher's classifier.")
-    ] = None,
+    repair: Annotated[str | None, typer.Option(metavar="REPAIR", help=_REPAIR)] = None,
     explain: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="SAMPLE_INDEX", help="Tell why this sample is kept or dropped; repeatable."
+            metavar="SAMPLE_INDEX",
+            help="Explain why this sample is kept or dropped, from 0; repeatable.",
         ),
     ] = None,
     accept_mismatch: AcceptMismatch = None,
 ) -> None:
-    """Revise the teacher's labels and choose what is distilled.
+    """Revise the teacher's labels and choose the samples to distil.
 
-    --strategy, --fraction, --name and --repair stand for --set select.strategy=... and so on. A
-    setting of CONFIG that has no effect with them is taken out by --set select.fraction=unset.
+    --strategy, --fraction, --name and --repair stand for --set select.strategy=... and so on. To
+    remove a setting of CONFIG that has no effect with them, use --set select.fraction=unset.
     """
     extra = [] if fraction is None else [f"select.fraction={fraction}"]
     for key, value in (("strategy", strategy), ("name", name), ("repair", repair)):
@@ -208,7 +231,9 @@ def select(
             typer.echo(stage.explain(settings, explain))
             return
         with ranks_of_job() as ranks:
-            show(stage.execute(settings, ranks=ranks).path, ranks)
+            path = stage.execute(settings, ranks=ranks).path
+            show(path, ranks)
+        remedies.suggest("train-student", *(["--selection", str(path)] if extra else []))
 
 
 @app.command()
@@ -219,18 +244,20 @@ def train_student(
     selection: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME_OR_PATH", help="A table of the workspace by name, or any by path."
+            metavar="NAME_OR_PATH",
+            help="Selection table: a name in the workspace, or a path; default: the table that "
+            "`select` writes with this configuration.",
         ),
     ] = None,
     accept_mismatch: AcceptMismatch = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Run the teacher in the loop, to compare with.")
+        bool, typer.Option("--online", help="Run the teacher in the training loop, as a baseline.")
     ] = False,
     resume: Resume = None,
 ) -> None:
     """Train a student from the cached, revised labels; the teacher is not needed.
 
-    After a kill or an interrupt, the same command goes on from the last checkpoint.
+    To resume from the last checkpoint after a kill or an interrupt, run the same command.
     """
     extra = seed_override("train_student", seed)
     extra += ["train_student.online=true"] if online else []
@@ -242,13 +269,14 @@ def train_student(
 
         with ranks_of_job() as ranks:
             show(stage.execute(settings, resume=resume, ranks=ranks).path, ranks)
+        remedies.suggest("report")
 
 
 @app.command()
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """List the methods of distillation, what each needs of the cache, and its defaults."""
+    """List the methods of distillation, what each needs from the cache, and its defaults."""
     from stages import methods as stage
 
     typer.echo(stage.as_json() if as_json else stage.as_text())
@@ -256,7 +284,7 @@ def methods(
 
 for many_runs in (compare, sweep, report):
     app.command()(many_runs)
-# What follows the stage is the stage's own.
+# Arguments after the stage belong to the stage.
 app.command(context_settings={"allow_interspersed_args": False})(launch)
 
 

@@ -1,7 +1,7 @@
-"""`heartcut cache ...`: look at teacher caches, check them, move them.
+"""`heartcut cache ...`: inspect, check, copy and clean up teacher caches.
 
-Exit codes: 0 done and fine; 1 it could not be done; 2 a wrong command line; 3 damage was found;
-4 two caches, or a cache and its teacher, differ; 5 the cache is not complete; 130 interrupted.
+Exit codes: 0 OK; 1 failed; 2 wrong command line; 3 damaged; 4 two caches, or a cache and its
+teacher, differ; 5 the cache is not complete; 130 interrupted.
 """
 
 from pathlib import Path
@@ -9,56 +9,65 @@ from typing import Annotated
 
 import typer
 
+from commands import remedies
 from commands.exit import DAMAGED, DIFFERENT, INCOMPLETE
 from commands.shared import ConfigFile, Overrides, load, one_line_errors
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged, NotSealed, PipelineError
 
 STATE: dict[type[PipelineError], int] = {Damaged: DAMAGED, NotSealed: INCOMPLETE}
-"""Exit codes that tell of a cache's state."""
+"""Exit codes for the state of a cache."""
 COMPARED: dict[type[PipelineError], int] = {ArtefactMismatch: DIFFERENT, **STATE}
-"""Where a cache is compared with another one, or with its teacher."""
+"""Exit codes where a cache is compared with another cache, or with its teacher."""
 
 cache_app = typer.Typer(
     no_args_is_help=True,
-    help="Teacher caches: look at them, check them, share them.",
-    epilog="Exit codes: 0 fine, 1 could not be done, 2 wrong command line, 3 damaged, "
+    help="Inspect, check and share teacher caches.",
+    epilog="Exit codes: 0 OK, 1 failed, 2 wrong command line, 3 damaged, "
     "4 different, 5 not complete, 130 interrupted.",
 )
+
+_IMAGES = "Estimate for this many images instead of the prepared data set."
+_SIDE = "Side of the images in pixels, as the teacher sees them, with --images."
+_MEASURE = "Run a few seconds of the work and print how long all of it takes."
+_PUSH_TO = "Folder or address to copy to; default: `share` of the configuration."
 
 Cache = Annotated[
     str,
     typer.Argument(
         metavar="CACHE",
-        help="A folder, s3://, gs://, az:// or https:// address, or a configuration: its caches.",
+        help="Cache: a folder, an s3://, gs://, az:// or https:// address, or a configuration, "
+        "which stands for its caches.",
     ),
 ]
-Address = Annotated[
-    str, typer.Argument(metavar="CACHE", help="The folder or address of one cache.")
+Address = Annotated[str, typer.Argument(metavar="CACHE", help="Cache: a folder or an address.")]
+Root = Annotated[
+    str, typer.Argument(metavar="PLACE", help="Folder or address that holds many caches.")
 ]
-Root = Annotated[str, typer.Argument(metavar="PLACE", help="The folder or address of many caches.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 SingleWriter = Annotated[
     bool,
     typer.Option(
         "--single-writer",
-        help="For servers without conditional creation, while nobody else writes there.",
+        help="Write without conditional creation, for servers that lack it. Nobody else may write "
+        "there meanwhile.",
     ),
 ]
 
 
 @cache_app.command()
 def info(cache: Cache, override: Overrides = None, as_json: AsJson = False) -> None:
-    """What a cache was made from, how large it is, and how good its teacher."""
+    """Print what a cache was made from, its size, and the accuracy of its teacher."""
     with one_line_errors(STATE):
         from stages.cache import info as stage
 
+        remedies.use([cache], override)
         for place in stage.places(cache, override or []):
             typer.echo(stage.info(place, as_json=as_json))
 
 
 @cache_app.command("list")
 def list_caches(root: Root) -> None:
-    """The caches of a folder or bucket, complete or not."""
+    """List the caches of a folder or bucket, complete or not."""
     with one_line_errors():
         from stages.cache import info as stage
 
@@ -67,7 +76,7 @@ def list_caches(root: Root) -> None:
 
 @cache_app.command()
 def diff(first: Address, second: Address) -> None:
-    """Where two caches differ: what they were made from, images, labels, numbers."""
+    """List the differences between two caches: inputs, images, labels, numbers."""
     with one_line_errors(STATE):
         from stages.cache import info as stage
 
@@ -81,16 +90,12 @@ def diff(first: Address, second: Address) -> None:
 def estimate(
     config: ConfigFile,
     override: Overrides = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="On paper: so many images, which need not exist.")
-    ] = None,
-    classes: Annotated[int, typer.Option(min=2, help="Of those images.")] = 1000,
-    side: Annotated[int, typer.Option(min=4, help="Of those images as shown, pixels.")] = 224,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Run some seconds of the work, and tell the time.")
-    ] = False,
+    images: Annotated[int | None, typer.Option(min=1, help=_IMAGES)] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes, with --images.")] = 1000,
+    side: Annotated[int, typer.Option(min=4, help=_SIDE)] = 224,
+    measure: Annotated[bool, typer.Option("--measure", help=_MEASURE)] = False,
 ) -> None:
-    """How large a cache will be, for every choice of what to keep, and how long it will take."""
+    """Estimate the size of a cache for every choice of arrays, and the time to write it."""
     with one_line_errors():
         settings = load(config, override, [])
         from stages.cache import estimate as stage
@@ -114,24 +119,25 @@ def verify(
         str | None,
         typer.Option(
             metavar="SHARE",
-            help="Run the teacher again on this share of the rows, e.g. 0.1%; needs CACHE to be a "
-            "configuration.",
+            help="Fraction of the samples, e.g. 0.001 or 0.1%, on which to run the teacher again; "
+            "CACHE must be a configuration.",
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Largest |logit - cached logit|; default: 0.005 (fp32) or 0.05 (bf16) of the "
-            "largest |logit|.",
+            help="Largest difference accepted between a logit and its cached value; default: "
+            "0.005 (fp32) or 0.05 (bf16) times the largest logit.",
         ),
     ] = None,
 ) -> None:
-    """Check a cache: its structure in seconds, every byte, or its numbers against the teacher."""
+    """Check a cache: its structure, every byte, or its numbers against the teacher."""
     fine = True
     with one_line_errors(STATE):
         from stages.cache import info as cache_info
         from stages.cache import verify as cache_verify
 
+        remedies.use([cache], override)
         if recompute is None and tolerance is not None:
             raise ConfigError("--tolerance has no effect without --recompute; remove it.")
         share = None if recompute is None else cache_verify.parse_share(recompute)
@@ -154,16 +160,15 @@ def verify(
 @cache_app.command()
 def push(
     cache: Cache,
-    root: Annotated[
-        str | None, typer.Argument(metavar="PLACE", help="Default: `share` of the configuration.")
-    ] = None,
+    root: Annotated[str | None, typer.Argument(metavar="PLACE", help=_PUSH_TO)] = None,
     override: Overrides = None,
     single_writer: SingleWriter = False,
 ) -> None:
-    """Copy a complete cache to the team's place; a push that was cut off goes on."""
+    """Copy a complete cache to a shared place; to resume, run the same command."""
     with one_line_errors(COMPARED):
         from stages.cache import copy as stage
 
+        remedies.use([cache], override)
         for copy in stage.push(cache, root, override or [], single_writer=single_writer):
             typer.echo(copy)
 
@@ -173,7 +178,7 @@ def pull(
     cache: Address,
     root: Root,
 ) -> None:
-    """Copy a complete cache to a folder, or another place; every byte is checked on the way."""
+    """Copy a complete cache to a folder or another place, and check every byte."""
     with one_line_errors(COMPARED):
         from stages.cache import copy as stage
 
@@ -182,17 +187,21 @@ def pull(
 
 @cache_app.command()
 def gc(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of many caches.")],
-    delete: Annotated[bool, typer.Option("--delete", help="Remove; otherwise only tell.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder that holds many caches.")
+    ],
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the files; default: list.")
+    ] = False,
     unsealed: Annotated[
-        bool, typer.Option("--unsealed", help="Also caches that were never completed.")
+        bool, typer.Option("--unsealed", help="Include caches that were never completed.")
     ] = False,
     hydrated: Annotated[
-        bool, typer.Option("--hydrated", help="Also local copies, which are made again.")
+        bool, typer.Option("--hydrated", help="Include local copies, which are recomputed.")
     ] = False,
-    older_than: Annotated[float, typer.Option(min=0.0, help="Hours since the last change.")] = 24.0,
+    older_than: Annotated[float, typer.Option(min=0.0, help="Least age in hours.")] = 24.0,
 ) -> None:
-    """Tell, or remove, what killed processes left behind in a folder of caches."""
+    """List or remove what killed processes left behind in a folder of caches."""
     with one_line_errors():
         from stages.cache import garbage as stage
 

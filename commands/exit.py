@@ -1,8 +1,7 @@
-"""Exit codes, and the end of a command without the seconds in which Python takes torch apart again.
+"""Exit codes, and an end of the command that does not wait for Python to free torch.
 
-A command has nothing to do once the files it wrote are closed, the threads it waits for have ended
-and everybody who asked to be told of the end (`atexit`) was told. Python would then still free each
-module and object that was imported: about two seconds of every command.
+A command is done once its files are closed, its threads have ended and all `atexit` handlers have
+run. Python would then still free each module and object: about two seconds of every command.
 """
 
 import atexit
@@ -14,7 +13,7 @@ FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST, INTERRUPTED, TERMINATED = 1, 
 """Exit codes; 2 is a wrong command line."""
 
 _code: int | None = None
-"""What to end with; None = as Python does."""
+"""Exit code to end with; None: end as Python does."""
 
 
 def run_and_exit(command: Callable[[], None]) -> None:
@@ -33,13 +32,13 @@ def run_and_exit(command: Callable[[], None]) -> None:
 
 
 def _number(code: object) -> int | None:
-    """The exit code, where Python does not have to print anything first."""
+    """Exit code; None where Python has to print something first."""
     if code is None:
         return 0
     return code if isinstance(code, int) else None
 
 
-@atexit.register  # before torch is imported, and what is registered first is called last
+@atexit.register  # before torch is imported: the first registered handler is called last
 def _end() -> None:
     if _code is None:
         return
@@ -47,5 +46,5 @@ def _end() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     except (OSError, ValueError):
-        return  # Python tells of output that got lost
+        return  # Python reports output that got lost
     os._exit(_code & 0xFF)

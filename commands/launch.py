@@ -1,4 +1,4 @@
-"""`heartcut launch`: a stage in several processes of this machine, by torchrun's engine."""
+"""`heartcut launch`: a stage in several processes of this machine, with torchrun's engine."""
 
 import logging
 import os
@@ -17,46 +17,50 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "train-teacher", "cache-teacher", "select", "train-student", "compare")
 _SECONDS_TO_STOP = 20
-"""For the checkpoint of a rank that is asked to stop, before it is killed."""
+"""Time for the checkpoint of a rank that is asked to stop, before it is killed."""
 
 
 def launch(
     context: typer.Context,
     stage: Annotated[
-        str, typer.Argument(metavar="STAGE", help=f"{', '.join(STAGES[:-1])} or {STAGES[-1]}.")
+        str,
+        typer.Argument(
+            metavar="STAGE", help=f"Stage to run: {', '.join(STAGES[:-1])} or {STAGES[-1]}."
+        ),
     ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="...", help="Its arguments, as without launch.")
+        list[str] | None, typer.Argument(metavar="...", help="Arguments of the stage.")
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", "-n", min=1, help="On this machine; docs/scaling.md.")
+        int, typer.Option("--processes", "-n", min=1, help="Number of processes on this machine.")
     ] = 1,
 ) -> None:
-    """Run a stage in several processes, which give what one process gives, sooner.
+    """Run a stage in several processes of this machine: the same result, sooner.
 
-    heartcut launch --processes 8 cache-teacher CONFIG
+    Example: heartcut launch --processes 8 cache-teacher CONFIG
     """
     assert context.parent is not None
     group = context.parent.command
     assert isinstance(group, TyperGroup)
     if stage not in STAGES:
         expected = f"{', '.join(STAGES[:-1])} or {STAGES[-1]}"
-        raise typer.BadParameter(f"{stage} is no stage (expected {expected}).")
-    # A mistake on the command line is told here, once.
+        raise typer.BadParameter(f"{stage} is not a stage (expected {expected}).")
+    # A mistake on the command line is reported here, once.
     group.commands[stage].make_context(stage, list(arguments or []), parent=context.parent)
-    quiet = ["--quiet"] * bool(context.parent.params.get("quiet"))
-    raise typer.Exit(code=_run([*quiet, stage, *(arguments or [])], processes=processes))
+    given = context.parent.params
+    verbosity = [f"--{name}" for name in ("quiet", "verbose") if given.get(name)]
+    raise typer.Exit(code=_run([*verbosity, stage, *(arguments or [])], processes=processes))
 
 
 def _run(arguments: list[str], *, processes: int) -> int:
-    """The exit code of the stage in ``processes`` processes; says how a rank died."""
+    """Run a stage in ``processes`` processes and return its exit code; report how a rank died."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ[LAUNCHED] = "1"
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # torchrun's own account of what is told in one line below
+    logging.disable(logging.ERROR)  # torchrun's own report of what is one line below
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -74,14 +78,14 @@ def _run(arguments: list[str], *, processes: int) -> int:
         return INTERRUPTED if stopped.sigval == signal.SIGINT else TERMINATED
     except ChildFailedError as failed:
         rank, failure = _cause(failed.failures)
-        return _tell(rank, failure, processes=processes)
+        return _report(rank, failure, processes=processes)
     return 0
 
 
 def _cause(failures: dict[int, "ProcessFailure"]) -> tuple[int, "ProcessFailure"]:
-    """The failure that the others follow from: a kill, else an error, else the first.
+    """Find the failure that caused the others: a kill, else an error, else the first.
 
-    The ranks that are left are asked to stop by SIGTERM, or find that another one is lost.
+    The other ranks are asked to stop by SIGTERM, or find that a peer is lost.
     """
 
     def order(rank: int) -> tuple[int, int, int]:
@@ -93,23 +97,23 @@ def _cause(failures: dict[int, "ProcessFailure"]) -> tuple[int, "ProcessFailure"
     return rank, failures[rank]
 
 
-def _tell(rank: int, failure: "ProcessFailure", *, processes: int) -> int:
-    """One line about a rank that could not speak for itself; the exit code."""
-    went_on = "The others were stopped: run the same command to go on from what is kept."
+def _report(rank: int, failure: "ProcessFailure", *, processes: int) -> int:
+    """Print one line about a rank that could not report its end; return the exit code."""
+    remedy = "The other ranks were stopped: run the same command to resume."
     who, code = f"rank {rank} of {processes}", failure.exitcode
     if code < 0:
         name = signal.Signals(-code).name
-        why = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        why = ", perhaps for lack of memory" if name == "SIGKILL" else ""
         typer.echo(
-            f"error: rank {rank} of {processes} was ended by {name}{why}. {went_on}", err=True
+            f"error: rank {rank} of {processes} was ended by {name}{why}. {remedy}", err=True
         )
         return 128 - code
     if code == PEER_LOST:
         typer.echo(
-            f"error: {who} lost the connection to another one, and no rank says why (expected all "
-            f"to go on). {went_on}",
+            f"error: {who} lost the connection to another rank, and no rank reported why "
+            f"(expected all to continue). {remedy}",
             err=True,
         )
     if code == FAILED and not isinstance(failure.message, dict):
-        typer.echo(f"error: {who} failed, its traceback is above. {went_on}", err=True)
+        typer.echo(f"error: {who} failed, its traceback is above. {remedy}", err=True)
     return code

@@ -1,10 +1,11 @@
-"""The commands that are about many students at once: compare, sweep, report."""
+"""Commands about many students at once: compare, sweep, report."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from commands import remedies
 from commands.exit import INCOMPLETE
 from commands.shared import (
     ConfigFile,
@@ -16,34 +17,37 @@ from commands.shared import (
     show,
 )
 
+_POINT = "Point to run, by name; repeatable; default: all points."
+_SEED = "Seed to run; repeatable; default: all seeds."
+_OUTPUT = "File to write; default: report.html in the workspace."
+_TABLE = "Selection table whose samples are shown; default: the scored table of the runs."
+
 
 def compare(config: ConfigFile, override: Overrides = None) -> None:
-    """Run every stage and the student under every variant of the compare table; print one table."""
+    """Run all stages, train a student for each variant, and print one table."""
     with one_line_errors():
         settings = load(config, override, [])
         from stages import compare as stage
 
         with ranks_of_job() as ranks:
-            show(stage.as_markdown(stage.execute(settings, ranks=ranks)), ranks)
+            show(stage.as_text(stage.execute(settings, ranks=ranks)), ranks)
+        remedies.suggest("report")
 
 
 def sweep(
     config: ConfigFile,
     override: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List points, runs done and left, and the time.")
+        bool,
+        typer.Option("--dry-run", help="Print the points, the runs done and left, and the time."),
     ] = False,
-    point: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this point; repeatable.")
-    ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Only this seed; repeatable.")
-    ] = None,
+    point: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_POINT)] = None,
+    seed: Annotated[list[int] | None, typer.Option(metavar="N", help=_SEED)] = None,
 ) -> None:
-    """Run the student at every point of the sweep table under every seed; print one table.
+    """Train a student at every point of the sweep with every seed, and print one table.
 
-    A failed run does not stop the others; the exit code is then 5. After a kill, and to try failed
-    runs again, run the same command.
+    A failed run does not stop the others; the exit code is then 5. To resume, or to repeat failed
+    runs, run the same command.
     """
     with one_line_errors():
         refuse_ranks("sweep")
@@ -66,26 +70,27 @@ def sweep(
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Configurations, workspaces, sweeps or runs."),
+        typer.Argument(
+            metavar="RUN...", help="Runs to report: configurations, workspaces, sweeps or runs."
+        ),
     ],
     override: Overrides = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: report.html in the workspace.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=_OUTPUT)] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Student to compare all with; repeatable."),
+        typer.Option(
+            metavar="NAME",
+            help="Student to compare the others with; repeatable; default: no teacher and KD.",
+        ),
     ] = None,
-    selection: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="Whose samples are shown.")
-    ] = None,
-    thumbnails: Annotated[int, typer.Option(min=1, help="Most samples shown.")] = 200,
+    selection: Annotated[Path | None, typer.Option(metavar="TABLE", help=_TABLE)] = None,
+    thumbnails: Annotated[
+        int, typer.Option(min=1, help="Largest number of samples to show.")
+    ] = 200,
 ) -> None:
-    """Write one HTML file about students, their teacher, and single samples.
-
-    It is readable on a phone, prints well, can be sent, and asks nothing of any server.
-    """
+    """Write one self-contained HTML file about students, their teacher and single samples."""
     with one_line_errors():
+        remedies.use(runs, override)
         refuse_ranks("report")
         from stages.report import write as stage
 

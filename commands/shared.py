@@ -1,4 +1,4 @@
-"""What all commands share: their parameters, and telling a mistake in one line."""
+"""Parts that all commands share: their parameters, and errors in one line."""
 
 import errno
 import json
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from commands import remedies
 from commands.exit import FAILED, INTERRUPTED, PEER_LOST, TERMINATED
-from commands.one_voice import is_one_of_many, leave_for_torchrun, prefix, tells
+from commands.one_voice import is_one_of_many, is_reporter, leave_for_torchrun, prefix
 from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineError, Terminated
 
 if TYPE_CHECKING:
@@ -20,31 +21,41 @@ if TYPE_CHECKING:
     from stages.config.root import Config
 
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, see configs/.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Configuration: a TOML file, see configs/.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. select.eta=0.7."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key of the configuration, e.g. select.eta=0.7; repeatable.",
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Seed of the run, from 0; default: the configuration's."),
+]
 Resume = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Go on with this training (a .training folder), or say what differs. Without it, a "
-        "training of the same settings goes on by itself.",
+        help="Resume this training (a .training folder), or fail and report what differs. "
+        "Default: resume a training of the same settings, if there is one.",
     ),
 ]
 AcceptMismatch = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FIELD",
-        help="Use a cache although its labels or pixels differ; written into the run.",
+        help="Difference between cache and images to accept: labels or pixels; repeatable. The run "
+        "records it.",
     ),
 ]
 
 
 _FULL = "could not be written", "Free some space or set another `workspace`."
-_CLOSED = "could not be opened", "Check its permissions, or whose it is."
+_CLOSED = "could not be opened", "Check its permissions and its owner."
 _FOR_THE_USER = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -52,22 +63,23 @@ _FOR_THE_USER = {
     errno.EPERM: _CLOSED,
     errno.EISDIR: ("could not be opened", "Name a file."),
 }
-"""Errors of the system that are no bugs: what could not be done, and what to do about it."""
+"""Errors of the system that are not bugs: the failed action, and a remedy."""
 LAUNCHED = "HEARTCUT_LAUNCHED"
-"""Set by `heartcut launch` for its ranks: it tells which of them died, and how."""
+"""Set by `heartcut launch` for its ranks, because it reports which of them died, and how."""
 _CAUSE_COMES_FIRST = 3.0
-"""Seconds that a process which lost another one leaves that one to tell why."""
+"""Grace period in seconds for a failed peer to report its own error first."""
 
 
-def tell_interrupt() -> None:
+def report_interrupt() -> None:
+    """Print that the command was interrupted, and how to resume it."""
     after_control_c = "\n" if sys.stderr.isatty() else ""
-    tell(f"{after_control_c}interrupted: nothing half-written was left under a final name")
+    report_end(f"{after_control_c}interrupted: run the same command to resume")
 
 
-def tell(line: str, *, patience: float = 0.0) -> None:
-    """Say why the command ends; of several processes, one does."""
+def report_end(line: str, *, patience: float = 0.0) -> None:
+    """Print why the command ends; of several processes, one prints it."""
     leave_for_torchrun(line.strip())
-    if tells(patience=patience):
+    if is_reporter(patience=patience):
         typer.echo(prefix() + line, err=True)
 
 
@@ -83,41 +95,48 @@ def ranks_of_job() -> Iterator["Ranks"]:
 def refuse_ranks(command: str) -> None:
     """ConfigError if torchrun started this command, which is for one process."""
     if is_one_of_many():
-        raise ConfigError(f"`heartcut {command}` runs as one process. Start it without a launcher.")
+        raise ConfigError(
+            f"heartcut {command} runs as one process (expected no launcher). Start it without "
+            "`heartcut launch` and torchrun."
+        )
 
 
 def show(result: object, ranks: "Ranks") -> None:
-    """Print what a command made."""
+    """Print the result of a command, once for all ranks."""
     if ranks.is_first:
         typer.echo(result)
 
 
 def load(path: Path, overrides: list[str] | None, extra: list[str]) -> "Config":
+    """Read a configuration; ``extra`` are the overrides that options stand for."""
     from stages.config.file import load_config
 
+    remedies.use([path], overrides)
     return load_config(path, overrides=[*(overrides or []), *extra])
 
 
 def seed_override(section: str, seed: int | None) -> list[str]:
+    """Make the override that `--seed` stands for."""
     return [] if seed is None else [f"{section}.seed={seed}"]
 
 
 def accepting(fields: list[str] | None) -> list[str]:
-    """The override that `--accept-mismatch` stands for."""
+    """Make the override that `--accept-mismatch` stands for."""
     if not fields:
         return []
     return [f"select.accept_mismatch={sorted(set(fields))}"]
 
 
 def quoted(key: str, text: str | None) -> list[str]:
-    """The override that an option with any text stands for; none where it was not given."""
+    """Make the override that an option with any text stands for; none where it was not given."""
     return [] if text is None else [f"{key}={json.dumps(text, ensure_ascii=False)}"]
 
 
 def with_selection(config: "Config", selection: str) -> "Config":
-    """``config`` with the selection that ``--selection`` stands for.
+    """Set the selection that ``--selection`` stands for.
 
-    A bare name means a table of the workspace; what has a slash or ends in .parquet is a path.
+    A bare name means a table of the workspace. Text with a slash, or that ends in .parquet, is a
+    path.
     """
     from stages.config.file import with_overrides
 
@@ -126,47 +145,47 @@ def with_selection(config: "Config", selection: str) -> "Config":
     if not is_path and not path.exists():
         raise ArtefactNotFound(
             f"{path} does not exist. Make it with `heartcut select --name {selection}`, or pass "
-            "the path of a table."
+            "the path of a table to --selection."
         )
     return with_overrides(config, quoted("train_student.selection", str(path)))
 
 
 def parse_range(text: str) -> range:
-    """``FIRST:STOP`` as a range; ConfigError if it is none."""
+    """Read ``FIRST:STOP`` as a range; ConfigError if it is not one."""
     first, colon, stop = text.partition(":")
     if not (colon and first.isdigit() and stop.isdigit() and int(first) < int(stop)):
         raise ConfigError(
-            f"--shard-range {text} is no range (expected FIRST:STOP, for example 0:16). "
-            "`heartcut cache estimate` tells how many shards there are."
+            f"--shard-range {text} is not a range (expected FIRST:STOP, for example 0:16). "
+            "`heartcut cache estimate` prints the number of shards."
         )
     return range(int(first), int(stop))
 
 
 def _one_line(message: str) -> str:
-    """``message`` without what would move the cursor: names in it may be anything."""
+    """Escape what would move the cursor: names in a message may be anything."""
     return message if message.isprintable() else repr(message)[1:-1]
 
 
 @contextmanager
 def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> Iterator[None]:
-    """Show a user's mistake or an interrupt as one line; let bugs keep their traceback.
+    """Print a user's mistake or an interrupt as one line; bugs keep their traceback.
 
     ``codes`` are exit codes for some errors and those derived from them; 1 for all others.
     """
     try:
         yield
     except KeyboardInterrupt as error:  # here, because typer would exit without a word
-        tell_interrupt()
+        report_interrupt()
         raise typer.Exit(code=INTERRUPTED) from error
     except Terminated as error:
-        tell(str(error))
+        report_end(str(error))
         raise typer.Exit(code=TERMINATED) from error
     except PeerLost as error:
         if LAUNCHED not in os.environ:
-            tell(f"error: {error}", patience=_CAUSE_COMES_FIRST)
+            report_end(f"error: {error}", patience=_CAUSE_COMES_FIRST)
         raise typer.Exit(code=PEER_LOST) from error
     except PipelineError as error:
-        tell(f"error: {_one_line(str(error))}")
+        report_end(f"error: {_one_line(remedies.complete(str(error)))}")
         known = [(codes or {}).get(kind) for kind in type(error).__mro__]
         raise typer.Exit(code=next(filter(None, known), FAILED)) from error
     except OSError as error:
@@ -174,5 +193,5 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
             raise
         where = error.filename or "the workspace"
         what, remedy = _FOR_THE_USER[error.errno]
-        tell(f"error: {where} {what}: {os.strerror(error.errno)}. {remedy}")
+        report_end(f"error: {where} {what}: {os.strerror(error.errno)}. {remedy}")
         raise typer.Exit(code=FAILED) from error

@@ -1,11 +1,14 @@
-"""methods: the catalogue of distillation, for people and for machines."""
+"""methods: the catalogue of distillation, as a table or as JSON."""
 
 import json
 from dataclasses import asdict
+from typing import Final, get_args
 
-from pipeline.methods.catalogue import METHODS, Method
+from pipeline.methods.catalogue import METHODS, Method, Strategy
 from stages.text import text_table
 
+STRATEGIES: Final[tuple[str, ...]] = get_args(Strategy)
+"""Values of `select.strategy`."""
 _HEADER = (
     "method",
     "distils",
@@ -18,35 +21,35 @@ _HEADER = (
 
 
 def as_text() -> str:
-    """A table, and what each method does, one line each."""
+    """Print a table, and one line for each method."""
     rows = [_HEADER, *(_cells(method) for method in METHODS.values())]
-    told = [f"{method.name}: {_described(method)}" for method in METHODS.values()]
+    described = [f"{method.name}: {_described(method)}" for method in METHODS.values()]
     return "\n".join(
         [
             text_table(rows),
             "",
-            *told,
+            *described,
             "",
-            "Choose one with `train_student.method`. Every one of them takes revised labels, a "
+            "Choose one with `train_student.method`. Every method works with revised labels, a "
             "selection and views.",
-            "Methods of features take revised labels too where lambda_kd is above 0.",
+            "A method of features uses revised labels only where lambda_kd is above 0.",
         ]
     )
 
 
 def as_json() -> str:
-    """The catalogue as a JSON list."""
+    """Print the catalogue as a JSON list."""
     return json.dumps([asdict(method) for method in METHODS.values()], indent=1)
 
 
 def _described(method: Method) -> str:
-    """What a method does, what it is set by, what it refuses."""
-    told = f"{method.title}. {method.description}"
+    """Describe what a method does, its settings, and why it cannot use a top-k cache."""
+    text = f"{method.title}. {method.description}"
     if method.settings:
-        told += f" Settings: [train_student.{method.name}] {', '.join(method.settings)}."
+        text += f" Settings: [train_student.{method.name}] {', '.join(method.settings)}."
     if method.sparse:
-        told += f" No top-k cache: {method.sparse}."
-    return told
+        text += f" No top-k cache: {method.sparse}."
+    return text
 
 
 def _sparse(method: Method) -> str:

@@ -1,6 +1,11 @@
 """Numbers and tables as text: per cent, differences, durations, counts, columns."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Final
+
+_LEAST_NAME: Final = 12
+"""Columns that wrapped names have at least."""
 
 
 def percent(share: float | None, *, digits: int = 2) -> str:
@@ -9,12 +14,13 @@ def percent(share: float | None, *, digits: int = 2) -> str:
 
 
 def percent_over_seeds(
-    mean: float | None, std: float | None, *, unit: str = " %", unknown: str = "-"
+    mean: float | None, std: float | None, *, unit: str = " %", unknown: str = "-", digits: int = 2
 ) -> str:
     """Mean and standard deviation of a share in per cent; of one seed the mean alone."""
     if mean is None:
         return unknown
-    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}") + unit
+    deviation = "" if std is None else f" ± {100 * std:.{digits}f}"
+    return f"{100 * mean:.{digits}f}{deviation}{unit}"
 
 
 def percentage_points(mean: float, low: float | None, high: float | None) -> str:
@@ -43,9 +49,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as columns two spaces apart."""
+def text_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
+    """Rows as columns two spaces apart.
+
+    Within ``width`` columns, long names in the first column continue in the next line.
+    """
+    if width is not None:
+        rows = list(_wrapped(rows, width))
     return "\n".join("  ".join(cells).rstrip() for cells in _padded(rows))
+
+
+def _wrapped(rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str]]:
+    room = max(width - sum(other + 2 for other in _widths(rows)[1:]), _LEAST_NAME)
+    for name, *others in rows:
+        first, *more = textwrap.wrap(name, room, subsequent_indent="  ") or [""]
+        yield first, *others
+        yield from ((part, *("" for _ in others)) for part in more)
 
 
 def markdown_table(rows: Sequence[Sequence[str]], *, aligned: bool = True) -> str:

@@ -170,9 +170,23 @@ class Students:
             self.training_seconds += run.result.cost.seconds
         return run
 
+    def train_teacher(self, config: Config) -> None:
+        """Train the teacher, unless the configuration has a checkpoint."""
+        from stages import train_teacher
+
+        if config.cache_teacher.checkpoint is None:
+            settings = config.model_dump_json(include=_OF_A_CACHE)
+            self._once(
+                f"teacher {settings}", lambda: train_teacher.execute(config, ranks=self._ranks)
+            )
+
     def cache_teacher(self, config: Config) -> None:
-        """Train the teacher where there is no checkpoint, and cache its outputs."""
-        self._run_teacher(config, caches=True)
+        """Cache the teacher's outputs; train the teacher first where there is no checkpoint."""
+        from stages import cache_teacher
+
+        self.train_teacher(config)
+        settings = config.model_dump_json(include=_OF_A_CACHE)
+        self._once(f"cache {settings}", lambda: cache_teacher.execute(config, ranks=self._ranks))
 
     def _teach(self, config: Config) -> None:
         """Make the cache and the selection, if the student needs them."""
@@ -184,22 +198,13 @@ class Students:
         needs_cache = config.select.cache is None and (
             student.selection is None or student.needs_features
         )
-        if needs_cache or student.online:
-            self._run_teacher(config, caches=needs_cache)
+        if needs_cache:
+            self.cache_teacher(config)
+        elif student.online:
+            self.train_teacher(config)
         if student.selection is None:
             settings = config.model_dump_json(include={*_OF_A_CACHE, "select"})
             self._once(settings, lambda: select.execute(config, ranks=self._ranks))
-
-    def _run_teacher(self, config: Config, *, caches: bool) -> None:
-        from stages import cache_teacher, train_teacher
-
-        def make() -> None:
-            if config.cache_teacher.checkpoint is None:
-                train_teacher.execute(config, ranks=self._ranks)
-            if caches:
-                cache_teacher.execute(config, ranks=self._ranks)
-
-        self._once(f"{config.model_dump_json(include=_OF_A_CACHE)} {caches}", make)
 
     def _once(self, settings: str, make: Callable[[], object]) -> None:
         if settings not in self._tried:

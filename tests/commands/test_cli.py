@@ -67,7 +67,7 @@ def refused(command: str, file: Path, config: Config, *overrides: str) -> str:
 @pytest.mark.parametrize(
     "moment", ["typer.core.TyperGroup.parse_args", "logging.basicConfig", "cli.load"]
 )
-def test_an_interrupt_is_told_however_early_it_comes(tiny_toml, monkeypatch, moment):
+def test_an_interrupt_is_reported_however_early_it_comes(tiny_toml, monkeypatch, moment):
     """While the line is read, before the command is found, and in the command."""
 
     def interrupted(*_: object, **__: object) -> None:
@@ -76,7 +76,7 @@ def test_an_interrupt_is_told_however_early_it_comes(tiny_toml, monkeypatch, mom
     monkeypatch.setattr(moment, interrupted)
     done = heartcut("train-teacher", tiny_toml)
     assert (done.code, done.out) == (130, "")
-    assert done.err == "interrupted: nothing half-written was left under a final name\n"
+    assert done.err == "interrupted: run the same command to resume\n"
 
 
 @pytest.mark.parametrize(

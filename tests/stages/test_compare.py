@@ -40,7 +40,7 @@ def test_a_failing_run_stops_the_comparison_with_its_own_error(digits_copy, monk
     trained = []
 
     def train(config: Config, **options: object) -> Run:
-        assert options == {"ranks": ALONE, "log_result": True}
+        assert options == {"ranks": ALONE, "log_result": False}
         trained.append((config.train_student.lr, config.train_student.seed))
         if trained[-1] == (0.1, 1):
             raise PipelineError("a mistake was made")

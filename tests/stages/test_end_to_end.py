@@ -24,7 +24,7 @@ from tests.support.workspaces import linked_copy, snapshot, unfinished
 STAGES = ("prepare", "train-teacher", "cache-teacher", "select", "train-student")
 MADE_IN = dict(zip(STAGES, ("", "runs", "caches", "selections", "runs"), strict=True))
 """Folder of the workspace in which a stage publishes."""
-INTERRUPTED = "interrupted: nothing half-written was left under a final name\n"
+INTERRUPTED = "interrupted: run the same command to resume\n"
 
 
 def options_of(config: Config, *overrides: str) -> list[str]:
@@ -181,16 +181,35 @@ def test_compare_prints_every_variant_with_its_seeds(digits_copy, tiny_toml, tmp
     done = heartcut("compare", file, *options_of(digits_copy))
     lines = done.out.splitlines()
     assert done.code == 0
-    assert lines[0].startswith("| variant   | seeds | test ")
-    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["plain", "all of it"]
-    assert all(line.split("|")[2].strip() == "2" for line in lines[2:4])
-    assert all("±" in line for line in lines[2:4])
-    assert (lines[2].split("|")[7].strip(), lines[3].split("|")[7].strip()) == ("0.0 %", "100.0 %")
-    assert lines[-1].startswith("teacher: resnet8a of teacher-s0-")
+    assert [line.split() for line in lines[:2]] == [
+        ["test", "minus"],
+        ["student", "seeds", "accuracy", "no", "teacher"],
+    ]
+    assert [line.split("  ")[0] for line in lines[2:4]] == ["plain", "all of it"]
+    assert all(re.search(r"  2 +\d+\.\d ± \d+\.\d  ", line) for line in lines[2:4])
+    assert lines[2].endswith("  -")
+    assert re.search(r"  [+-]\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]$", lines[3])
+    assert lines[-2].startswith("Teacher: resnet8a of teacher-s0-")
+    assert all(len(line) <= 80 for line in lines[:-1])
     again = heartcut("compare", file, *options_of(digits_copy), quiet=False)
     assert again.out == done.out
-    told = [line for line in again.err.splitlines() if "/selections/" in line]
-    assert len(told) == len(set(told)) == 2, "soft labels and selection, once for both seeds"
+    shown = [line for line in again.err.splitlines() if "/selections/" in line]
+    assert len(shown) == len(set(shown)) == 2, "soft labels and selection, once for both seeds"
+    steps = [line for line in again.err.splitlines() if line.startswith("[")]
+    assert steps == [
+        "[1/5] prepare",
+        "[2/5] train-teacher",
+        "[3/5] cache-teacher",
+        "[4/5] plain: students 1 to 2 of 4",
+        "[5/5] all of it: students 3 to 4 of 4",
+    ]
+    students = re.findall(r"^student (\d) of 4: (.*?), seed (\d): test accuracy", again.err, re.M)
+    assert students == [
+        ("1", "plain", "0"),
+        ("2", "plain", "1"),
+        ("3", "all of it", "0"),
+        ("4", "all of it", "1"),
+    ]
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ NUM_VIEWS, NUM_SAMPLES, SHARD_ROWS = 2, 5, 2
 NUM_WORKERS = 3
 NUM_KILLS = {1: 26, NUM_WORKERS: 24}
 """Fifty in all, by the number of workers at once: a command needs seconds until its first shard."""
-INTERRUPTED = "interrupted: nothing half-written was left under a final name"
+INTERRUPTED = "interrupted: run the same command to resume"
 
 
 SHARED_MEMORY = Path("/dev/shm")
