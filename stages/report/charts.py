@@ -1,144 +1,157 @@
-"""The charts of a report: what is drawn, of which runs."""
+"""The charts of accuracy, training and influence."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from pipeline.artefacts.dataset import Dataset
-from pipeline.artefacts.records import printable
 from pipeline.artefacts.run import METRICS, Run, read_metrics
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.tables import flags
 from pipeline.errors import ArtefactMismatch
-from pipeline.methods.metrics import Reliability, reliability
-from pipeline.runtime.progress import progress
-from stages.report.page import Chart, ReportSection
+from stages.report.noise import Gain, gain_over, mean_accuracy
+from stages.report.page import Chart, Key, ReportSection
 from stages.report.samples import SCORE
+from stages.report.subjects import TEACHER, Subjects
 from stages.report.svg_charts import (
+    ALARM,
+    QUIET,
+    TEACHER_LOOK,
     Curve,
-    class_chart,
+    Dots,
+    Look,
+    dot_chart,
     histogram_chart,
     line_chart,
-    reliability_chart,
 )
-from stages.report.teacher import Answers
+from stages.report.verdict import NO_TEACHER
 from stages.run_groups import Group
-from stages.training.predictions import open_predictions
-
-MOST_GROUPS = 7
-"""Lines that a chart has room for."""
-_MOST_CLASSES = 30
-
-TestFrames = dict[str, pd.DataFrame]
-"""Predictions on the test images by group, of all its runs."""
 
 
-def drawn(groups: Sequence[Group], compared: Sequence[Group]) -> list[Group]:
-    """The groups that charts show: all, or those compared with and the best on held-out images."""
-    if len(groups) <= MOST_GROUPS:
-        return list(groups)
-
-    def held_out(group: Group) -> float:
-        return float(np.mean(list(group.by_seed("held_out_accuracy_mean_of_last").values())))
-
-    others = sorted((g for g in groups if g not in compared), key=held_out, reverse=True)
-    kept = [*compared, *others[: max(0, MOST_GROUPS - len(compared))]]
-    return [group for group in groups if group in kept]
+def accuracy_charts(subjects: Subjects) -> tuple[Chart, ...]:
+    """Test accuracy of everyone, seed by seed, and the gain over no teacher."""
+    if len(subjects.drawn) < 2 and subjects.teacher_accuracy is None:
+        return ()
+    charts = [_accuracies(subjects)]
+    if subjects.untaught is not None and len(subjects.drawn) > 1:
+        charts.append(_gains(subjects, subjects.untaught))
+    return tuple(charts)
 
 
-def on_test(groups: Sequence[Group], dataset: Dataset) -> TestFrames:
-    """What every student says of the test images; made where a run has not kept it."""
-    total = sum(len(group.runs) for group in groups)
-    frames = {}
-    with progress("read predictions", total=total, unit="runs") as bar:
-        for group in groups:
-            parts = []
-            for run in group.runs:
-                parts.append(open_predictions(run, dataset).of("test"))
-                bar.advance(1)
-            frames[group.name] = pd.concat(parts)
-    return frames
+def _accuracies(subjects: Subjects) -> Chart:
+    rows = [
+        Dots(
+            name=group.name,
+            values=[100 * value for value in group.by_seed("test_accuracy").values()],
+            mean=100 * mean_accuracy(group),
+            look=subjects.looks[group.name],
+        )
+        for group in subjects.drawn
+    ]
+    if subjects.teacher_accuracy is not None:
+        accuracy = 100 * subjects.teacher_accuracy
+        rows.append(Dots(name=TEACHER, values=(), mean=accuracy, look=TEACHER_LOOK))
+    return Chart(
+        title="Test accuracy",
+        svg=dot_chart(rows, x="test accuracy, %"),
+        note="A dot for each seed, a bar for their mean.",
+    )
 
 
-def training_section(groups: Sequence[Group], *, num_groups: int) -> ReportSection:
+def _gains(subjects: Subjects, reference: Group) -> Chart:
+    rows = [
+        _gain_row(gain_over(group, reference, num_test=subjects.num_test), group, subjects)
+        for group in subjects.drawn
+        if group is not reference
+    ]
+    return Chart(
+        title=f"Gain over {NO_TEACHER}",
+        svg=dot_chart(rows, x=f"points above {NO_TEACHER}", zero=True),
+        note="Mean difference in test accuracy, with its 95 % interval. An interval that crosses "
+        "zero is within noise.",
+    )
+
+
+def _gain_row(gain: Gain, group: Group, subjects: Subjects) -> Dots:
+    return Dots(
+        name=group.name,
+        values=(),
+        mean=100 * gain.mean,
+        low=100 * gain.low,
+        high=100 * gain.high,
+        look=subjects.looks[group.name],
+    )
+
+
+def training_section(subjects: Subjects) -> ReportSection:
     """Accuracy against time and epochs, and the loss."""
-    metrics = {group.name: _metrics(group) for group in groups}
+    metrics = {group.name: _metrics(group) for group in subjects.drawn}
+
+    def lines(x: tuple[str, str], y: tuple[str, str], *, title: str, note: str) -> Chart:
+        """One column of the metrics against another, each with its name for people."""
+        curves = [
+            _curve(own, x[0], y[0], name=name, look=subjects.looks[name])
+            for name, own in metrics.items()
+        ]
+        percent = y[0].endswith("accuracy")
+        drawn = line_chart(curves, x=x[1], y=y[1], percent=percent, on_page=True)
+        return Chart(title=title, svg=drawn, note=note, legend=legend_of(subjects, metrics))
+
+    accuracy = ("held_out_accuracy", "held-out accuracy")
     return ReportSection(
         title="Training",
-        intro=_left_out(len(groups), num_groups),
+        intro=left_out(subjects),
         charts=(
-            _lines(
-                metrics,
+            lines(
                 ("time", "seconds of training"),
-                ("held_out_accuracy", "held-out accuracy"),
-                title="Accuracy against training time",
-                note="Seconds of training alone, after every epoch; mean over seeds.",
+                accuracy,
+                title="Accuracy against time",
+                note="After every epoch, without evaluation time; mean over seeds.",
             ),
-            _lines(
-                metrics,
+            lines(
                 ("epoch", "epochs"),
-                ("held_out_accuracy", "held-out accuracy"),
+                accuracy,
                 title="Accuracy against epochs",
-                note="Mean over seeds; the band reaches from the least to the greatest.",
+                note="Mean over seeds; the band spans the seeds.",
             ),
-            _lines(
-                metrics,
+            lines(
                 ("epoch", "epochs"),
                 ("training_loss", "loss"),
                 title="Training loss",
-                note="Losses of different methods are sums of different terms.",
+                note="Methods minimise different losses: compare shapes, not heights.",
             ),
         ),
     )
 
 
-def answers_section(
-    frames: TestFrames,
-    teacher: Answers | None,
-    table: SelectionTable | None,
-    class_names: Sequence[str],
-    *,
-    num_groups: int,
-) -> ReportSection:
-    """How sure everyone is, and of which classes."""
-    charts = (_reliability(frames, teacher, table), _classes(frames, teacher, class_names))
-    return ReportSection(title="Answers", intro=_left_out(len(frames), num_groups), charts=charts)
+def legend_of(subjects: Subjects, names: Mapping[str, object] | Sequence[str]) -> tuple[Key, ...]:
+    """Entries of the students that a chart shows."""
+    return tuple(Key(name=name, colour=subjects.colour_of(name)) for name in names)
 
 
 def influence_chart(table: SelectionTable) -> Chart | None:
-    """The scores of the rows that the teacher gets right, and of those that it gets wrong."""
+    """Scores of the samples that the teacher gets right, and of those that it gets wrong."""
     frame = table.frame[table.frame[SCORE].notna()]
     if frame.empty:
         return None
     right = flags(frame["teacher_correct"])
     values = frame[SCORE].to_numpy(dtype=np.float64)
-    parts = [("teacher right", values[right]), ("teacher wrong", values[~right])]
+    parts = [
+        ("teacher right", Look(colour=QUIET), values[right]),
+        ("teacher wrong", Look(colour=ALARM), values[~right]),
+    ]
+    shown = [(name, look, own) for name, look, own in parts if len(own)]
     return Chart(
-        title="Influence",
-        svg=histogram_chart([part for part in parts if len(part[1])], x=SCORE),
-        note="Predicted change of the held-out loss if the sample lost its soft label: positive = "
-        "distil it. The extreme thousandths are put at the edges.",
+        title="Influence scores",
+        svg=histogram_chart([(look, own) for _, look, own in shown], x=SCORE),
+        note="Right of zero, the soft label is estimated to help. The extreme thousandths are "
+        "drawn at the edges.",
+        legend=tuple(Key(name=name, colour=look.colour) for name, look, _ in shown),
     )
 
 
-def _lines(
-    metrics: Mapping[str, Sequence[pd.DataFrame]],
-    x: tuple[str, str],
-    y: tuple[str, str],
-    *,
-    title: str,
-    note: str,
-) -> Chart:
-    """One column of the metrics against another, each with its name for people."""
-    curves = [_curve(name, own, x[0], y[0]) for name, own in metrics.items()]
-    svg = line_chart(curves, x=x[1], y=y[1], percent=y[0].endswith("accuracy"))
-    return Chart(title=title, svg=svg, note=note)
-
-
 def _metrics(group: Group) -> list[pd.DataFrame]:
-    """Of all runs, which have as many epochs.
+    """Metrics of all runs, which have the same number of epochs.
 
     Raises:
         ArtefactMismatch: if one has fewer: the settings are the same.
@@ -159,7 +172,7 @@ def _of_run(run: Run) -> pd.DataFrame:
     return frame.assign(time=frame["seconds"].cumsum())
 
 
-def _curve(name: str, runs: Sequence[pd.DataFrame], x: str, y: str) -> Curve:
+def _curve(runs: Sequence[pd.DataFrame], x: str, y: str, *, name: str, look: Look) -> Curve:
     """The mean over runs, epoch by epoch."""
     values = np.stack([run[y].to_numpy(dtype=np.float64) for run in runs])
     places = np.stack([run[x].to_numpy(dtype=np.float64) for run in runs])
@@ -170,66 +183,16 @@ def _curve(name: str, runs: Sequence[pd.DataFrame], x: str, y: str) -> Curve:
         y=values.mean(axis=0),
         low=values.min(axis=0) if several else None,
         high=values.max(axis=0) if several else None,
+        look=look,
     )
 
 
-def _reliability(
-    frames: TestFrames, teacher: Answers | None, table: SelectionTable | None
-) -> Chart:
-    found: list[tuple[str, Reliability]] = []
-    if teacher is not None:
-        correct = teacher.predicted == teacher.labels
-        found.append(("teacher", reliability(teacher.confidence, correct)))
-    elif table is not None:
-        held_out = table.frame[flags(table.frame["held_out"]) & table.frame["p_max"].notna()]
-        confidence = held_out["p_max"].to_numpy(dtype=np.float64)
-        if len(held_out):
-            correct = flags(held_out["teacher_correct"])
-            found.append(("teacher, held out", reliability(confidence, correct)))
-    for name, frame in frames.items():
-        correct = (frame["predicted"] == frame["label"]).to_numpy()
-        found.append((name, reliability(frame["confidence"].to_numpy(), correct)))
-    return Chart(
-        title="Calibration",
-        svg=reliability_chart(found),
-        note="On the test images, all seeds together. Below the diagonal is too sure. The error is "
-        "the expected calibration error over 15 bins.",
-    )
-
-
-def _classes(frames: TestFrames, teacher: Answers | None, class_names: Sequence[str]) -> Chart:
-    shares: list[tuple[str, NDArray[np.float64]]] = []
-    num = len(class_names)
-    if teacher is not None:
-        right = teacher.predicted == teacher.labels
-        shares.append(("teacher", _by_class(teacher.labels, right, num)))
-    for name, frame in frames.items():
-        right = (frame["predicted"] == frame["label"]).to_numpy(dtype=bool)
-        shares.append((name, _by_class(frame["label"].to_numpy(), right, num)))
-    classes, told = np.arange(num), "Every class on the test images, all seeds together."
-    if num > _MOST_CLASSES:
-        first, last = shares[0][1], shares[-1][1]
-        classes = np.sort(np.argsort(-np.abs(last - first), kind="stable")[:_MOST_CLASSES])
-        told = f"The {_MOST_CLASSES} of {num:,} classes that differ most between first and last."
-    names = [printable(class_names[int(number)]) for number in classes]
-    return Chart(
-        title="Accuracy by class",
-        svg=class_chart(names, [(name, values[classes]) for name, values in shares]),
-        note=told,
-    )
-
-
-def _by_class(
-    labels: NDArray[np.integer], right: NDArray[np.bool_], num_classes: int
-) -> NDArray[np.float64]:
-    counts = np.bincount(labels, minlength=num_classes)
-    return np.bincount(labels, right, num_classes) / np.maximum(counts, 1)
-
-
-def _left_out(drawn_groups: int, num_groups: int) -> str:
-    if drawn_groups == num_groups:
+def left_out(subjects: Subjects) -> str:
+    """The choice of students that charts show, where there are too many."""
+    shown, total = len(subjects.drawn), len(subjects.groups)
+    if shown == total:
         return ""
     return (
-        f"{drawn_groups} of {num_groups} students are drawn: those that others are compared with, "
-        "and the best on held-out images."
+        f"Charts show {shown} of {total} students: the best, those that others are compared with, "
+        "and those with the highest held-out accuracy."
     )

@@ -23,7 +23,7 @@ from pipeline.provenance import Json
 from stages.report.teacher import TeacherFacts
 
 _BARS = 3
-"""Classes shown of a distribution, beside the label."""
+"""Classes of a distribution that are shown, in addition to the label."""
 SCORE = "dloss_undistill"
 SORTS: list[Json] = [
     ["influence", "influence"],
@@ -34,24 +34,24 @@ SORTS: list[Json] = [
 ]
 _LARGEST_SIDE = 96
 _LOSSLESS_SIDE = 40
-"""Smaller images are told apart by single pixels, and cost little as PNG."""
+"""In smaller images every pixel matters, and PNG costs little."""
 _QUALITY = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A question to the table: whose samples, in which order, and how many there are in all."""
+    """A choice of samples: its order, and how many there are in all."""
 
     name: str
     meaning: str
     """After the number of all of them."""
     order: NDArray[np.int64]
-    """Sample indices, the most telling first."""
+    """Sample indices, the most relevant first."""
     total: int
 
 
 def presets(table: SelectionTable, *, most: int) -> list[Preset]:
-    """What people look for; of each preset at most its share of ``most`` samples."""
+    """The samples worth a look; of each preset at most its share of ``most`` samples."""
     frame = table.frame[~flags(table.frame["held_out"]) & (table.frame["teacher_class"] >= 0)]
     found = list(_questions(frame))
     shares = [len(part) for part in np.array_split(np.arange(most), max(len(found), 1))]
@@ -64,20 +64,28 @@ def presets(table: SelectionTable, *, most: int) -> list[Preset]:
 def _questions(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     wrong = frame[~flags(frame["teacher_correct"])]
     wrong = wrong.sort_values("p_max", ascending=False, kind="stable")
-    yield "Teacher wrong", "training rows that the teacher gets wrong", wrong
+    yield "Teacher wrong", "training samples that the teacher gets wrong", wrong
     scored = frame[frame[SCORE].notna()].sort_values(SCORE, ascending=False, kind="stable")
     if len(scored):
-        yield "Most helpful", "rows whose soft label helps", scored[scored[SCORE] > 0]
+        yield (
+            "Most helpful",
+            "samples whose soft label is estimated to help",
+            scored[scored[SCORE] > 0],
+        )
         harmful = scored[::-1]
-        yield "Most harmful", "rows whose soft label harms", harmful[harmful[SCORE] < 0]
+        yield (
+            "Most harmful",
+            "samples whose soft label is estimated to harm",
+            harmful[harmful[SCORE] < 0],
+        )
     issues = frame[flags(frame["label_issue"])]
     if len(issues):
         issues = issues.sort_values("p_refit", kind="stable")
-        yield "Likely label errors", "labels that are probably wrong", issues
+        yield "Likely label errors", "samples whose label is probably wrong", issues
     dropped = frame[(frame["rank"] >= 0) & ~flags(frame["selected"])]
     if len(dropped):
         dropped = dropped.sort_values("rank", ascending=False, kind="stable")
-        yield "Dropped", "rows that are not distilled", dropped
+        yield "Not distilled", "samples that are not distilled", dropped
 
 
 def explorer(
@@ -88,7 +96,7 @@ def explorer(
     *,
     most: int,
 ) -> dict[str, Json] | None:
-    """What the page's script shows, with at most ``most`` samples; None: there is none to show."""
+    """Data for the page's script, with at most ``most`` samples; None: there is none to show."""
     questions = presets(table, most=most)
     rows = np.unique(np.concatenate([preset.order for preset in questions]))
     if not len(rows):
@@ -136,7 +144,7 @@ def _pictures(dataset: Dataset, soft: SoftLabels | None, rows: NDArray[np.int64]
 
 
 def _revised(soft: SoftLabels, rows: NDArray[np.int64]) -> torch.Tensor:
-    """What students are taught, the mean over the views, (n, C)."""
+    """Labels that students learn, the mean over the views, (n, C)."""
     total = torch.zeros(len(rows), soft.num_classes)
     views = soft.views()
     for view in views:
@@ -156,9 +164,9 @@ def _sample(
     label = int(row["label"])
     if teacher is None:
         by_class = {int(row["teacher_class"]): row["p_max"], label: row["p_target"]}
-        told: list[Json] = [[klass, float(p)] for klass, p in by_class.items() if not np.isnan(p)]
+        shares: list[Json] = [[klass, float(p)] for klass, p in by_class.items() if not np.isnan(p)]
     else:
-        told = _top(teacher, label)
+        shares = _top(teacher, label)
     return {
         "index": int(row["sample_index"]),
         "key": str(row["sample_key"])[:12],
@@ -167,7 +175,7 @@ def _sample(
         "right": right,
         "selected": bool(row["selected"]) if row["rank"] >= 0 else None,
         "issue": None if pd.isna(row["label_issue"]) else bool(row["label_issue"]),
-        "teacher": told,
+        "teacher": shares,
         "revised": [] if revised is None else _top(revised, label),
         "beta": _known(row["beta"]),
         "p_target": _known(row["p_target"]),

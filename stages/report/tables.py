@@ -1,160 +1,217 @@
-"""The numbers of a report: who is how good, by how much, and what it cost."""
+"""The table of students: accuracies over seeds, and differences between equal seeds."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 
-from pipeline.artefacts.run import Run
 from pipeline.methods.paired_differences import paired_difference, spread
-from stages.report.page import ReportSection, Table
+from stages.report.download import as_csv
+from stages.report.noise import (
+    Gain,
+    binomial_gain,
+    detectable_points,
+    gain_over,
+    mean_accuracy,
+    seconds_text,
+)
+from stages.report.page import Cell, Folded, ReportSection, Row, Table
+from stages.report.subjects import TEACHER, Subjects
 from stages.report.teacher import TeacherFacts
-from stages.run_groups import Group, soft_labels_of
-from stages.text import duration, percent, percent_over_seeds, percentage_points
+from stages.report.verdict import mean_seconds, parameters_text
+from stages.run_groups import Group
+from stages.text import counted, percent, percent_over_seeds, percentage_points
 
-_ACCURACIES = {
-    "test": "test_accuracy",
-    "held out, last": "held_out_accuracy_last",
-    "best": "held_out_accuracy_best",
-    "mean of last": "held_out_accuracy_mean_of_last",
-}
+_UNKNOWN = Cell(text="-", tone="quiet")
 
 
-def references(groups: Sequence[Group], wanted: Sequence[str]) -> list[Group]:
-    """What the others are compared with: the wanted ones, or plain training and distillation
-    without revision and selection, as far as they are there.
-
-    Raises:
-        KeyError: if there is none of that name.
-    """
-    if wanted:
-        by_name = {group.name: group for group in groups}
-        return [by_name[name] for name in wanted]
-    found = [next((group for group in groups if group.is_plain), None)]
-    found.append(next((group for group in groups if _is_vanilla(group)), None))
-    return [group for group in found if group is not None]
-
-
-def _is_vanilla(group: Group) -> bool:
-    run = group.runs[0]
-    labels = soft_labels_of(run)
-    is_all = run.result.num_distilled == run.result.num_training_samples
-    return (
-        labels is not None
-        and labels.identity.revision == "none"
-        and labels.identity.repair is None
-        and is_all
-        and not run.result.online
-    )
-
-
-def comparison_section(groups: Sequence[Group], compared: Sequence[Group]) -> ReportSection:
+def comparison_section(subjects: Subjects) -> ReportSection:
     """Accuracies over seeds, and differences between equal seeds."""
-    epochs = {run.result.mean_of_last for group in groups for run in group.runs}
-    last = f" {epochs.pop()}" if len(epochs) == 1 else ""
-    header = (
-        "student",
-        "n",
-        *(f"{name}{last}" if name == "mean of last" else name for name in _ACCURACIES),
-        *(f"test, minus {group.name}" for group in compared),
-        "agrees with teacher",
-        "test loss",
-        "calibration error",
-        "distilled",
+    table = Table(
+        header=(
+            "student",
+            "seeds",
+            "test",
+            *(f"test, minus {group.name}" for group in subjects.compared),
+            f"held out, {_mean_of_last(subjects.groups)}",
+            "agrees with teacher",
+            "calibration error",
+        ),
+        rows=[*(_row(group, subjects) for group in subjects.groups), *_teacher_rows(subjects)],
+        note=_note(subjects),
+        csv=as_csv(subjects),
     )
+    best = {
+        2: _best(subjects, "test_accuracy", max),
+        3 + len(subjects.compared): _best(subjects, "held_out_accuracy_mean_of_last", max),
+        5 + len(subjects.compared): _best(subjects, "test_calibration_error", min),
+    }
     return ReportSection(
         title="Students",
-        intro="Accuracies in per cent, mean and standard deviation over seeds. The test images are "
-        "opened once, after the last epoch; choose by the held-out columns. A difference is taken "
-        "between runs of the same seed; in brackets its 95 % interval by Student's t.",
-        tables=(
-            Table(
-                header=header,
-                rows=[_row(group, compared) for group in groups],
-                note="Differences between single runs under 0.3 points are noise: what repeated "
-                "trainings differ by is in the column of the mean.",
-            ),
-        ),
+        intro="Accuracies in per cent: mean and standard deviation over seeds. A difference is "
+        "taken between runs of the same seed, with its 95 % interval in brackets. The best value "
+        "of a column is bold. To choose a student, use the held-out column: the test images are "
+        "for the final measurement.",
+        tables=(_marked(table, best),),
+        folded=(Folded(title="All measurements", tables=(_measurements(subjects),)),),
     )
 
 
-def _row(group: Group, compared: Sequence[Group]) -> tuple[str, ...]:
-    results = [run.result for run in group.runs]
-    agreements = [r.teacher_agreement_test for r in results if r.teacher_agreement_test is not None]
+def _mean_of_last(groups: Sequence[Group]) -> str:
+    epochs = {run.result.mean_of_last for group in groups for run in group.runs}
+    return f"mean of last {epochs.pop()}" if len(epochs) == 1 else "mean of last"
+
+
+def _note(subjects: Subjects) -> str:
+    points = detectable_points(mean_accuracy(subjects.best), num_test=subjects.num_test)
     return (
-        group.name,
-        str(len(results)),
-        *(_percent(group.by_seed(field).values()) for field in _ACCURACIES.values()),
-        *(_difference(group, reference) for reference in compared),
-        _percent(agreements),
-        f"{fmean(r.test_loss for r in results):.3f}",
-        f"{fmean(r.test_calibration_error for r in results):.3f}",
-        percent(fmean(r.num_distilled / r.num_training_samples for r in results), digits=1),
+        f"On {counted(subjects.num_test, 'test image')}, two single runs near the best accuracy "
+        f"differ by up to {points:.1f} points by chance (binomial error, 95 %). A difference over "
+        "several seeds is clear if its interval excludes zero."
     )
 
 
-def _percent(shares: Iterable[float]) -> str:
-    found = spread(shares)
-    return percent_over_seeds(found.mean, found.std, unit="", unknown="not known")
+def _row(group: Group, subjects: Subjects) -> Row:
+    results = [run.result for run in group.runs]
+    cells = (
+        Cell(text=str(len(results))),
+        _shares(group, "test_accuracy"),
+        *(_difference(group, reference, subjects) for reference in subjects.compared),
+        _shares(group, "held_out_accuracy_mean_of_last"),
+        _over_seeds(r.teacher_agreement_test for r in results),
+        Cell(text=f"{fmean(r.test_calibration_error for r in results):.3f}"),
+    )
+    return Row(name=group.name, cells=cells, colour=subjects.colour_of(group.name))
 
 
-def _difference(group: Group, reference: Group) -> str:
+def _teacher_rows(subjects: Subjects) -> Iterator[Row]:
+    """The teacher, where its accuracy is known."""
+    teacher, answers = subjects.teacher, subjects.answers
+    if teacher is None:
+        return
+    cells = (
+        _UNKNOWN,
+        _percent(subjects.teacher_accuracy),
+        *(_teacher_difference(subjects, reference) for reference in subjects.compared),
+        _percent(teacher.held_out_accuracy),
+        _UNKNOWN,
+        _UNKNOWN if answers is None else Cell(text=f"{answers.calibration_error:.3f}"),
+    )
+    yield Row(name=TEACHER, cells=cells, colour=subjects.teacher_colour)
+
+
+def _percent(share: float | None) -> Cell:
+    return _UNKNOWN if share is None else Cell(text=f"{100 * share:.2f}")
+
+
+def _teacher_difference(subjects: Subjects, reference: Group) -> Cell:
+    if subjects.teacher_accuracy is None:
+        return _UNKNOWN
+    accuracy = mean_accuracy(reference)
+    gain = binomial_gain(subjects.teacher_accuracy, accuracy, num_test=subjects.num_test)
+    return replace(_judged(gain), text=percentage_points(gain.mean, gain.low, gain.high))
+
+
+def _shares(group: Group, field: str) -> Cell:
+    return _over_seeds(group.by_seed(field).values())
+
+
+def _over_seeds(shares: Iterable[float | None]) -> Cell:
+    found = spread(share for share in shares if share is not None)
+    if found.mean is None:
+        return Cell(text="-", tone="quiet")
+    return Cell(text=percent_over_seeds(found.mean, found.std, unit=""))
+
+
+def _difference(group: Group, reference: Group, subjects: Subjects) -> Cell:
     if group is reference:
-        return "-"
+        return _UNKNOWN
     found = paired_difference(group.by_seed("test_accuracy"), reference.by_seed("test_accuracy"))
     if found.mean is None:
-        return "no common seed"
+        return Cell(text="no common seed", tone="quiet")
+    gain = gain_over(group, reference, num_test=subjects.num_test)
     told = percentage_points(found.mean, found.low, found.high)
-    return told if found.low is not None else f"{told} (one seed)"
+    if found.low is None:
+        return replace(_judged(gain), text=f"{told} (one seed)")
+    return replace(_judged(gain), text=told)
 
 
-def cost_section(groups: Sequence[Group], teacher: TeacherFacts | None) -> ReportSection:
-    """What was paid for the cache once, and what each student did not pay."""
-    forwards = [run.result.cost.teacher_forwards_saved for group in groups for run in group.runs]
-    facts = [("teacher forwards saved", f"{sum(forwards):,}")]
-    if teacher is not None:
-        facts += list(_teacher_facts(teacher, forwards))
-    return ReportSection(
-        title="Cost",
-        intro=""
-        if teacher is None
-        else "The teacher runs once for all students. Break-even is the number of students of "
-        "this length from which its pass costs less than the teacher in every training loop.",
-        facts=tuple(facts),
-        tables=(
-            Table(
-                header=("student", "n", "seconds", "images/s", "teacher forwards saved", "device"),
-                rows=[_cost_row(group) for group in groups],
-                note="Times are those of the runs, whatever else the machine did.",
+def _judged(gain: Gain) -> Cell:
+    if not gain.is_clear:
+        return Cell(text="", note=gain.word, tone="quiet")
+    return Cell(text="", note=gain.word, tone="good" if gain.mean > 0 else "bad")
+
+
+def _best(
+    subjects: Subjects, field: str, choose: Callable[[Iterable[float]], float]
+) -> frozenset[str]:
+    """Names of the students with the best mean; none where there is no other student."""
+    if len(subjects.students) < 2:
+        return frozenset()
+    means = {g.name: fmean(g.by_seed(field).values()) for g in subjects.students}
+    best = choose(means.values())
+    return frozenset(name for name, mean in means.items() if mean == best)
+
+
+def _marked(table: Table, best: dict[int, frozenset[str]]) -> Table:
+    """The table with the best students of some columns, counted with the name as the first."""
+    rows = [
+        replace(
+            row,
+            cells=tuple(
+                replace(cell, is_best=row.name in best.get(column, ()))
+                for column, cell in enumerate(row.cells, start=1)
             ),
-        ),
+        )
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
+
+
+def _measurements(subjects: Subjects) -> Table:
+    """The other columns."""
+    header = (
+        "student",
+        "held out, last",
+        "held out, best",
+        "test loss",
+        "distilled",
+        "parameters",
+        "seconds",
     )
+    rows = [_measured(group, subjects) for group in subjects.groups]
+    if subjects.teacher is not None:
+        rows.append(_teacher_measured(subjects, subjects.teacher))
+    best = {
+        1: _best(subjects, "held_out_accuracy_last", max),
+        2: _best(subjects, "held_out_accuracy_best", max),
+        3: _best(subjects, "test_loss", min),
+    }
+    return _marked(Table(header=header, rows=rows), best)
 
 
-def _teacher_facts(teacher: TeacherFacts, forwards: Sequence[int]) -> Iterator[tuple[str, str]]:
-    seconds, rate = teacher.cache.summary.seconds, teacher.images_per_second
-    yield "teacher's pass", f"{duration(seconds)}, {rate:,.0f} images/s"
-    yield "teacher's cache", f"{teacher.cache.num_bytes / 1e6:,.1f} MB"
-    longest = max(forwards, default=0)
-    if longest:
-        saved = longest / rate
-        yield "the teacher in the loop would add", f"{duration(saved)} per student"
-        yield "break-even", f"{math.ceil(seconds / saved)} students"
-
-
-def _cost_row(group: Group) -> tuple[str, ...]:
-    costs = [run.result.cost for run in group.runs]
-    return (
-        group.name,
-        str(len(costs)),
-        f"{fmean(cost.seconds for cost in costs):,.0f}",
-        f"{fmean(cost.training_images_per_second for cost in costs):,.0f}",
-        f"{sum(cost.teacher_forwards_saved for cost in costs):,}",
-        ", ".join(sorted({cost.device for cost in costs})),
+def _measured(group: Group, subjects: Subjects) -> Row:
+    results = [run.result for run in group.runs]
+    share = fmean(r.num_distilled / r.num_training_samples for r in results)
+    cells = (
+        _shares(group, "held_out_accuracy_last"),
+        _shares(group, "held_out_accuracy_best"),
+        Cell(text=f"{fmean(r.test_loss for r in results):.3f}"),
+        Cell(text=percent(share, digits=1)),
+        Cell(text=parameters_text(results[0].num_parameters)),
+        Cell(text=seconds_text(mean_seconds(group))),
     )
+    return Row(name=group.name, cells=cells, colour=subjects.colour_of(group.name))
 
 
-def of_ids(run: Run) -> tuple[tuple[str, str], ...]:
-    """Ids of what the run was made from, short enough to read."""
-    inputs = run.result.inputs
-    found = (("cache", inputs.cache), ("soft labels", inputs.soft_labels))
-    return tuple((name, value[:12]) for name, value in found if value is not None)
+def _teacher_measured(subjects: Subjects, teacher: TeacherFacts) -> Row:
+    loss = None if subjects.answers is None else subjects.answers.loss
+    size = teacher.size
+    cells = (
+        _percent(teacher.held_out_accuracy),
+        _UNKNOWN,
+        _UNKNOWN if loss is None else Cell(text=f"{loss:.3f}"),
+        _UNKNOWN,
+        _UNKNOWN if size is None else Cell(text=parameters_text(size.num_parameters)),
+        _UNKNOWN,
+    )
+    return Row(name=TEACHER, cells=cells, colour=subjects.teacher_colour)

@@ -1,4 +1,4 @@
-"""What a report tells of the teacher: its cache, its answers, and what it cost."""
+"""Facts about the teacher: its cache, its size, its predictions on the test images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,23 +6,48 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from pipeline.artefacts.cache.hydration import HydratedCache
 from pipeline.artefacts.cache.join import ANYTHING, join_samples
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.errors import PipelineError
+from pipeline.methods.metrics import reliability
+from pipeline.models.zoo import ZOO, build
 from pipeline.provenance import short
 from stages.config.root import Config
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What the teacher says of the images of a split in the clean view."""
+    """Predictions of the teacher on the images of a split, in the clean view."""
 
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    loss: float | None
+    """Mean cross-entropy, nats; None where the cache keeps too few logits."""
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return np.equal(self.predicted, self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def calibration_error(self) -> float:
+        return reliability(self.confidence, self.correct).error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Size of a network."""
+
+    num_parameters: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +57,41 @@ class TeacherFacts:
     cache: TeacherCache
     test: TeacherCache | None
     folder: Path
-    """Where copies of caches lie."""
+    """Folder of the copies of caches."""
+
+    @property
+    def num_forwards(self) -> int:
+        """Images that the pass over the training images read, each view counted."""
+        return self.cache.shape.num_samples * self.cache.shape.num_views
 
     @property
     def images_per_second(self) -> float:
-        """Of the pass that filled the cache."""
-        shape = self.cache.shape
-        return shape.num_samples * shape.num_views / self.cache.summary.seconds
+        """Speed of the pass that filled the cache."""
+        return self.num_forwards / self.cache.summary.seconds
+
+    @property
+    def held_out_accuracy(self) -> float | None:
+        """Accuracy in the clean view; None where nothing is held out."""
+        found = self.cache.summary.accuracy_held_out
+        return found[0] if found else None
+
+    @property
+    def size(self) -> Size | None:
+        """Size of a network of the zoo; another one is not built for a report."""
+        arch = self.cache.manifest.identity.arch
+        if arch not in ZOO:
+            return None
+        with torch.device("meta"):
+            state = build(arch, num_classes=self.cache.shape.num_classes)
+        return Size(
+            num_parameters=sum(weight.numel() for weight in state.parameters()),
+            num_bytes=sum(t.numel() * t.element_size() for t in state.state_dict().values()),
+        )
 
     def probs(self, dataset: Dataset, samples: NDArray[np.int64]) -> torch.Tensor | None:
         """Probabilities of training samples in the clean view at temperature 1, (n, C).
 
-        None where the cache keeps too little to tell.
+        None where the cache keeps too few logits.
         """
         joined = join_samples(
             self.cache, dataset.train.samples, place=str(dataset.train.path), accept=ANYTHING
@@ -56,14 +104,14 @@ class TeacherFacts:
         return logits.float().softmax(dim=1)
 
     def on_test(self, dataset: Dataset) -> Answers | None:
-        """On the test images, where they were cached."""
+        """Predictions on the test images, where they were cached."""
         return None if self.test is None else _answers(self.test, dataset.eval, self.folder)
 
 
 def teacher_of(
     workspace: Path, cache_id: str, dataset: Dataset, config: Config | None
 ) -> TeacherFacts | None:
-    """The cache with that id, in the workspace or where the configuration says; None: not found."""
+    """The cache with that id, in the workspace or in the configuration's place; None: not found."""
     folder = workspace / "caches"
     places: list[str | Path] = [folder / short(cache_id)]
     if config is not None and config.select.cache is not None:
@@ -82,7 +130,7 @@ def teacher_of(
 def _opened(place: str | Path) -> TeacherCache | None:
     try:
         return TeacherCache.open(place)
-    except PipelineError:  # gone, or cannot be reached: the report says less
+    except PipelineError:  # gone, or out of reach: the report leaves the teacher out
         return None
 
 
@@ -108,13 +156,18 @@ def _answers(cache: TeacherCache, beton: Beton, folder: Path) -> Answers | None:
     ):
         return None
     hydrated = HydratedCache(cache=cache, joined=joined, folder=folder)
-    predicted, confidence = [], []
+    labels = torch.tensor(beton.samples.labels, dtype=torch.int64)
+    predicted, confidence, losses = [], [], 0.0
     for block in hydrated.logit_blocks(0, temperature=1.0):
-        probs, classes = block.logits.float().softmax(dim=1).max(dim=1)
+        logits = block.logits.float()
+        own = labels[block.samples]
+        probs, classes = logits.softmax(dim=1).max(dim=1)
         predicted.append(classes.numpy())
         confidence.append(probs.double().numpy())
+        losses += F.cross_entropy(logits.double(), own, reduction="sum").item()
     return Answers(
         labels=beton.samples.labels,
         predicted=np.concatenate(predicted),
         confidence=np.concatenate(confidence),
+        loss=None if cache.is_sparse else losses / len(labels),
     )

@@ -1,45 +1,57 @@
-"""report: runs, their cache and their selection -> one HTML file to look at and to send.
+"""report: runs, their cache and their selection -> one HTML file to read and to send.
 
-The file asks for nothing: styles, script, charts and pictures are inside it.
+The file is self-contained: styles, script, charts and pictures are inside it.
 """
 
 import logging
+import os
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
+from urllib.parse import quote
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.publishing import publishing_file
 from pipeline.artefacts.records import printable
-from pipeline.artefacts.scores import Diagnostics
+from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable, read_selection_record
 from pipeline.artefacts.soft_labels import SoftLabels, soft_label_path
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, short
-from stages.report.charts import answers_section, drawn, influence_chart, on_test, training_section
-from stages.report.page import Page, ReportSection, render
+from stages.report.answers import answers_section, calibration_chart, on_test
+from stages.report.charts import accuracy_charts, training_section
+from stages.report.cost import cost_section
+from stages.report.page import Folded, Origin, Page, render
 from stages.report.samples import SCORE, explorer
-from stages.report.tables import comparison_section, cost_section, of_ids, references
+from stages.report.selection import selection_section
+from stages.report.subjects import Subjects, references
+from stages.report.tables import comparison_section
 from stages.report.teacher import TeacherFacts, teacher_of
+from stages.report.verdict import verdict
 from stages.run_groups import Group, Runs, find_runs, selection_path_of
-from stages.selection.wording import warnings_of_table
 from stages.text import counted, percent
 
 logger = logging.getLogger(__name__)
 
 
+_DOCS: Final = Path(__file__).parents[2] / "docs" / "report.md"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """What of the runs is shown, and where."""
+    """What the report shows of the runs, and where it is written."""
 
     output: Path | None = None
     """None: report.html in the workspace of the runs."""
     baselines: tuple[str, ...] = ()
-    """Names of the students that all are compared with; none: plain training, and distillation."""
+    """Names of the students that all are compared with; empty: no teacher, and distillation."""
     selection: Path | None = None
-    """The table whose samples are shown; None: that of the runs which has influence scores."""
+    """Selection table of the samples; None: the last one of the runs that has influence scores."""
     thumbnails: int = 200
-    """Most samples shown."""
+    """Largest number of samples."""
 
 
 def execute(
@@ -47,75 +59,118 @@ def execute(
 ) -> Path:
     """Write a report of the runs at ``places``.
 
+    The date of the report is today's, or that of the environment variable SOURCE_DATE_EPOCH.
+
     Args:
-        places: configurations, workspaces, sweeps or runs, of one data set.
-        settings: what is shown.
+        places: configurations, workspaces, sweeps or runs, all of one data set.
+        settings: contents and place of the report.
         overrides: of the configuration, as for --set.
 
     Raises:
         ArtefactNotFound: if there are no runs, or their data set is gone.
-        ArtefactMismatch: if they are of several data sets, or something is damaged.
-        ConfigError: if a baseline is none of the students, or the output is a folder.
+        ArtefactMismatch: if they are of several data sets, or a file is damaged.
+        ConfigError: if a baseline is not one of the students, or the output is a folder.
     """
     if settings.output is not None and settings.output.is_dir():
         raise ConfigError(f"--output {settings.output} is a folder (expected the name of a file).")
     runs = find_runs(places, overrides)
     dataset = Dataset.open(runs.workspace / "data")
     output = settings.output or runs.workspace / "report.html"
-    text = render(_page(runs, dataset, settings))
+    origin = _origin(_command(places, settings, overrides), output)
+    text = render(_page(runs, dataset, settings, origin))
     with publishing_file(output) as partial:
         partial.write_text(text, encoding="utf-8")
     logger.info(
-        "%s: %d students in %d runs, %.1f MB",
+        "%s: %s in %s, %.1f MB",
         output,
-        len(runs.groups),
-        runs.num_runs,
+        counted(len(runs.groups), "student"),
+        counted(runs.num_runs, "run"),
         output.stat().st_size / 1e6,
     )
     return output
 
 
-def _page(runs: Runs, dataset: Dataset, settings: ReportSettings) -> Page:
-    compared = _references(runs.groups, settings.baselines)
-    shown = drawn(runs.groups, compared)
+def _command(places: Sequence[Path], settings: ReportSettings, overrides: Sequence[str]) -> str:
+    """The command that writes the report again, with paths as seen from the present folder."""
+    words = ["heartcut", "report", *(str(_near(place)) for place in places)]
+    for override in overrides:
+        words += ["--set", override]
+    for baseline in settings.baselines:
+        words += ["--baseline", baseline]
+    if settings.selection is not None:
+        words += ["--selection", str(_near(settings.selection))]
+    if settings.thumbnails != ReportSettings.thumbnails:
+        words += ["--thumbnails", str(settings.thumbnails)]
+    return shlex.join(words)
+
+
+def _near(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _origin(command: str, output: Path) -> Origin:
+    """Date, command, and the documentation as seen from the report."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(seconds), UTC) if seconds.isdecimal() else datetime.now()
+    address = ""
+    if _DOCS.exists():
+        address = quote(Path(os.path.relpath(_DOCS, output.resolve().parent)).as_posix())
+    return Origin(
+        date=f"{now.day} {now:%B %Y}",
+        command=printable(command),
+        docs="docs/report.md",
+        address=address,
+    )
+
+
+def _page(runs: Runs, dataset: Dataset, settings: ReportSettings, origin: Origin) -> Page:
     table = _table(runs, settings)
     teacher = _teacher(runs, dataset, table)
+    subjects = Subjects(
+        groups=runs.groups,
+        compared=_references(runs.groups, settings.baselines),
+        teacher=teacher,
+        answers=None if teacher is None else teacher.on_test(dataset),
+        num_test=dataset.eval.num_samples,
+        class_names=dataset.record.class_names,
+    )
+    comparison = comparison_section(subjects)
+    frames = on_test(subjects.drawn, dataset)
+    calibration = calibration_chart(frames, subjects, table)
+    charts = (*accuracy_charts(subjects), *([] if calibration is None else [calibration]))
     sections = [
-        _summary(runs, dataset, teacher, table),
-        comparison_section(runs.groups, compared),
-        training_section(shown, num_groups=len(runs.groups)),
-        answers_section(
-            on_test(shown, dataset),
-            None if teacher is None else teacher.on_test(dataset),
-            table,
-            dataset.record.class_names,
-            num_groups=len(runs.groups),
-        ),
-        cost_section(runs.groups, teacher),
+        replace(comparison, charts=charts),
+        training_section(subjects),
+        answers_section(frames, subjects),
+        cost_section(subjects),
     ]
     if table is not None:
-        sections.append(_selection(table))
+        students = [g.name for g in runs.groups if g.runs[0].result.inputs.selection == table.id]
+        sections.append(selection_section(table, students))
     return Page(
         title=f"heartcut: {printable(runs.workspace.resolve().name)}",
         intro=_intro(runs, dataset, teacher),
+        verdict=verdict(subjects),
         sections=tuple(sections),
         explorer=None if table is None else _explorer(runs, table, teacher, dataset, settings),
         explorer_intro="" if table is None else _about_samples(table),
+        provenance=_provenance(runs, dataset, teacher, table),
+        origin=origin,
     )
 
 
 def _intro(runs: Runs, dataset: Dataset, teacher: TeacherFacts | None) -> str:
-    """How much was run; of which cache the rest tells, where students have several."""
+    """Number of students, runs and images; the cache that is shown, if there are several."""
     several = len(runs.caches) > 1
     teachers = ("no teacher", "one teacher", f"{len(runs.caches)} teacher caches")
-    told = (
+    text = (
         f"{counted(len(runs.groups), 'student')} of {teachers[min(len(runs.caches), 2)]}, "
         f"{counted(runs.num_runs, 'run')}, "
         f"{dataset.train.num_samples:,} training images of {dataset.num_classes} classes."
     )
     if several and teacher is not None:
-        told += f" What is told of a teacher and of samples is of cache {short(teacher.cache.id)}."
-    return told
+        text += f" The teacher and the samples on this page are of cache {short(teacher.cache.id)}."
+    return text
 
 
 def _references(groups: Sequence[Group], wanted: Sequence[str]) -> list[Group]:
@@ -145,9 +200,10 @@ def _teacher(runs: Runs, dataset: Dataset, table: SelectionTable | None) -> Teac
     return None if cache is None else teacher_of(runs.workspace, cache, dataset, runs.config)
 
 
-def _summary(
+def _provenance(
     runs: Runs, dataset: Dataset, teacher: TeacherFacts | None, table: SelectionTable | None
-) -> ReportSection:
+) -> Folded:
+    """Data, teacher, ids and versions behind the numbers."""
     taught = [group for group in runs.groups if group.runs[0].result.method is not None]
     run = (taught or runs.groups)[-1].runs[0]
     record = dataset.record
@@ -159,7 +215,7 @@ def _summary(
         ),
         ("classes", f"{dataset.num_classes}"),
         ("data set", short(record.id)),
-        *((name, value) for name, value in of_ids(run)),
+        *_ids(run),
     ]
     if teacher is not None:
         facts += _of_teacher(teacher)
@@ -171,61 +227,30 @@ def _summary(
         ("workspace", str(runs.workspace)),
     ]
     shown = tuple((name, printable(value)) for name, value in facts)
-    return ReportSection(title="What was run", facts=shown)
+    return Folded(title="What was run", facts=shown)
+
+
+def _ids(run: Run) -> list[tuple[str, str]]:
+    """Ids of the inputs of a run, short enough to read."""
+    inputs = run.result.inputs
+    found = (("cache", inputs.cache), ("soft labels", inputs.soft_labels))
+    return [(name, short(value)) for name, value in found if value is not None]
 
 
 def _of_teacher(teacher: TeacherFacts) -> list[tuple[str, str]]:
     summary = teacher.cache.summary
-    told = [("teacher", summary.teacher)]
     accuracy = f"training {percent(summary.accuracy_training[0])}"
     if summary.accuracy_held_out:
         accuracy += f", held out {percent(summary.accuracy_held_out[0])}"
     if teacher.test is not None:
         accuracy += f", test {percent(teacher.test.summary.accuracy_training[0])}"
-    told.append(("teacher's accuracy, clean view", accuracy))
-    told.append(("teacher wrong", f"{summary.num_wrong:,} training and held-out rows"))
-    told.append(("views", f"{teacher.cache.shape.num_views - 1} and the clean one"))
-    return told
-
-
-def _selection(table: SelectionTable) -> ReportSection:
-    """What was selected, and whether its scores are to be believed."""
-    record = table.record
-    facts = [
-        ("strategy", record.identity.strategy),
-        ("distilled", f"{record.num_selected:,} of {record.num_candidates:,} rows"),
-        (
-            "of the rows that the teacher gets wrong",
-            f"{record.num_wrong_selected:,} of {record.num_wrong:,}",
-        ),
+    views = teacher.cache.shape.num_views - 1
+    return [
+        ("teacher", summary.teacher),
+        ("teacher's accuracy, clean view", accuracy),
+        ("teacher wrong", f"{summary.num_wrong:,} training and held-out samples"),
+        ("views", f"{views} and the clean one"),
     ]
-    if record.wrong_row_auc is not None:
-        facts.append(("AUC of the score for wrong rows", f"{record.wrong_row_auc:.3f}"))
-    if record.scores is not None:
-        facts += _diagnostics(record.scores.diagnostics)
-    chart = influence_chart(table)
-    return ReportSection(
-        title="Selection",
-        intro="What the scores were made of, and what speaks against them."
-        if record.scores is not None
-        else "",
-        warnings=tuple(warnings_of_table(table)),
-        facts=tuple(facts),
-        charts=() if chart is None else (chart,),
-    )
-
-
-def _diagnostics(found: Diagnostics) -> list[tuple[str, str]]:
-    told = [
-        ("loss that is predicted", f"of {found.num_target:,} samples, {found.target}"),
-        ("effective parameters per row", f"{found.effective_parameters:.3f}, below 0.25 is well"),
-        ("sum rule", f"holds to {found.sum_rule_error:.1e}"),
-    ]
-    stability = ", ".join(f"{value:.3f} {name}" for name, value in found.rank_stability.items())
-    told += [("rank correlation with another l2", stability)] if stability else []
-    if found.leak is not None:
-        told.append(("held-out minus test accuracy", f"{100 * found.leak:+.1f} points"))
-    return told
 
 
 def _explorer(
@@ -246,10 +271,10 @@ def _explorer(
 
 
 def _about_samples(table: SelectionTable) -> str:
-    told = (
-        "Training images with the teacher's likeliest classes, the label that students learn "
-        "(the mean over the views), and what became of them. The true label is bold."
+    text = (
+        "Training images with the teacher's likeliest classes, the label that students learn (the "
+        "mean over the views), and whether they are distilled. The true label is bold."
     )
     if table.record.scores is not None:
-        told += f" Influence is {SCORE}: positive = its soft label helps."
-    return told
+        text += f" Influence is {SCORE}: above zero, the soft label is estimated to help."
+    return text

@@ -3,7 +3,7 @@
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
     if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;  // text, never markup: names are strangers
+    if (text !== undefined) element.textContent = text;  // text, never markup: names come from outside
     return element;
   };
 
@@ -15,7 +15,7 @@
   };
   const compare = (a, b, direction = 1) => {
     if (typeof a === typeof b) return direction * (a < b ? -1 : a > b ? 1 : 0);
-    return typeof a === "number" ? -1 : 1;  // what is no number comes last, whatever the direction
+    return typeof a === "number" ? -1 : 1;  // text comes last in both directions
   };
   for (const table of document.querySelectorAll("table.sortable")) {
     [...table.tHead.rows[0].cells].forEach((cell, column) => {
@@ -66,25 +66,23 @@
     const image = make("img");
     image.src = sample.image;
     image.alt = `sample ${sample.index}`;
-    const told = make("div");
-    told.append(make("strong", "", `label ${name(sample.label)}`));
-    told.append(make("div", sample.right ? "good" : "bad", sample.right ? "teacher right" : "teacher wrong"));
+    const facts = make("div");
+    facts.append(make("strong", "", `label ${name(sample.label)}`));
+    facts.append(make("div", sample.right ? "good" : "bad", sample.right ? "teacher right" : "teacher wrong"));
     if (sample.selected !== null)
-      told.append(make("div", sample.selected ? "good" : "bad", sample.selected ? "distilled" : "dropped"));
-    if (sample.issue) told.append(make("div", "bad", "likely label error"));
-    top.append(image, told);
+      facts.append(make("div", sample.selected ? "good" : "bad", sample.selected ? "distilled" : "not distilled"));
+    if (sample.issue) facts.append(make("div", "bad", "likely label error"));
+    top.append(image, facts);
     box.append(top);
     box.append(bars("teacher, clean view", sample.teacher, sample.label));
     if (sample.revised.length)
       box.append(bars(sample.beta === null ? "revised label" : `revised label, beta ${sample.beta.toFixed(3)}`, sample.revised, sample.label));
-    const facts = make("div");
     if (sample.influence !== null) {
       const error = sample.error === null ? "" : ` ± ${sample.error.toExponential(1)}`;
-      facts.append(make("div", "", `influence ${short(sample.influence)}${error}`));
+      box.append(make("div", "", `influence ${short(sample.influence)}${error}`));
     }
-    facts.append(make("div", "note", sample.reason));
-    facts.append(make("div", "note", `sample ${sample.index}, key ${sample.key}`));
-    box.append(facts);
+    box.append(make("div", "note", sample.reason));
+    box.append(make("div", "note", `sample ${sample.index}, key ${sample.key}`));
     return box;
   };
 
@@ -108,7 +106,7 @@
     if (at("reverse").checked) shown.reverse();
     at("grid").replaceChildren(...shown.map(card));
     at("count").textContent =
-      `${shown.length} shown; ${preset.total.toLocaleString("en")} ${preset.meaning}`;
+      `Showing ${shown.length} of ${preset.total.toLocaleString("en")} ${preset.meaning}.`;
     for (const button of at("presets").children)
       button.setAttribute("aria-pressed", String(button.value === preset.name));
   };
@@ -130,7 +128,7 @@
   };
   const present = [...new Set(samples.map((sample) => sample.label))].sort((a, b) => a - b);
   at("class").append(option("", "all"), ...present.map((label) => option(label, name(label))));
-  at("sort").append(option("", "as the preset has it"), ...sorts.map(([by, text]) => option(by, text)));
+  at("sort").append(option("", "relevance"), ...sorts.map(([by, text]) => option(by, text)));
   at("controls").hidden = false;
   at("controls").addEventListener("change", show);
   at("controls").addEventListener("submit", (event) => event.preventDefault());

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from stages.report.svg_charts import Curve, histogram_chart, line_chart
+from stages.report.svg_charts import Curve, histogram_chart, line_chart, look
 
 
 def curve(name: str) -> Curve:
@@ -24,5 +24,5 @@ def test_a_name_that_looks_like_an_id_stays_as_it_is():
 
 
 def test_few_counts_have_plain_numbers_at_their_axis():
-    text = histogram_chart([("all", np.repeat([0.0, 1.0, 2.0], [20, 30, 50]))], x="score")
+    text = histogram_chart([(look(0), np.repeat([0.0, 1.0, 2.0], [20, 30, 50]))], x="score")
     assert "mathdefault" not in text

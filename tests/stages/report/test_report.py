@@ -1,4 +1,4 @@
-"""The report tells what the runs' own files say, as text, in a file that asks for nothing."""
+"""The report shows the numbers of the runs' own files, as text, in a self-contained file."""
 
 import json
 import re
@@ -22,13 +22,15 @@ from stages.config.file import with_overrides
 from stages.config.root import CompareConfig, Config
 from stages.config.sweep import SweepConfig
 from stages.report import write as report
-from stages.report.charts import answers_section, drawn, influence_chart, on_test
+from stages.report.answers import calibration_chart, on_test
+from stages.report.charts import influence_chart
 from stages.report.page import Page, render
 from stages.report.samples import explorer
-from stages.report.tables import comparison_section, references
+from stages.report.subjects import Subjects, drawn, references
+from stages.report.tables import comparison_section
 from stages.report.teacher import teacher_of
 from stages.report.write import ReportSettings
-from stages.run_groups import find_runs
+from stages.run_groups import Group, find_runs
 from stages.sweep import run as sweep
 from tests.support.browser import Visit, chromium
 from tests.support.image_folders import textures
@@ -83,10 +85,34 @@ def data_of(text: str) -> dict[str, Json]:
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
-    """Cells of the first table by the name of the row."""
+    """Cells of the first table by the name of the row, without the notes in them."""
     body = text[text.index("<tbody>") : text.index("</tbody>")]
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', body, re.DOTALL)
-    return {name: re.findall(r"<td>(.*?)</td>", cells) for name, cells in rows}
+    rows = re.findall(r'<tr><th scope="row"[^>]*>(.*?)</th>(.*?)</tr>', body, re.DOTALL)
+    return {name: [cell for cell, _ in cells_of(cells)] for name, cells in rows}
+
+
+def cells_of(row: str) -> list[tuple[str, bool]]:
+    """Text of the cells of a row, and whether it is marked as the best of its column."""
+    found = re.findall(r"<td( class=\"best\")?>(.*?)(?: <small.*?)?</td>", row)
+    return [(cell, bool(best)) for best, cell in found]
+
+
+def measurements_of(text: str) -> dict[str, list[str]]:
+    """Cells of the folded table of all measurements."""
+    return rows_of(text[text.index("All measurements") :])
+
+
+def subjects_of(config: Config, groups: list[Group]) -> Subjects:
+    """These students alone."""
+    dataset = Dataset.open(config.data_folder)
+    return Subjects(
+        groups=groups,
+        compared=[],
+        teacher=None,
+        answers=None,
+        num_test=dataset.eval.num_samples,
+        class_names=dataset.record.class_names,
+    )
 
 
 def runs_of(config: Config, *, method: str | None, distilled: range | None = None) -> list[Run]:
@@ -112,7 +138,7 @@ def table_of(config: Config) -> SelectionTable:
 def test_the_table_has_the_numbers_of_the_runs(compared, text):
     assert "3 students of one teacher, 6 runs" in text
     rows = rows_of(text)
-    assert list(rows) == ["plain", "KD", "LR + DS &lt;b&gt;"]
+    assert list(rows) == ["plain", "KD", "LR + DS &lt;b&gt;", "teacher"]
     num_training = runs_of(compared, method=None)[0].result.num_training_samples
     own = {
         "plain": runs_of(compared, method=None),
@@ -124,13 +150,13 @@ def test_the_table_has_the_numbers_of_the_runs(compared, text):
         tests = [100 * run.result.test_accuracy for run in runs]
         assert rows[name][:2] == ["2", f"{fmean(tests):.2f} ± {stdev(tests):.2f}"]
         best = [100 * run.result.held_out_accuracy_best for run in runs]
-        assert rows[name][3] == f"{fmean(best):.2f} ± {stdev(best):.2f}"
+        assert measurements_of(text)[name][1] == f"{fmean(best):.2f} ± {stdev(best):.2f}"
     pairs = zip(own["LR + DS &lt;b&gt;"], own["plain"], strict=True)
     gains = [100 * (one.result.test_accuracy - other.result.test_accuracy) for one, other in pairs]
     half = scipy.stats.t.ppf(0.975, 1) * stdev(gains) / 2**0.5
-    told = f"{fmean(gains):+.2f} [{fmean(gains) - half:+.2f}, {fmean(gains) + half:+.2f}]"
-    assert rows["LR + DS &lt;b&gt;"][5] == told
-    assert rows["plain"][5] == "-"
+    expected = f"{fmean(gains):+.2f} [{fmean(gains) - half:+.2f}, {fmean(gains) + half:+.2f}]"
+    assert rows["LR + DS &lt;b&gt;"][2] == expected
+    assert rows["plain"][2] == "-"
 
 
 def test_a_workspace_below_the_present_folder_is_named_from_there(compared, monkeypatch):
@@ -197,7 +223,7 @@ def test_presets_ask_the_whole_table(compared, text):
     wrong = frame[~frame["teacher_correct"]]
     assert presets["Teacher wrong"]["total"] == len(wrong)
     assert set(members("Teacher wrong")) <= set(wrong["sample_index"])
-    assert presets["Dropped"]["total"] == (~frame["selected"]).sum()
+    assert presets["Not distilled"]["total"] == (~frame["selected"]).sum()
     assert presets["Likely label errors"]["total"] == frame["label_issue"].sum()
 
 
@@ -258,19 +284,21 @@ def test_filters_and_sorting_work(browser, page, text):
 def test_a_click_sorts_a_table(browser, page):
     visit = Visit(browser, page, width=1280)
 
+    first = "#s1 > .scroll"
+
     def column(number):
         rows = f"rows => rows.map(row => parseFloat(row.cells[{number}].textContent))"
-        return visit.page.eval_on_selector_all("section:nth-of-type(2) tbody tr", rows)
+        return visit.page.eval_on_selector_all(f"{first} tbody tr", rows)
 
-    visit.page.click("section:nth-of-type(2) thead th:nth-child(3) button")
+    visit.page.click(f"{first} thead th:nth-child(3) button")
     assert column(2) == sorted(column(2), reverse=True)
-    visit.page.click("section:nth-of-type(2) thead th:nth-child(3) button")
+    visit.page.click(f"{first} thead th:nth-child(3) button")
     assert column(2) == sorted(column(2))
-    minus = "section:nth-of-type(2) thead th:nth-child(7) button"
-    for _ in range(2):  # what is no number is last in both directions
+    minus = f"{first} thead th:nth-child(4) button"
+    for _ in range(2):  # text comes last in both directions
         visit.page.click(minus)
         cells = visit.page.eval_on_selector_all(
-            "section:nth-of-type(2) tbody tr", "rows => rows.map(row => row.cells[6].textContent)"
+            f"{first} tbody tr", "rows => rows.map(row => row.cells[3].textContent)"
         )
         assert cells.index("-") == len(cells) - 1
 
@@ -328,9 +356,14 @@ def test_text_that_ends_a_script_does_not():
     assert data_of(text) == {"classes": [evil]}
 
 
-def test_the_same_runs_give_the_same_bytes(compared, page):
-    again = report.execute([compared.workspace], ReportSettings(output=page.parent / "again.html"))
-    assert again.read_bytes() == page.read_bytes()
+def test_the_same_runs_give_the_same_bytes_on_the_same_day(compared, page, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    pages = [page.parent / name for name in ("once.html", "again.html")]
+    for path in pages:
+        report.execute([compared.workspace], ReportSettings(output=path))
+    once, again = (path.read_bytes() for path in pages)
+    assert once == again
+    assert b"2 January 1970" in once
 
 
 def test_it_is_small(page):
@@ -363,9 +396,8 @@ def test_damaged_predictions_are_made_again(compared, caplog):
 def test_single_runs_get_names_from_what_was_done(compared, tmp_path):
     runs = sorted(compared.runs_folder.glob("student-*"))
     text = report.execute(runs, ReportSettings(output=tmp_path / "runs.html")).read_text()
-    assert {"resnet8a, plain", "resnet8a, KD", "resnet8a, KD + LR + influence 60 %"} == set(
-        rows_of(text)
-    )
+    students = {"resnet8a, plain", "resnet8a, KD", "resnet8a, KD + LR + influence 60 %"}
+    assert students | {"teacher"} == set(rows_of(text))
 
 
 def test_a_selection_is_found_under_a_name(compared, page, tmp_path):
@@ -389,9 +421,9 @@ def test_students_of_several_caches_are_said_to_be(digits, tmp_path):
     text = report.execute([workspace / "sweeps" / "v"], settings).read_text()
     assert "2 students of 2 teacher caches, 2 runs" in text
     caches = {Run.open(path).result.inputs.cache for path in config.runs_folder.glob("student-*")}
-    told = re.search(r"is of cache (\w+)\.", text)
-    assert told is not None
-    assert told[1] in {short(cache) for cache in caches if cache is not None}
+    shown = re.search(r"are of cache (\w+)\.", text)
+    assert shown is not None
+    assert shown[1] in {short(cache) for cache in caches if cache is not None}
 
 
 def test_a_baseline_can_be_named(compared, tmp_path):
@@ -455,13 +487,13 @@ def test_gaps_in_an_edited_table_are_not_known(compared):
 
 def test_calibration_without_a_known_held_out_row_says_nothing_of_the_teacher(compared):
     table = table_of(compared)
-    groups = find_runs([compared.workspace], []).groups[:1]
-    dataset = Dataset.open(compared.data_folder)
-    frames, names = on_test(groups, dataset), dataset.record.class_names
-    for unknown, is_told in ((table, True), (edited(table, p_max=np.nan), False)):
-        answers = answers_section(frames, None, unknown, names, num_groups=1)
-        assert ("teacher, held out" in answers.charts[0].svg) == is_told
-        assert "nan" not in answers.charts[0].svg
+    subjects = subjects_of(compared, find_runs([compared.workspace], []).groups[:1])
+    frames = on_test(subjects.groups, Dataset.open(compared.data_folder))
+    for unknown, is_shown in ((table, True), (edited(table, p_max=np.nan), False)):
+        chart = calibration_chart(frames, subjects, unknown)
+        names = [key.name.partition(":")[0] for key in chart.legend]
+        assert names == (["teacher, held out"] if is_shown else []) + ["plain"]
+        assert "nan" not in chart.svg
 
 
 def test_a_cache_of_other_pixels_that_a_run_accepted_is_looked_at(compared):
@@ -513,17 +545,17 @@ def test_a_sweep_without_a_run_is_refused_where_it_is_asked_for_only(spare):
 
 
 @pytest.mark.parametrize("damage", ["", '{"epoch": 1}\n', None])
-def test_damaged_metrics_are_told(spare, damage):
+def test_damaged_metrics_are_reported(spare, damage):
     path = runs_of(spare, method=None)[0].path / "metrics.jsonl"
     first, *_ = path.read_text().splitlines(keepends=True)
     path.unlink()
     path.write_text(first if damage is None else damage)
-    told = r"has 1 epochs \(expected 2" if damage is None else "does not hold a line of numbers"
-    with pytest.raises(ArtefactMismatch, match=told):
+    message = r"has 1 epochs \(expected 2" if damage is None else "does not hold a line of numbers"
+    with pytest.raises(ArtefactMismatch, match=message):
         report.execute([spare.workspace], ReportSettings())
 
 
-def test_damaged_settings_are_told(spare):
+def test_damaged_settings_are_reported(spare):
     run = runs_of(spare, method=None)[0]
     (run.path / "predictions.parquet").unlink()
     settings = run.path / "config.toml"
@@ -545,10 +577,11 @@ def test_means_of_several_numbers_of_epochs_have_no_number_in_their_title(compar
     first, second, *_ = find_runs([compared.workspace], []).groups
     run = second.runs[0]
     longer = replace(run, result=run.result.model_copy(update={"mean_of_last": 7}))
-    (table,) = comparison_section([first, replace(second, runs=(longer,))], []).tables
-    assert "mean of last" in table.header
-    (table,) = comparison_section([first, second], []).tables
-    assert f"mean of last {run.result.mean_of_last}" in table.header
+    groups = [first, replace(second, runs=(longer,))]
+    (table,) = comparison_section(subjects_of(compared, groups)).tables
+    assert "held out, mean of last" in table.header
+    (table,) = comparison_section(subjects_of(compared, [first, second])).tables
+    assert f"held out, mean of last {run.result.mean_of_last}" in table.header
 
 
 def test_more_baselines_than_lines_are_drawn_alone(compared):
@@ -570,7 +603,7 @@ def test_an_output_that_is_a_folder_is_refused_before_any_work(compared, tmp_pat
         report.execute([compared.workspace], ReportSettings(output=tmp_path))
 
 
-def test_a_folder_in_the_place_of_a_selection_table_is_told(compared, tmp_path):
+def test_a_folder_in_the_place_of_a_selection_table_is_reported(compared, tmp_path):
     with pytest.raises(ArtefactMismatch, match=r"is a folder \(expected a parquet file"):
         report.execute([compared.workspace], ReportSettings(selection=tmp_path))
 
