@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: what a page names outside `docs` becomes a page of the site.
+"""Hooks of the documentation site: reference tables made from the code, and pages of linked files.
 
 On the code host `../configs/digits.toml` is a link to that file. The site has no host to point to,
 so it has a copy under `source/`, with one list for each linked folder.
@@ -7,6 +7,7 @@ so it has a copy under `source/`, with one list for each linked folder.
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,15 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the product and these scripts, wherever the site is built from
+
+from scripts import cli_reference, configuration_reference  # noqa: E402
+
+MADE = {
+    "reference/cli.md": cli_reference.replace_marks,
+    "reference/configuration.md": configuration_reference.replace_marks,
+}
+"""Pages with marks -> function that puts tables in their place."""
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(?=[)#\s])")
 """The target of a relative link, without its anchor."""
 LANGUAGES = {".md": "markdown", ".py": "python", ".sh": "bash", ".toml": "toml"}
@@ -29,7 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Point links that leave `docs` to the pages made for them."""
+    """Put tables in place of marks; point links that leave `docs` to the pages made for them."""
+    markdown = MADE.get(page.file.src_uri, str)(markdown)
     if page.file.src_uri.startswith("source/"):
         return markdown
     folder = posixpath.dirname(page.file.src_uri)

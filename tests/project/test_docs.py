@@ -7,11 +7,9 @@ place of those that a page speaks of, and with a folder in place of a bucket.
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from contextlib import chdir
 from pathlib import Path
-from typing import get_args
 
 import duckdb
 import pytest
@@ -19,10 +17,8 @@ import typer.main
 from typer.core import TyperGroup
 
 import cli
-from scripts.docs_hooks import outside
 from stages.config.file import ConfigError, config_from_tree, load_config, with_overrides
 from stages.config.root import Config
-from stages.config.types import Section
 from tests.support.cases import looped
 from tests.support.commands import ROOT, heartcut
 from tests.support.documentation import (
@@ -336,27 +332,6 @@ def test_every_link_leads_somewhere(page):
             assert anchor in anchors(str(target.resolve().relative_to(ROOT))), f"{page}: {link}"
 
 
-def sections(section: type[Section]) -> set[type[Section]]:
-    """A table of the configuration and all tables within it."""
-    within = (
-        get_args(field.annotation) or [field.annotation] for field in section.model_fields.values()
-    )
-    found = {
-        kind
-        for kinds in within
-        for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, Section)
-    }
-    bases = {kind for kind in section.__bases__ if issubclass(kind, Section)} - {Section}
-    return {section}.union(*map(sections, found | bases))
-
-
-def test_the_reference_has_every_table_of_the_configuration():
-    page = read("docs/reference/configuration.md")
-    told = set(re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))
-    assert told == {f"{kind.__module__}.{kind.__name__}" for kind in sections(Config)}
-
-
 def test_a_new_block_needs_a_decision():
     for text in ("    a formula = of + something\n", "```yaml\na: 1\n```\n"):
         (block,) = blocks_of("new.md", text)
@@ -391,59 +366,3 @@ def test_the_speeds_of_the_readme_are_those_of_the_page_on_performance(words):
     assert measured is not None
     decimals = len(said[1].partition(".")[2])
     assert f"{float(measured[0]):.{decimals}f}" == said[1]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `make docs` builds it."""
-    folder = tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    return folder
-
-
-def test_no_page_of_the_site_asks_another_host(site):
-    loads = re.compile(r"<(?:script|img|iframe|link|source)\b[^>]*(?:src|href)=\"?(?:https?:)?//")
-    asking = [path.name for path in site.rglob("*.html") if loads.search(path.read_text())]
-    assert asking == []
-    styles = [path.read_text() for path in site.rglob("*.css")]
-    assert not [style for style in styles if re.search(r"url\(\"?(?:https?:)?//|@import", style)]
-
-
-@looped(
-    "link, folder, path",
-    [
-        ("../configs/digits.toml", "", "configs/digits.toml"),
-        ("../../benchmarks", "results", "benchmarks"),
-        ("../configs/nowhere.toml", "", None),
-        ("results/cifar10.md", "", None),
-        ("../methods.md", "results", None),
-        ("../../..", "", None),
-    ],
-)
-def test_links_that_leave_the_pages_are_told_from_others(link, folder, path):
-    assert outside(link, folder=folder) == path
-
-
-def test_the_site_has_the_files_that_pages_link_to(site):
-    page = (site / "results" / "cifar10.html").read_text()
-    assert "93.6" in page
-    assert (site / "source" / "pipeline" / "data" / "resized_crops.py.html").exists()
-    assert (
-        "resnet34-resnet18.toml"
-        in (site / "source" / "configs" / "imagenet" / "index.html").read_text()
-    )
-
-
-def test_the_site_tells_every_key_of_the_configuration(site):
-    page = (site / "reference" / "configuration.html").read_text()
-    for kind in sections(Config):
-        for key in kind.model_fields:
-            owner = next(
-                base for base in kind.__mro__ if key in vars(base).get("__annotations__", {})
-            )
-            assert f'id="{owner.__module__}.{owner.__name__}.{key}"' in page, (kind, key)
