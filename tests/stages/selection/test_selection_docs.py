@@ -1,4 +1,5 @@
-"""docs/selection.md: every example gives what it says, and every setting that it names exists.
+"""docs/selection.md: every example gives what it says. docs/reference/selection.md describes every
+column, strategy and diagnostic.
 
 That commands run and configurations load is asked of every page, by `test_docs`.
 """
@@ -25,6 +26,7 @@ from stages.config.root import Config
 from tests.support.commands import ROOT
 
 PAGE = (ROOT / "docs" / "selection.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference" / "selection.md").read_text()
 FENCED = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 PLACE = "work/digits/selections"
 
@@ -174,7 +176,7 @@ def test_no_example_is_left_out():
 
 def table_of(heading: str) -> list[list[str]]:
     """Code words of the first cell of every row of the table under a heading."""
-    text = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    text = REFERENCE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     return [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in rows]
 
