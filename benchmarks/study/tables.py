@@ -1,10 +1,11 @@
-"""The tables of the study as markdown; accuracies in per cent."""
+"""The tables of the study as Markdown; accuracies in per cent, variants by their readers' names."""
 
 from collections.abc import Callable
 from typing import TypeAlias
 
 import pandas as pd
 
+from benchmarks.study.names import teacher_name, variant_name
 from benchmarks.study.store import (
     KEY,
     TIMED,
@@ -25,16 +26,15 @@ Cell: TypeAlias = Callable[[str, pd.DataFrame], str]
 TEST = "test_accuracy"
 COMPARED = ("plain", "KD", "base")
 """Points that the others are compared with, where a study has them."""
-HEADLINE = "headline"
-"""The table of README.md: both students, the points that matter most."""
 PROCESSORS = "processors"
-"""The table of runs that were made on two."""
+"""The table of runs that were made on two processors."""
 MACHINES = "machines"
 """The table of runs that were made on another processor than most."""
 STUDENTS = {"ResNet-8": "ablation-resnet8", "ResNet-20": "ablation-resnet20"}
-SHOWN = ("plain", "KD", "LR", "LR + DS", "LR + DS, -2 errors", "repaired, LR")
+STUDY_NAMES = {"sensitivity": "settings"} | {name: student for student, name in STUDENTS.items()}
+"""A study -> its name for readers; others have one name."""
 FEWEST_SEEDS = 3
-"""Fewer tell nothing of their spread."""
+"""Fewer seeds do not show their spread."""
 
 
 def table(name: str) -> str:
@@ -47,7 +47,7 @@ def table(name: str) -> str:
 
 
 def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Cell]:
-    """What is told of a point, and how, from its name and its rows."""
+    """Columns of a study's table: title, and the cell of a point from its name and rows."""
 
     def minus(other: str) -> Cell:
         def cell(point: str, own: pd.DataFrame) -> str:
@@ -60,18 +60,23 @@ def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Ce
         return lambda _, own: percent(own[field].dropna())
 
     of_teacher: dict[str, Cell] = {
-        "teacher, test": lambda _, own: percent(own["teacher_accuracy_test"].head(1).dropna())
+        "teacher": lambda point, _: teacher_name(point) if teacher_of_point(point) else "",
+        "teacher, test": lambda _, own: percent(own["teacher_accuracy_test"].head(1).dropna()),
     }
     timed: dict[str, Cell] = {"seconds": lambda point, own: seconds(name, point, own)}
     methods = [method_of(point) for point in order]
     return {
-        "student": lambda point, _: point,
         **(of_teacher if methods != order else {}),
+        "variant": lambda point, _: variant_name(point),
         "n": lambda _, own: str(len(own)),
         **(timed if name == TIMED else {}),
         "held out, mean of last": mean_of("held_out_accuracy_mean_of_last"),
         "test": mean_of(TEST),
-        **{f"test, minus {other}": minus(other) for other in COMPARED if other in methods},
+        **{
+            f"test, minus {variant_name(other)}": minus(other)
+            for other in COMPARED
+            if other in methods
+        },
         "calibration error": lambda _, own: f"{own['test_calibration_error'].mean():.3f}",
         "agrees with teacher": agreement,
         "distilled": lambda _, own: percent_distilled(own),
@@ -79,13 +84,13 @@ def columns_of(name: str, frame: pd.DataFrame, order: list[str]) -> dict[str, Ce
 
 
 def agreement(_: str, own: pd.DataFrame) -> str:
-    """With the teacher that the study is of; empty where it is known of some seeds only."""
+    """Agreement with the study's teacher; empty where some seeds have no value."""
     found = own["teacher_agreement_test"]
     return "" if found.isna().any() else percent(found)
 
 
 def seconds(name: str, point: str, own: pd.DataFrame) -> str:
-    """Of training, to the end of the last epoch."""
+    """Seconds of training, to the end of the last epoch."""
     epochs = of_point(epochs_of_study(name), point)
     return f"{epochs['seconds'].groupby(level='seed').max()[own.index].mean():.0f}"
 
@@ -101,7 +106,7 @@ def points_of(name: str, frame: pd.DataFrame) -> list[str]:
 
 
 def method_of(point: str) -> str:
-    """What a student learns by: a point may be called `teacher: method`."""
+    """The method in the name of a point, which may be `teacher: method`."""
     return point.rpartition(": ")[2]
 
 
@@ -137,44 +142,32 @@ def by_seed(of_one_point: pd.DataFrame, field: str) -> dict[int, float]:
     return dict(zip(seeds, of_one_point[field].tolist(), strict=True))
 
 
-def headline() -> str:
-    """Test accuracy of both students by what matters most, where there are enough seeds."""
-    header = ["student", "learns by", "n", "test", *(f"minus {point}" for point in SHOWN[:2])]
-    lines = []
-    for student, name in STUDENTS.items():
-        frame = runs_of(name)
-        for point in SHOWN:
-            own = of_point(frame, point)
-            if len(own) < FEWEST_SEEDS:
-                continue
-            cells = [student, point, str(len(own)), percent(own[TEST])]
-            others = {other: of_point(frame, other) for other in SHOWN[:2]}
-            cells += ["" if other == point else gain(own, rows) for other, rows in others.items()]
-            lines.append(cells)
-    return text.markdown_table([header, *lines], aligned=False)
-
-
 def processors() -> str:
-    """What runs that were made again on another kind of processor differ by, in points."""
+    """Differences between runs that were repeated on another kind of processor, in points."""
     rows = []
     for name in filter(is_begun, studies()):
         pairs = replaced_runs_of(name).merge(runs_of(name), on=KEY, suffixes=("", " again"))
         for devices, own in pairs.groupby(["device", "device again"]):
             fields = (TEST, "held_out_accuracy_mean_of_last")
             shifts = [percent(own[f"{field} again"] - own[field]) for field in fields]
-            rows.append([name, *map(processor_of, devices), str(len(own)), *shifts])
-    header = ["study", "made on", "again on", "n", "test", "held out, mean of last"]
+            title = STUDY_NAMES.get(name, name)
+            rows.append([title, *map(processor_of, devices), str(len(own)), *shifts])
+    header = ["study", "first processor", "second", "n", "test", "held out, mean of last"]
     return text.markdown_table([header, *rows], aligned=False)
 
 
 def machines() -> str:
-    """The points of each study that were run on another processor than most runs of all."""
+    """The variants of each study that ran on another processor than most runs."""
     names = [name for name in studies() if is_begun(name) and name != TIMED]
     frames = {name: runs_of(name) for name in names}
     usual = pd.concat(frames.values())["device"].mode()[0]
     rows = []
     for name, frame in frames.items():
         for device, own in frame[frame["device"] != usual].groupby("device"):
-            order = ", ".join(f"*{point}*" for point in points_of(name, own))
-            rows.append([name, str(device), str(len(own)), order])
-    return text.markdown_table([["study", "processor", "runs", "points"], *rows], aligned=False)
+            points = points_of(name, own)
+            teachers = ", ".join(dict.fromkeys(map(teacher_name, points)))
+            shown = "; ".join(map(variant_name, points))
+            title = STUDY_NAMES.get(name, name)
+            rows.append([title, teachers, str(device), str(len(own)), shown])
+    header = ["study", "teacher", "processor", "runs", "variants"]
+    return text.markdown_table([header, *rows], aligned=False)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from benchmarks.study import figures, results, store, tables
+from benchmarks.study import differences, figures, names, results, store, summaries, tables
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from stages.config.file import config_from_tree
@@ -20,6 +20,7 @@ from tests.support.documentation import ROOT, cells_of
 
 STUDIES = [path.stem for path in store.KEPT.glob("*.parquet") if "." not in path.stem]
 NUMBER = re.compile(r"\d+\.\d")
+PAGE_WITH_GAINS = ROOT / "docs" / "results" / "study.md"
 
 
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
@@ -28,68 +29,135 @@ def test_the_tables_are_those_of_the_stored_results(page):
     assert results.rendered(text) == text, "run `python -m benchmarks.study.results render`"
 
 
-def test_readme_and_site_begin_with_stored_results_and_have_no_other_table_of_numbers():
-    for path in (ROOT / "README.md", ROOT / "docs" / "index.md"):
-        text = path.read_text()
-        rendered = text.split(results.BEGIN.format(name=tables.HEADLINE))[1].split(results.END)[0]
-        rows = [line for line in text.splitlines() if line.startswith("|") and NUMBER.search(line)]
-        assert rows
-        assert set(rows) <= set(rendered.splitlines()), path
+FIRST_PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md")
+GAINS = results.BEGIN.format(name=summaries.GAINS)
 
 
-def test_the_headline_says_what_numpy_and_scipy_say():
-    _, rows = cells_of(tables.headline())
-    assert {tuple(row[:2]) for row in rows} >= {
-        (student, point)
-        for student in ("ResNet-8", "ResNet-20")
-        for point in ("plain", "KD", "LR + DS")
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FIRST_PAGES if GAINS in path.read_text()] or [PAGE_WITH_GAINS],
+    ids=lambda path: path.name,
+)
+def test_the_first_pages_show_gains_of_stored_results_and_no_other_table_of_numbers(path):
+    """A page is held from the moment that it has the marker of the table."""
+    text = path.read_text()
+    table = text.split(GAINS)[1].split(results.END)[0]
+    rows = [line for line in text.splitlines() if line.startswith("|") and NUMBER.search(line)]
+    assert rows
+    assert table.strip() == summaries.gains()
+    if path in FIRST_PAGES:
+        assert set(rows) <= set(table.splitlines())
+
+
+def test_the_gains_say_what_numpy_and_scipy_say():
+    header, rows = cells_of(summaries.gains())
+    assert header[1:] == ["ResNet-8", "ResNet-20"]
+    assert [row[0] for row in rows] == [names.variant_name(p) for p in summaries.GAINING]
+    for point, row in zip(summaries.GAINING, rows, strict=True):
+        for student, cell in zip(header[1:], row[1:], strict=True):
+            frame = store.runs_of(f"ablation-{student.lower().replace('-', '')}")
+            test = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
+            own = (test[point] - test["plain"]).dropna()
+            assert len(own) >= 5
+            interval = scipy.stats.ttest_1samp(own, 0.0).confidence_interval(0.95)
+            half = (interval.high - interval.low) / 2
+            told = [float(number) for number in cell.strip("*").split(" ± ")]
+            assert told == pytest.approx([own.mean(), half], abs=0.051)
+            over_kd = scipy.stats.ttest_1samp((test[point] - test["KD"]).dropna(), 0.0)
+            clear = point != "KD" and over_kd.confidence_interval(0.95).low > 0
+            assert cell.startswith("**") == clear
+
+
+def _test_accuracy(name: str) -> pd.DataFrame:
+    return store.runs_of(name).pivot_table(index="seed", columns="point", values="test_accuracy")
+
+
+def test_the_table_of_teachers_in_short_says_what_scipy_says():
+    header, rows = cells_of(summaries.teachers_in_short())
+    assert [float(row[1]) for row in rows[2:]] == sorted(
+        (float(row[1]) for row in rows[2:]), reverse=True
+    )
+    assert len(rows) == 9
+    for (name, teacher), row in zip(summaries.by_accuracy(), rows, strict=True):
+        test = 100 * _test_accuracy(name)
+        frame = store.runs_of(name)
+        own = frame[frame["point"] == f"{teacher}LR"]
+        assert float(row[1]) == pytest.approx(100 * own["teacher_accuracy_test"].iloc[0])
+        assert int(row[header.index("n")]) == len(own)
+        for title, point, other in (
+            ("KD", f"{teacher}KD", "plain"),
+            ("label revision", f"{teacher}LR", "plain"),
+            ("label revision minus KD", f"{teacher}LR", f"{teacher}KD"),
+        ):
+            _check_gain(row[header.index(title)], (test[point] - test[other]).dropna())
+
+
+def test_the_tables_of_selection_and_repair_in_short_say_what_scipy_says():
+    shown = {"default": "LR + DS, -2 errors", "sign": "LR + DS"}
+    header, rows = cells_of(summaries.selection_in_short())
+    parts = {
+        (names.teacher_name(f"{teacher}KD"), differences.student_of(name)): (name, teacher)
+        for name, teacher in summaries.by_accuracy()
     }
-    for student, point, num, test, *gains in rows:
-        frame = store.runs_of(f"ablation-{student.lower().replace('-', '')}")
-        accuracies = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
-        own = accuracies[point].dropna()
-        assert int(num) == len(own) >= 3
-        told = [float(number) for number in test.split(" ± ")]
-        assert told == pytest.approx([own.mean(), np.std(own, ddof=1)], abs=0.0051)
-        for told_gain, other in zip(gains, ("plain", "KD"), strict=True):
-            if other == point:
-                assert told_gain == ""
-            else:
-                _check_gain(told_gain, (own - accuracies[other]).dropna())
+    for row in rows:
+        name, teacher = parts[row[0], row[2]]
+        point = f"{teacher}{shown[row[header.index('rule')]]}"
+        test = 100 * _test_accuracy(name)
+        frame = store.runs_of(name)
+        own = frame[frame["point"] == point]
+        share = 100 * (own["num_distilled"] / own["num_training_samples"]).mean()
+        assert float(row[header.index("kept")].removesuffix(" %")) == pytest.approx(share, abs=0.05)
+        _check_gain(row[header.index("test")], (test[point] - test[f"{teacher}LR"]).dropna())
+    header, rows = cells_of(summaries.repair_in_short())
+    assert len(rows) == len(summaries.HEADS) + 1
+    for row in rows:
+        name, teacher = parts[row[0], row[2]]
+        test = 100 * _test_accuracy(name)
+        gains = test[f"{teacher}repaired, LR"] - test[f"{teacher}LR"]
+        _check_gain(row[header.index("test")], gains.dropna())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_two_variants_of_a_study_have_one_name(name):
+    points = list(store.sweep_of(name).points)
+    shown = [(names.teacher_name(point), names.variant_name(point)) for point in points]
+    assert len(set(shown)) == len(points)
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
     frame = store.runs_of(name)
     header, rows = cells_of(tables.table(name))
-    assert [row[0] for row in rows] == [
-        point for point in store.sweep_of(name).points if point in set(frame["point"])
-    ]
+    points = [point for point in store.sweep_of(name).points if point in set(frame["point"])]
+    assert [row[header.index("variant")] for row in rows] == list(map(names.variant_name, points))
     test = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
-    for row in rows:
-        own = test[row[0]].dropna()
+    for point, row in zip(points, rows, strict=True):
+        own = test[point].dropna()
         assert int(row[header.index("n")]) == len(own)
         told = [float(number) for number in row[header.index("test")].split(" ± ")]
         assert told[0] == pytest.approx(own.mean(), abs=0.0051)
         if len(own) > 1:
             assert told[1] == pytest.approx(np.std(own, ddof=1), abs=0.0051)
         for column, title in enumerate(header):
-            other = title.removeprefix("test, minus ")
-            if other == title:
+            shown = title.removeprefix("test, minus ")
+            if shown == title:
                 continue
-            if ": " in row[0] and other != "plain":
-                other = f"{row[0].split(': ')[0]}: {other}"
-            if other in {row[0], *(set(tables.COMPARED) - set(test))}:
+            other = next(name for name in tables.COMPARED if names.variant_name(name) == shown)
+            if ": " in point and other != "plain":
+                other = f"{point.split(': ')[0]}: {other}"
+            if other in {point, *(set(tables.COMPARED) - set(test))}:
                 assert row[column] == ""
             else:
-                _check_gain(row[column], (test[row[0]] - test[other]).dropna())
+                _check_gain(row[column], (test[point] - test[other]).dropna())
 
 
 def test_the_table_of_time_says_how_long_each_training_took():
     header, rows = cells_of(tables.table(store.TIMED))
     epochs = store.epochs_of_study(store.TIMED)
-    for row in rows:
-        own = epochs[epochs["point"] == row[0]]
+    points = [p for p in store.sweep_of(store.TIMED).points if p in set(epochs["point"])]
+    for point, row in zip(points, rows, strict=True):
+        assert row[0] == names.variant_name(point)
+        own = epochs[epochs["point"] == point]
         last = [own.loc[own["seed"] == seed, "seconds"].max() for seed in sorted(set(own["seed"]))]
         assert row[header.index("seconds")] == f"{sum(last) / len(last):.0f}"
 
@@ -128,12 +196,14 @@ def test_what_is_kept_of_a_teacher_is_of_one_network():
 
 def test_runs_on_other_processors_are_told():
     _, rows = cells_of(tables.machines())
-    told = {(study, point) for study, _, _, points in rows for point in points[1:-1].split("*, *")}
+    told = {(study, name) for study, *_, variants in rows for name in variants.split("; ")}
     for name in (name for name in STUDIES if name != store.TIMED):
         frame = store.runs_of(name)
         others = frame[frame["device"] != "AMD EPYC, 1 thread, bf16"]
-        assert {point for study, point in told if study == name} == set(others["point"])
-        assert sum(int(row[2]) for row in rows if row[0] == name) == len(others)
+        title = tables.STUDY_NAMES.get(name, name)
+        variants = set(map(names.variant_name, others["point"]))
+        assert {variant for study, variant in told if study == title} == variants
+        assert sum(int(row[3]) for row in rows if row[0] == title) == len(others)
 
 
 def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypatch):
@@ -150,7 +220,10 @@ def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypa
         monkeypatch.setattr(module, "runs_of", lambda _: frame)
     monkeypatch.setattr(tables, "sweep_of", lambda _: wanted)
     header, lines = cells_of(tables.table("teachers"))
-    told = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    told = {
+        point: dict(zip(header, line, strict=True))
+        for point, line in zip(points, lines, strict=True)
+    }
     assert [told[point]["teacher, test"] for point in points] == [
         "",
         *["90.00"] * 2,
@@ -160,7 +233,9 @@ def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypa
     test = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
     _check_gain(told["good: LR"]["test, minus KD"], test["good: LR"] - test["good: KD"])
     _check_gain(told["bad: LR + DS"]["test, minus KD"], test["bad: LR + DS"] - test["bad: KD"])
-    _check_gain(told["bad: LR + DS"]["test, minus plain"], test["bad: LR + DS"] - test["plain"])
+    _check_gain(
+        told["bad: LR + DS"]["test, minus no teacher"], test["bad: LR + DS"] - test["plain"]
+    )
     where, gain, below, above = figures.against_plain(frame, "bad: LR + DS")
     difference = test["bad: LR + DS"] - test["plain"]
     interval = scipy.stats.ttest_1samp(difference, 0.0).confidence_interval(0.95)
@@ -181,7 +256,8 @@ def test_the_figures_are_those_of_the_stored_results():
         assert path.exists() == (chart is not None), path
         if chart is not None:
             assert path.read_text() == chart, "run `python -m benchmarks.study.results render`"
-            assert path.name in results.PAGES[0].read_text(), "the page shows it"
+            page = (ROOT / "docs" / "results" / "study.md").read_text()
+            assert path.name in page, "the page shows it"
 
 
 @pytest.mark.parametrize("name", STUDIES)
