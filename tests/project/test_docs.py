@@ -17,6 +17,7 @@ import typer.main
 from typer.core import TyperGroup
 
 import cli
+from scripts import demo_images
 from stages.config.file import ConfigError, config_from_tree, load_config, with_overrides
 from stages.config.root import Config
 from tests.support.cases import looped
@@ -86,6 +87,8 @@ def workspace(digits: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     table.rename(root / "elsewhere" / "mine.parquet")
     save_folder(root / "images", train=60, size=32)
     _write_teacher(root / "teacher.safetensors")
+    demo_images.write_missing(root / "work" / "demo", demo_images.demo_files())
+    _write_teacher(root / "work" / "demo" / "teacher.safetensors", num_classes=10)
     with chdir(root):
         reader = Reader(root)
         reader.write(README_TOML)
@@ -102,16 +105,20 @@ def _write_demo(configs: Path) -> None:
         path = configs / f"{name}.toml"
         path.unlink()
         path.write_text(head + small(FEWER.sub("", tail)).replace("[0.6, 0.8]", "[0.8]"))
+    for name in ("demo", "demo-teacher"):
+        path = configs / f"{name}.toml"
+        path.unlink()
+        path.write_text(small((ROOT / "configs" / f"{name}.toml").read_text()))
 
 
-def _write_teacher(path: Path) -> None:
+def _write_teacher(path: Path, *, num_classes: int = 3) -> None:
     import torch
     from safetensors.torch import save_file
 
     from pipeline.models.zoo import build
 
     torch.manual_seed(0)
-    network = build("resnet8a", num_classes=3)
+    network = build("resnet8a", num_classes=num_classes)
     save_file({key: value * 0.5 for key, value in network.state_dict().items() if value.ndim}, path)
 
 
