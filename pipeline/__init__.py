@@ -1,1 +1,1 @@
-"""The parts that stages are made of. Nothing here knows a stage, a configuration or a command."""
+"""The parts that stages are built from, independent of stages, configurations and commands."""

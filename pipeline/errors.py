@@ -1,11 +1,11 @@
-"""The errors a user can cause. The command line shows each as one line; anything else is a bug.
+"""Errors that a user can cause. The command line shows each as one line; any other is a bug.
 
 Template: {thing} {is/was} {what is wrong}: {found} (expected {wanted}). {What to do next.}
 """
 
 
 class PipelineError(Exception):
-    """A user's mistake or a damaged input, told in one line."""
+    """A user's mistake or a damaged input, with a message of one line."""
 
 
 class ConfigError(PipelineError, ValueError):
@@ -13,11 +13,11 @@ class ConfigError(PipelineError, ValueError):
 
 
 class ArtefactNotFound(PipelineError, FileNotFoundError):
-    """An input does not exist where it was looked for."""
+    """An input does not exist at its path or address."""
 
 
 class NotSealed(ArtefactNotFound):
-    """A teacher cache exists and is not complete."""
+    """A teacher cache exists but is not complete."""
 
 
 class ArtefactExists(PipelineError, FileExistsError):
@@ -29,12 +29,12 @@ class ArtefactMismatch(PipelineError, ValueError):
 
 
 class Damaged(ArtefactMismatch):
-    """An artefact is not what was written: an object is missing, torn or changed."""
+    """An artefact changed after it was written: an object is missing, truncated or altered."""
 
 
 class Terminated(PipelineError):
-    """The process was asked to end, and did, at a place where it can go on."""
+    """The process was asked to end, and ended at a point from which the same command resumes."""
 
 
 class PeerLost(PipelineError):
-    """Another process of the job has ended, so this one cannot go on."""
+    """Another process of the job has ended, so this one cannot continue."""

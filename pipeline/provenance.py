@@ -1,4 +1,4 @@
-"""Provenance: content hashes of what an artefact was made from, and one way to write them.
+"""Provenance: content hashes of an artefact's inputs, in a canonical form.
 
 An identity is the hash of a canonical JSON text, so the same inputs give the same id on any
 machine; code is never hashed.
@@ -19,7 +19,7 @@ _READ_BYTES = 1 << 22
 
 
 def canonical_json(value: Json) -> bytes:
-    """The one JSON text of ``value``: sorted keys, no spaces, no NaN."""
+    """The canonical JSON text of ``value``: sorted keys, no spaces, no NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode()
 
@@ -30,7 +30,7 @@ def identity(kind: str, parts: Json) -> str:
 
 
 def short(digest: str) -> str:
-    """The part of an id that people read and paths carry."""
+    """The first 12 digits of an id, as in paths and messages."""
     return digest[:12]
 
 

@@ -1,1 +1,1 @@
-"""What is on disk: one module owns one format."""
+"""Stored artefacts: one module owns one format."""

@@ -1,4 +1,4 @@
-"""compared.json: which runs a comparison was of, under the names that people gave them.
+"""compared.json: the runs of the last comparison, by the names of their variants.
 
 <workspace>/compared.json    written when `compare` is done; the next comparison replaces it
 """
@@ -22,7 +22,7 @@ class Variant(Record):
 
 
 class ComparisonRecord(Record):
-    """Everything that was compared."""
+    """compared.json."""
 
     format: Literal["heartcut.comparison"] = "heartcut.comparison"
     version: Literal[1] = 1

@@ -5,17 +5,17 @@
         eval.beton                 the same for the test split
         train.samples.safetensors  keys (N, 16) uint8, labels (N,) int64, pixels (N, 16) uint8
         eval.samples.safetensors   the same for the test split
-        dataset.json               written last: what is in the files above
+        dataset.json               written last: describes the files above
 
 A sample index is a position in a beton; a sample key is its content (`provenance.sample_key`).
-Samples lie in the order of (key, label), so the same images give the same beton everywhere, unless
-another order was asked for; whatever joins two artefacts does so by key. The
-fingerprint hashes the sorted (key, label) pairs; the pixel digest hashes the sorted
-(key, hash of decoded pixels) pairs, so two decoders that disagree are told apart. Both are
-independent of the order, so a foreign beton in another order has the same ones.
+By default samples are sorted by (key, label), so the same images give the same beton on any
+machine. Artefacts are joined by key. The fingerprint hashes the sorted (key, label) pairs; the
+pixel digest hashes the sorted (key, hash of decoded pixels) pairs, so it differs between decoders
+that disagree. Both are independent of the order, so another team's beton in another order has the
+same ones.
 
-Held-out rows (V) lie in train.beton; they are chosen class by class by a hash of (seed, key), so
-all teams hold out the same images and equal images fall on the same side.
+Held-out rows (V) are in train.beton; they are chosen class by class by a hash of (seed, key), so
+all teams hold out the same images and equal images are on the same side.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ MADE_BY = "heartcut prepare"
 IMAGE, LABEL, INDEX = "image", "label", "index"
 """Field names inside a beton."""
 _ID_VERSION = 2
-"""Of what an id is made of, which is older than the form of dataset.json."""
+"""Version of the inputs of an id; it does not change with the format of dataset.json."""
 
 
 class FileRecord(Record):
@@ -52,7 +52,7 @@ class FileRecord(Record):
 
 
 class SplitRecord(Record):
-    """What dataset.json says of one split."""
+    """One split in dataset.json."""
 
     num_samples: int
     class_counts: list[int]
@@ -76,16 +76,16 @@ class DatasetRecord(Record):
     class_names: list[str]
     heights: tuple[int, int]
     widths: tuple[int, int]
-    """Smallest and largest, in pixels."""
+    """Smallest and largest value, in pixels."""
     num_jpegs: int
     """Images of both betons that are stored as JPEGs; the others are stored as pixels."""
     decoder: str
-    """What made pixels of the source's files."""
+    """Decoder of the source's files."""
     mean: tuple[float, float, float]
-    """Of the rows that are trained on, per channel, pixels / 255."""
+    """Mean of the training rows per channel, in units of pixel / 255."""
     std: tuple[float, float, float]
     held_out: list[int]
-    """Sample indices of train.beton that no training sees."""
+    """Sample indices of train.beton that are never trained on."""
     held_out_seed: int
     train: SplitRecord
     eval: SplitRecord
@@ -102,7 +102,7 @@ class DatasetRecord(Record):
     @model_validator(mode="before")
     @classmethod
     def _read_version_2(cls, stored: object) -> object:
-        """Until version 3 all images were of one size, and stored as pixels."""
+        """Convert a record of version 2, in which all images had one size and were raw pixels."""
         if not isinstance(stored, dict) or stored.get("version") != 2:
             return stored
         height, width = stored.get("image_size") or (None, None)
@@ -126,12 +126,12 @@ def write_record(folder: Path, record: DatasetRecord) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What is known of every sample of a split, row i for sample index i."""
+    """Keys, labels and pixel hashes of a split; row i describes sample index i."""
 
     keys: NDArray[np.uint8]
-    """(N, 16)"""
+    """Hash of the image's content, (N, 16)."""
     labels: NDArray[np.int64]
-    """(N,)"""
+    """Class ids, (N,)."""
     pixels: NDArray[np.uint8]
     """Hash of the decoded pixels, (N, 16)."""
 
@@ -179,7 +179,7 @@ def stratified_rows(
 ) -> NDArray[np.int64]:
     """Rows that make up ``fraction`` of every class, chosen by a hash of (purpose, seed, key).
 
-    Equal images have equal hashes and so are taken or left together as far as the count allows.
+    Equal images have equal hashes, so they are chosen together as far as the count allows.
 
     Returns:
         Sorted sample indices, int64; of every class round(fraction * size), at least one.
@@ -268,14 +268,14 @@ class Dataset:
 
 
 def beton_path(folder: Path, split: str) -> Path:
-    """Where the beton of a split lies."""
+    """Path of the beton of a split."""
     return folder / f"{split}.beton"
 
 
 def write_samples(folder: Path, split: str, samples: Samples) -> None:
     """Write the samples file of a split."""
     arrays = {"keys": samples.keys, "labels": samples.labels, "pixels": samples.pixels}
-    # Not save_file: a full disk is then a SafetensorError instead of an OSError.
+    # Not save_file, which raises SafetensorError instead of OSError if the disk is full.
     data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     _samples_path(folder, split).write_bytes(data)
 
@@ -296,7 +296,7 @@ def split_record(folder: Path, split: str, samples: Samples, *, num_classes: int
 def dataset_id(
     train: Samples, test: Samples, *, class_names: Sequence[str], held_out: NDArray[np.int64]
 ) -> str:
-    """Identity of a data set: what is in it, on any machine."""
+    """Identity of a data set: a hash of its content, the same on any machine."""
     return identity(
         "dataset",
         {
@@ -310,7 +310,7 @@ def dataset_id(
 
 
 def held_out_digest(train: Samples, held_out: NDArray[np.int64]) -> str:
-    """Hash of the held-out samples' keys, in whatever order they lie."""
+    """Hash of the held-out samples' keys, independent of their order."""
     keys = train.keys[held_out]
     return array_sha256(keys[np.lexsort(keys.T[::-1])])
 
@@ -320,7 +320,7 @@ def _samples_path(folder: Path, split: str) -> Path:
 
 
 def open_samples(folder: Path, split: str, record: SplitRecord) -> Samples:
-    """The samples of a split, checked; its beton, which may be large, is not read."""
+    """Read and check the samples of a split, without reading its beton, which can be large."""
     path = _samples_path(folder, split)
     samples = _read_samples(path)
     if samples.in_order != record.samples:

@@ -1,6 +1,6 @@
-"""What a run's network says of every held-out and test image, in the clean view.
+"""Predictions of a run's network for every held-out and test image, in the clean view.
 
-    predictions.parquet     beside the weights of a run, one row per image
+    predictions.parquet     next to the weights of a run, one row per image
         split string        held_out or test
         sample_index int64  of train.beton or eval.beton
         label, predicted int32
@@ -9,8 +9,7 @@
 
     file metadata, key `heartcut`: `PredictionRecord` as JSON
 
-It follows from the weights and the images, so a run without it is complete, and it can be made at
-any time.
+It can be recomputed from the weights and the images at any time, so a run without it is complete.
 """
 
 from dataclasses import dataclass
@@ -41,18 +40,18 @@ COLUMNS: Final[tables.Kinds] = {
 
 
 class PredictionRecord(Record):
-    """What the predictions follow from."""
+    """Inputs of the predictions: the run's weights and the data set."""
 
     format: Literal["heartcut.predictions"] = "heartcut.predictions"
     version: Literal[1] = 1
     weights_sha256: str
-    """Of the run's weights."""
+    """SHA-256 of the run's weights file."""
     dataset: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPredictions:
-    """Of the images of one split, in the order of the loader."""
+    """Predictions for the images of one split, in the order of the loader, each array (N,)."""
 
     split: Literal["held_out", "test"]
     indices: NDArray[np.int64]

@@ -1,8 +1,7 @@
-"""Durable publishing: a thing under its final name is complete. And locks on folders.
+"""Durable publishing, so that a file or folder under its final name is complete; folder locks.
 
-Everything is written aside, forced to the disk and renamed last, so that a kill or a full disk at
-any moment leaves nothing half-written under a final name. This module alone knows how; the
-artefact modules know what.
+Everything is written under a temporary name, synced to the disk and renamed last. So a kill or a
+full disk at any moment leaves nothing incomplete under a final name.
 """
 
 import errno
@@ -23,9 +22,9 @@ from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from pipeline.provenance import Json
 
 Data: TypeAlias = bytes | memoryview
-"""Bytes of what is to be created; a view of other memory saves a copy."""
+"""Bytes of a new file or object; a memory view saves a copy."""
 PARTIAL = ".partial"
-"""Suffix of what is not finished. A reader never opens such a name."""
+"""Suffix of unfinished files and folders. A reader never opens such a name."""
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _COUNTER = itertools.count()
@@ -33,11 +32,11 @@ _COUNTER = itertools.count()
 
 @contextmanager
 def publishing_folder(final: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``final``; it becomes ``final`` only on success.
+    """Yield an empty folder next to ``final``; it becomes ``final`` only on success.
 
-    What an earlier, killed attempt left behind is swept first. A failure removes the folder, so a
-    full disk does not stay full. Where another process published ``final`` meanwhile, its folder
-    stays and this one is dropped.
+    Remains of earlier, killed attempts are removed first. A failure removes the folder, so a full
+    disk does not stay full. If another process published ``final`` meanwhile, its folder stays and
+    this one is removed.
     """
     partial = _aside(final)
     with one_line_disk_errors(final):
@@ -55,7 +54,7 @@ def publishing_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def publishing_file(final: Path) -> Iterator[Path]:
-    """Yield a path beside ``final``; what is written there replaces ``final`` only on success."""
+    """Yield a path next to ``final``; a file written there replaces ``final`` only on success."""
     partial = _aside(final)
     with one_line_disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def publish_json(final: Path, value: Json) -> None:
 
 
 def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
-    """Read a JSON object; what is missing or torn is told in one line that names ``made_by``."""
+    """Read a JSON object; the message about a missing or damaged file names ``made_by``."""
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -98,13 +97,13 @@ def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
 def locked_folder(
     folder: Path, *, file: str | None = None, busy: str | None = None
 ) -> Iterator[None]:
-    """Make a folder and hold its lock, as far as its file system has locks.
+    """Create a folder and hold its lock, if its file system has locks.
 
-    A lock saves work, or keeps two processes from the same work: what is published is complete
-    with and without. It ends with its process.
+    A lock only keeps two processes from doing the same work; published artefacts are complete with
+    and without it. It ends with its process.
 
     Args:
-        folder: the folder to make and hold.
+        folder: the folder to create and lock.
         file: name of the file in it that is locked; None: the folder itself.
         busy: the error where another process holds the lock; None: wait for it.
 
@@ -137,13 +136,13 @@ def _lock(descriptor: int, busy: str | None) -> None:
 
 
 def _aside(final: Path) -> Path:
-    """A name beside ``final`` that no other process uses; it tells whose it is."""
+    """A name next to ``final`` that no other process uses; it contains this process's id."""
     owner = f"{_HOST}-{os.getpid()}-{next(_COUNTER)}"
     return final.with_name(f"{final.name}.{owner}{PARTIAL}")
 
 
 def _sweep(final: Path) -> None:
-    """Remove what processes of this machine that are no more left unfinished beside ``final``."""
+    """Remove unfinished files next to ``final`` that ended processes of this machine left."""
     for path in final.parent.glob(f"{glob.escape(final.name)}.{_HOST}-*{PARTIAL}"):
         pid = path.name.removesuffix(PARTIAL).split("-")[-2]
         if Path("/proc/self").exists() and Path(f"/proc/{pid}").exists():
@@ -182,7 +181,7 @@ def _sync_tree(folder: Path) -> None:
 
 @contextmanager
 def one_line_disk_errors(final: Path) -> Iterator[None]:
-    """Tell a full or unwritable disk in one line; it is the user's to mend, not a bug."""
+    """Turn the OSError of a full or unwritable disk into a message of one line for the user."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Stored records: JSON objects of a known form, refused in one line where they are not."""
+"""Stored records: JSON objects of a known form; another form raises a message of one line."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ from pipeline.provenance import Json
 
 
 class Record(BaseModel):
-    """Never changed, without unknown fields, and of finite numbers."""
+    """Base of stored records: frozen, without unknown fields, and with finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def printable(text: str) -> str:
-    """``text`` from a file as part of a message: one line, no control characters, not too long."""
+    """``text`` from a file for use in a message: one line, printable, at most 400 characters."""
     shown = text if text.isprintable() else repr(text)
     return shown if len(shown) <= 400 else shown[:397] + "..."
 
@@ -27,11 +27,11 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def read_record(model: type[AnyRecord], path: Path, *, made_by: str, remedy: str) -> AnyRecord:
-    """The JSON file at ``path`` as ``model``.
+    """Read the JSON file at ``path`` as ``model``.
 
     Raises:
-        ArtefactNotFound: if there is none; it names ``made_by``.
-        ArtefactMismatch: if it is damaged or of another form; it ends in ``remedy``.
+        ArtefactNotFound: if there is none; the message names ``made_by``.
+        ArtefactMismatch: if it is damaged or has another form; the message ends in ``remedy``.
     """
     return parse_record(model, read_json(path, made_by=made_by), path=path, remedy=remedy)
 
@@ -39,7 +39,7 @@ def read_record(model: type[AnyRecord], path: Path, *, made_by: str, remedy: str
 def parse_record(
     model: type[AnyRecord], value: Json, *, path: Path | str, remedy: str
 ) -> AnyRecord:
-    """``value`` as ``model``; ``path`` is where it was read."""
+    """Validate ``value`` as ``model``; ``path`` is its file, for the message."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -51,5 +51,5 @@ def parse_record(
 
 
 def stored_json(value: Json) -> bytes:
-    """The one text of a JSON file whose every byte is checked, such as those of a cache."""
+    """The only valid text of a JSON file whose bytes are all checked, such as a cache's files."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

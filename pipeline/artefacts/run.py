@@ -1,11 +1,11 @@
-"""A run: a network that was trained, what it was trained on, and how well it does.
+"""A run: a trained network, the inputs of its training, and its results.
 
     <name>-s<seed>-<id>/
         config.toml           the resolved settings
         metrics.jsonl         one line per epoch
         events.out.tfevents.* the same for TensorBoard
         model.safetensors     weights after the last epoch
-        predictions.parquet   what it says of held-out and test images (`predictions`)
+        predictions.parquet   predictions for held-out and test images (`predictions`)
         result.json           written last: accuracies, agreement, ids of all inputs, cost
 
 The id in the folder's name is a hash of the settings and of the ids of all inputs.
@@ -49,7 +49,7 @@ class Inputs(Record):
 
 
 class Cost(Record):
-    """What the run took, and what it did not have to."""
+    """Cost of the run, and the teacher's work that it saved."""
 
     seconds: float
     training_images_per_second: float
@@ -65,7 +65,7 @@ class RunResult(Record):
     version: Literal[2] = FORMAT_VERSION
     id: str
     weights_sha256: str
-    """Of model.safetensors."""
+    """SHA-256 of model.safetensors."""
     arch: str
     num_parameters: int
     seed: int
@@ -81,7 +81,7 @@ class RunResult(Record):
     held_out_accuracy_mean_of_last: float
     mean_of_last: int
     test_accuracy: float
-    """Of the weights after the last epoch; opened once."""
+    """Accuracy on test images of the weights after the last epoch; measured once."""
     test_loss: float
     test_calibration_error: float
     """Expected calibration error over 15 equal bins of confidence."""
@@ -89,9 +89,9 @@ class RunResult(Record):
     teacher_agreement_test: float | None
     num_distilled: int
     method: str | None
-    """What was distilled; None: nothing."""
+    """Distillation method; None for training without a teacher."""
     online: bool
-    """The teacher ran in the loop."""
+    """True if the teacher ran in the training loop."""
     cost: Cost
     versions: dict[str, str]
 
@@ -148,7 +148,7 @@ def run_id(settings: Mapping[str, Json], inputs: Inputs) -> str:
 
 
 def run_path(runs: Path, *, name: str, seed: int, id: str) -> Path:  # noqa: A002
-    """Where a run lies: readable, and never two runs in one folder."""
+    """Folder of a run: readable, and unique by the id in it."""
     return runs / f"{name}-s{seed}-{short(id)[:8]}"
 
 
@@ -164,7 +164,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     try:
         lines = [_LINE.validate_json(line) for line in path.read_text().splitlines()]
         if not lines or not all(line.keys() >= _IN_EVERY_LINE for line in lines):
-            raise ValueError("not what an epoch writes")
+            raise ValueError("not a line of metrics")
         return lines
     except FileNotFoundError as error:
         raise ArtefactNotFound(f"{path} is missing. {remedy}") from error

@@ -1,22 +1,22 @@
-"""The score file: what every sample's influence is predicted to be, one parquet row per sample.
+"""The score file: the predicted influence of every sample, one parquet row per sample.
 
-Made once for one cache and one set of influence settings, and read by every selection that has
-them, so that a second strategy does not score again. It lies beside the selection tables.
+It is computed once for one cache and one set of influence settings. Every selection with these
+settings reads it, so a second strategy computes no scores. It is next to the selection tables.
 
     sample_index int64
     label_issue bool, nullable     the label is probably wrong; null where not computed
     p_refit float32                probability of the label by a head that did not see the sample
     dloss_undistill float64, dloss_swap float64, dloss_remove float64, each with `_se` float32
-                                   `selection.SIGN_CONVENTION` says what they mean
+                                   `selection.SIGN_CONVENTION` defines them
     dloss_add, dloss_current float64
     self_influence, leverage, view_std float32
     undistil_order int32           position in the order of `param-change`, -1 = no candidate
-                                   floats are NaN on rows that are not scored and where not computed
+                                   floats are NaN on rows without scores and where not computed
 
     file metadata, key `heartcut`: `ScoreRecord` as JSON
                    key `heartcut.digest`: hash of the columns and of the record
 
-Nobody edits it: a file whose columns or record are not those that were written is refused.
+It must not be edited: a file with changed columns or a changed record is rejected.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from pipeline.provenance import identity, short
 
 FORMAT_VERSION: Final = 1
 TRUSTED_SHARE: Final = 0.25
-"""p_eff / N above which first-order scores stop ranking like retraining does."""
+"""p_eff / N above which first-order scores no longer rank samples as retraining does."""
 _SUFFIX: Final = ".scores.parquet"
 _DIGEST: Final = "heartcut.digest"
 _WHAT: Final = "score file"
@@ -72,11 +72,11 @@ class ScoreIdentity(Record):
     accepted: tuple[str, ...]
     """Differences between cache and data set that the user accepted by name."""
     settings: dict[str, float | int | str | None]
-    """Of the influence."""
+    """Settings of the influence."""
     revision: dict[str, float | int | str | None] | None
-    """How the teacher's labels were revised; None where they are taken as they are."""
+    """Settings of the label revision; None if the teacher's labels were not revised."""
     repair: str
-    """Whether the teacher's classifier was refitted: "none" or "head"."""
+    """Repair of the teacher's classifier: "none", or "head" if it was refitted."""
 
     @property
     def id(self) -> str:
@@ -84,7 +84,7 @@ class ScoreIdentity(Record):
 
 
 class SolveRecord(Record):
-    """How well one head was fitted and one linear system solved."""
+    """Accuracy of one fit of a head and of one linear solve."""
 
     linearised_at: str
     l2: float
@@ -93,15 +93,15 @@ class SolveRecord(Record):
     solver: str
     precision: str
     residual: float
-    """Relative, of the linear solve."""
+    """Relative residual of the linear solve."""
     iterations: int
-    """Of the linear solve."""
+    """Iterations of the linear solve."""
     num_rows: int
     """Rows that the head was fitted to."""
     hessian_rows: int
-    """Rows that the curvature was taken of."""
+    """Rows that the curvature was computed on."""
     effective_parameters: float
-    """p_eff / N; above 0.25 first-order scores are not to be trusted."""
+    """p_eff / N; first-order scores are unreliable above 0.25."""
     sum_rule_error: float
     held_out_loss: float
     """Mean cross-entropy of the refitted head on the target."""
@@ -109,26 +109,26 @@ class SolveRecord(Record):
 
 
 class Diagnostics(Record):
-    """What should make a reader trust the scores or doubt them; docs/selection.md reads them."""
+    """Evidence for or against the scores; docs/selection.md explains it."""
 
     effective_parameters: float
     """Largest p_eff / N of the solves."""
     sum_rule_error: float
-    """Largest of the solves, relative: the scores of all rows have a sum that is known."""
+    """Largest relative error of the solves: the sum of all rows' scores is known exactly."""
     target_weight_cosine: float
-    """cos<V, W>: how much the target asks only for sharper or softer predictions."""
+    """cos<V, W>: share of the target's gradient that only sharpens or softens predictions."""
     l2_grid: list[tuple[float, float]]
-    """[l2, loss on the part of the target that chose it]; empty where l2 was given."""
+    """[l2, loss on the part of the target that l2 is chosen on]; empty if l2 was given."""
     rank_stability: dict[str, float]
-    """Spearman correlation of the selecting score with itself at another l2, by name of that l2."""
+    """Spearman correlation of the selecting score with itself at another l2, by that l2's name."""
     leak: float | None
     """Teacher's accuracy on held-out rows minus on test images; None without a test cache."""
     target: str
-    """Whose loss is predicted: held-out, cross-fit or external."""
+    """Samples whose loss is predicted: held-out, cross-fit or external."""
     target_digest: str
     """Hash of the target's sample keys."""
     target_in_sample: bool
-    """Whether the teacher's own training saw the target."""
+    """True if the teacher's own training saw the target."""
     num_target: int
     """Samples whose loss is predicted."""
     second_order_gain: float | None
@@ -161,7 +161,7 @@ class ScoreTable:
 
         Raises:
             ArtefactNotFound: if there is none.
-            ArtefactMismatch: if it is no score file, or not what was written.
+            ArtefactMismatch: if it is not a score file, or was changed after it was written.
         """
         stored = tables.read(path)
         text = tables.metadata_text(stored, tables.RECORD)
@@ -174,7 +174,7 @@ class ScoreTable:
         tables.require_columns(path, stored, COLUMNS, joined=COLUMNS.keys() - tables.NULLABLE)
         if not _is_as_written(stored, text):
             raise ArtefactMismatch(
-                f"{path} is not what was written: its columns or its record were changed. "
+                f"{path} was edited: its columns or its record were changed. "
                 f"Remove it and run `{tables.MADE_BY}` again."
             )
         return cls(path=path, record=record, frame=tables.as_frame(path, stored))
@@ -184,7 +184,7 @@ class ScoreTable:
         return self.record.id
 
     def require_samples(self, samples: Samples) -> None:
-        """Refuse a file whose rows are not these samples, in this order."""
+        """Reject a file whose rows are not these samples in this order."""
         found, wanted = self.record.identity.rows, samples.in_order
         if len(self.frame) != len(samples) or found != wanted:
             raise ArtefactMismatch(
@@ -207,5 +207,5 @@ def write(path: Path, *, record: ScoreRecord, columns: Columns) -> None:
 
 
 def score_path(selections: Path, score_id: str) -> Path:
-    """Where a score file lies."""
+    """Path of a score file."""
     return selections / f"{short(score_id)}{_SUFFIX}"

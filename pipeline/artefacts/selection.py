@@ -2,18 +2,19 @@
 
     sample_index int64, sample_key (32 hex digits), label int32, held_out bool,
     teacher_class int32, teacher_correct bool, p_target, p_max, beta, cross_entropy, el2n,
-    grand_head, margin, entropy float32           all of the clean view at temperature 1 but beta
+    grand_head, margin, entropy float32           in the clean view at temperature 1, except beta
     label_issue bool, nullable; p_refit float32   null and NaN where not computed
     dloss_undistill, dloss_swap, dloss_remove float64, each with standard error `_se` float32;
     dloss_add, dloss_current float64; self_influence, leverage, view_std float32
                                                   NaN on rows that were not scored
-    rank int32 (0 = distil first, -1 = no candidate), selected bool, reason string
+    rank int32 (0 = distil first, -1 = not a candidate), selected bool, reason string
 
     file metadata, key `heartcut`: `SelectionRecord` as JSON
-                   key `PANDAS_ATTRS`: the same, so that pandas carries it along
+                   key `PANDAS_ATTRS`: the same record, so that pandas keeps it
 
-Any reader of parquet opens it. A user may edit `selected` and train on the result: opening checks
-rows, keys and ids, not who wrote it. The influence columns are those of the score file (`scores`).
+Any parquet reader opens it. A user may edit `selected` and train on the result: opening checks
+rows, keys and ids, but not the values. The influence columns are copies of the score file's
+(`scores`).
 """
 
 from contextlib import suppress
@@ -68,7 +69,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "reason": pa.string(),
 }
 _JOINED: Final = ("sample_index", "sample_key", "label", "teacher_class", "selected")
-"""What training reads: none may be missing."""
+"""Columns that training reads; their values must be complete."""
 
 
 class SelectionIdentity(Record):
@@ -78,20 +79,20 @@ class SelectionIdentity(Record):
     held_out: str
     """Hash of the held-out samples' keys."""
     soft_labels: str
-    """Id of the soft labels that were selected from; beta is theirs."""
+    """Id of the soft labels of the candidates; the column beta comes from them."""
     strategy: str
     score: str | None
-    """Column that the strategy reads; None where it reads no influence score."""
+    """Column that the strategy reads; None if it reads no influence score."""
     fraction: float | None
     threshold: float | None
     standard_errors: float | None
-    """By which a score has to be above its threshold."""
+    """Distance in standard errors that a score must have from its threshold."""
     class_quota: float | None
     beta: tuple[float, float] | None
     """Mean percentile and concentration of the strategy `beta`."""
     seed: int
     scores: str | None
-    """Id of the score file; None where the strategy reads none."""
+    """Id of the score file; None if the strategy reads none."""
 
     @property
     def id(self) -> str:
@@ -114,14 +115,14 @@ class SelectionRecord(Record):
     wrong_row_auc: float | None
     """AUC of low dloss_undistill for rows that the teacher gets wrong; None where not computed."""
     predicted_gain: float | None
-    """First-order: summed dloss_undistill of what is not selected, negated."""
+    """First-order estimate: minus the sum of dloss_undistill over the rows not selected."""
     target_in_sample: bool
     num_not_cached: int
     """Samples that the teacher never saw; they keep their hard labels."""
     accepted: list[str]
     """Differences between cache and data set that the user accepted by name."""
     scores: ScoreRecord | None
-    """How the influence columns were made; None where there are none."""
+    """Record of the influence columns; None if there are none."""
     versions: dict[str, str]
 
 
@@ -139,7 +140,7 @@ class SelectionTable:
 
         Raises:
             ArtefactNotFound: if there is none.
-            ArtefactMismatch: if it is no selection table, or its rows are not one per sample.
+            ArtefactMismatch: if it is not a selection table, or has not one row per sample.
         """
         stored = tables.read(path)
         record = _read_record(path, stored)
@@ -152,16 +153,16 @@ class SelectionTable:
 
     @property
     def selected(self) -> NDArray[np.bool_]:
-        """(N,) bool"""
+        """True for samples to distil, (N,) bool."""
         return self.frame["selected"].to_numpy(dtype=bool)
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) int64"""
+        """Class ids, (N,) int64."""
         return self.frame["label"].to_numpy(dtype=np.int64)
 
     def require_samples(self, keys: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        """Refuse a table whose rows are not these samples."""
+        """Reject a table whose rows are not these samples."""
         if len(self.frame) != len(labels):
             raise ArtefactMismatch(
                 f"{self.path} has {len(self.frame):,} rows (expected {len(labels):,}, one per "
@@ -179,11 +180,11 @@ class SelectionTable:
 
 
 def read_selection_record(path: Path) -> SelectionRecord:
-    """How a table was made, without its rows.
+    """Read the record of a table without its rows.
 
     Raises:
         ArtefactNotFound: if there is no table.
-        ArtefactMismatch: if it is no selection table.
+        ArtefactMismatch: if it is not a selection table.
     """
     return _read_record(path, tables.read_head(path))
 
@@ -196,24 +197,24 @@ def write(path: Path, *, record: SelectionRecord, columns: Columns) -> None:
 
 
 def selection_path(selections: Path, selection_id: str, *, name: str = "") -> Path:
-    """Where a table lies: under its name, or under its id where it has none."""
+    """Path of a table: by its name, or by its id if it has none."""
     return selections / f"{name or short(selection_id)}{_SUFFIX}"
 
 
 def find_selection(selections: Path, selection_id: str) -> Path | None:
-    """The table of an id: under that, or under a name that was given to it."""
+    """Path of the table with an id, under its id or under any name; None if there is none."""
     path = selection_path(selections, selection_id)
     if path.exists():
         return path
     for named in sorted(selections.glob(f"*{_SUFFIX}")):
-        with suppress(PipelineError):  # another format, or damaged: not the one
+        with suppress(PipelineError):  # another format, or damaged: not this table
             if read_selection_record(named).id == selection_id:
                 return named
     return None
 
 
 def require_same_selection(path: Path, wanted: SelectionIdentity) -> None:
-    """Refuse a table whose name was given to another selection.
+    """Reject a name that was given to another selection.
 
     Raises:
         ArtefactExists: if it is another one.

@@ -38,27 +38,27 @@ LabelRows: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
 
 
 class RepairIdentity(Record):
-    """Everything that the repaired logits depend on beside the cache and the images' labels."""
+    """Everything that the repaired logits depend on, except the cache and the images' labels."""
 
     kind: Literal["head"] = "head"
     folds: int
     """Every sample is predicted by a head that was fitted without its fold."""
     seed: int
-    """Of the folds, and of the half of the held-out rows that decides on l2."""
+    """Seed of the folds and of the half of the held-out rows that l2 is chosen on."""
     held_out: str
-    """Hash of the held-out samples' keys: no head is fitted to them."""
+    """Hash of the held-out samples' keys; no head is fitted to these samples."""
 
 
 class HeadQuality(Record):
-    """How good the logits of the clean view are."""
+    """Quality of the logits of the clean view."""
 
     accuracy: float
-    """Of the held-out rows that are reported on; so are the next two."""
+    """Accuracy on the reported held-out rows; so are the next two fields."""
     loss: float
     """Mean cross-entropy, nats."""
     calibration_error: float
     num_wrong: int
-    """Training rows whose label is not at the top."""
+    """Training rows with another class than the label at the top."""
 
 
 class RepairReport(Record):
@@ -67,16 +67,16 @@ class RepairReport(Record):
     before: HeadQuality
     after: HeadQuality
     num_held_out: tuple[int, int]
-    """Held-out rows that decided on l2, and the others, which are reported on."""
+    """Number of held-out rows that l2 was chosen on, and of the others, which are reported."""
     l2: float
     tried: list[tuple[float, float]]
-    """Each l2 and the loss of the held-out rows that decided."""
+    """Each l2 with its loss on the held-out rows that l2 was chosen on."""
     folds: int
     seed: int
     gradient_norm: float
-    """Largest of all heads."""
+    """Largest gradient norm of all heads."""
     weights: str
-    """Digest of the heads, (folds + 1, C, D + 1); the last is that of the held-out rows."""
+    """Digest of the heads, (folds + 1, C, D + 1); the last head predicts the held-out rows."""
 
 
 class SoftLabelIdentity(Record):
@@ -85,27 +85,27 @@ class SoftLabelIdentity(Record):
     cache: str
     """Id of the teacher cache."""
     root: str
-    """Root hash of the cache: which bytes were revised."""
+    """Root hash of the cache, over the bytes that were revised."""
     rows: str
-    """Digest of the samples (key, label, pixels) in the order of the beton, that of the rows."""
+    """Digest of the samples (key, label, pixels) in the order of the beton and of the rows."""
     accepted: tuple[str, ...] = ()
     """Mismatches between cache and data set that the user accepted by name."""
     view_spec: dict[str, int | bool | float | str]
     """The views of the cache, so that a student can replay them without it."""
     revision: Revision
     eta: float | None
-    """None where the revision has none."""
+    """Parameter eta; None if the revision has none."""
     temperature: float
     """The temperature of distillation."""
     revise_at: float
     """The temperature of the teacher's probabilities."""
     standardise: bool = False
-    """The probabilities are of standardised logits, and the student's are to be compared so."""
+    """True if teacher and student are compared by probabilities of standardised logits."""
     views: tuple[int, ...]
     top_k: int
-    """Classes listed in a packed row beside the label; 0: rows are dense."""
+    """Classes listed in a packed row in addition to the label; 0: rows are dense."""
     repair: RepairIdentity | None = None
-    """How the teacher's logits were repaired before they were revised; None: they were not."""
+    """Repair of the teacher's logits before revision; None: no repair."""
 
     @property
     def id(self) -> str:
@@ -123,15 +123,15 @@ class SoftLabelRecord(Record):
     """V, N, W"""
     num_classes: int
     sha256: list[str]
-    """Of each view's file."""
+    """SHA-256 of each view's file."""
     repaired: RepairReport | None = None
-    """What the repair did, where there was one."""
+    """Effect of the repair; None if there was none."""
     content: str
-    """Digest of what the id does not cover: packed rows do not tell how many classes."""
+    """Digest of shape, num_classes, sha256 and repaired, which the id does not cover."""
 
     @property
     def expected_content(self) -> str:
-        """`content`, computed again."""
+        """`content` as recomputed from the other fields."""
         return _content(self.shape, self.num_classes, self.sha256, self.repaired)
 
 
@@ -147,7 +147,7 @@ class SoftLabels:
         """Open soft labels; every byte is checked against soft_labels.json.
 
         Raises:
-            ArtefactNotFound: if they were not made.
+            ArtefactNotFound: if they do not exist.
             ArtefactMismatch: if they are damaged.
         """
         record_path = path / "soft_labels.json"
@@ -155,17 +155,18 @@ class SoftLabels:
         record = read_record(SoftLabelRecord, record_path, made_by=MADE_BY, remedy=remedy)
         if record.identity.id != record.id:
             raise ArtefactMismatch(
-                f"{path} has an id that its settings do not give: {short(record.id)} (expected "
+                f"{path} has an id that does not match its settings: {short(record.id)} (expected "
                 f"{short(record.identity.id)}). {remedy}"
             )
         if (record.repaired is None) != (record.identity.repair is None):
             raise ArtefactMismatch(
-                f"{record_path} tells of a repair of the teacher in one place only. {remedy}"
+                f"{record_path} has a repair in its identity or a report of one, but not in both. "
+                f"{remedy}"
             )
         num_views = len(record.identity.views)
         if record.shape[0] != num_views or len(record.sha256) != num_views:
             raise ArtefactMismatch(
-                f"{record_path} tells of {record.shape[0]} views and {len(record.sha256)} digests "
+                f"{record_path} lists {record.shape[0]} views and {len(record.sha256)} digests "
                 f"(expected {num_views} each). {remedy}"
             )
         if record.content != record.expected_content:
@@ -187,7 +188,7 @@ class SoftLabels:
 
     @property
     def top_k(self) -> int:
-        """Classes listed in a packed row beside the label; 0: rows are dense."""
+        """Classes listed in a packed row in addition to the label; 0: rows are dense."""
         return self.record.identity.top_k
 
     @property
@@ -220,11 +221,11 @@ def write(
     view in memory.
 
     Args:
-        path: the folder to make.
-        identity: says which views there are, and by ``top_k`` what a row is.
-        views: for each view its rows in order, as blocks (b, W); one block is held at a time.
+        path: the folder to create.
+        identity: names the views; its ``top_k`` decides the layout of a row.
+        views: for each view its rows in order, as blocks (b, W); one block is in memory at a time.
         size: N, the rows of every view, and C, the classes.
-        repaired: of the logits; there where ``identity`` says that they were repaired.
+        repaired: report of the repair; required if ``identity`` has a repair.
     """
     assert (repaired is None) == (identity.repair is None), "a repair has a report"
     num_samples, num_classes = size
@@ -250,7 +251,7 @@ def write(
 
 
 def soft_label_path(selections: Path, soft_label_id: str) -> Path:
-    """Where soft labels lie by default."""
+    """Default folder of soft labels."""
     return selections / f"{short(soft_label_id)}.soft"
 
 
@@ -297,7 +298,7 @@ def _describe(
     folder: Path, shape: tuple[int, int, int], dtype: np.dtype[np.float16] | np.dtype[np.uint16]
 ) -> None:
     """Let zarr create the array whose chunks are the files of the views."""
-    from zarr.api.asynchronous import create_array  # slow to load, and opening needs none of it
+    from zarr.api.asynchronous import create_array  # slow to load, and opening does not need it
     from zarr.codecs import BytesCodec
 
     from pipeline.artefacts.zarr_store import NewStore, run_here
@@ -325,7 +326,7 @@ def _describe(
 def _zarr_metadata(
     shape: tuple[int, int, int], dtype: np.dtype[np.float16] | np.dtype[np.uint16]
 ) -> bytes:
-    """The one zarr.json of an array whose chunks are the files of the views."""
+    """The only valid zarr.json of an array whose chunks are the files of the views."""
     is_dense = dtype.kind == "f"
     described: dict[str, Json] = {
         "shape": list(shape),

@@ -1,24 +1,24 @@
-"""The results of a sweep: every point under every seed, and what was chosen.
+"""The results of a sweep: every point under every seed, and the chosen point.
 
     <workspace>/sweeps/<name>/
         results.parquet       one row per point and seed that was tried; rewritten after each
-        chosen.json           written last: the chosen point beside the baseline, on held-out and
+        chosen.json           written last: the chosen point and the baseline, on held-out and
                               test images
-        failures/<id>.txt     traceback of a run that failed by anything but a user's mistake
+        failures/<id>.txt     traceback of a run that failed, unless by a user's mistake
         lock                  held by the process that sweeps
 
     columns of results.parquet
         point string, is_baseline bool, seed int32
         <dotted key>          one column per axis: bool, int64, float64 or string; null where the
                               point does not set it
-        settings string       hash of all settings of the row; "" where they are refused
+        settings string       hash of all settings of the row; "" if they are invalid
         status string         ok or failed
         error_type, error, traceback string
                               of a failed row: class, one line, file in this folder or null
         run_id, run_path string
                               the run, its path below the workspace
         held_out_last, held_out_best, held_out_mean_of_last float64
-                              accuracies in [0, 1]
+                              accuracies from 0 to 1
         best_epoch, mean_of_last int32
                               of held_out_best; number of epochs in held_out_mean_of_last
         seconds, images_per_second float64
@@ -27,13 +27,13 @@
         num_ok, num_failed, num_pairs int32
                               seeds of the point so far; seeds that it shares with the baseline
         <accuracy>_mean, _std, _difference, _difference_low, _difference_high float64
-                              of the point, for each of the three: over its seeds; point minus
-                              baseline over common seeds, with a 95 % confidence interval
+                              for each of the three accuracies of the point: over its seeds; point
+                              minus baseline over common seeds, with a 95 % confidence interval
 
     file metadata, key `heartcut`: `SweepRecord` as JSON
 
-Unknown values are null. Accuracies on test images are in no column: a choice among many rows must
-not be made on them.
+Unknown values are null. No column has accuracies on test images, so that nobody chooses a row by
+them.
 """
 
 import json
@@ -91,18 +91,18 @@ STATISTICS: Final[tables.Kinds] = {
         for statistic in ("mean", "std", "difference", "difference_low", "difference_high")
     },
 }
-"""Columns that repeat in all rows of a point."""
+"""Columns with the same value in all rows of a point."""
 
 
 class SweepRecord(Record):
-    """What the table is of."""
+    """Record of the table: sweep, data set, points and seeds."""
 
     format: Literal["heartcut.sweep"] = "heartcut.sweep"
     version: Literal[1] = FORMAT_VERSION
     name: str
     dataset: str
     metric: str
-    """The accuracy by which is chosen: a column."""
+    """Column of the accuracy that the point is chosen by."""
     baseline: str
     confidence: float = CONFIDENCE
     seeds: tuple[int, ...]
@@ -132,7 +132,7 @@ class PointResult(Record):
 
     point: str
     overrides: tuple[str, ...]
-    """As for --set."""
+    """Settings of the point, each as `section.key=value` like an argument of --set."""
     held_out: Measured
     test: Measured
 
@@ -147,9 +147,9 @@ class Chosen(Record):
     confidence: float = CONFIDENCE
     chosen: PointResult
     baseline: PointResult | None
-    """None where no run of it succeeded."""
+    """None if no run of the baseline succeeded."""
     held_out_gain: Gain | None
-    """None where the baseline itself was chosen."""
+    """None if the baseline itself was chosen."""
     test_gain: Gain | None
 
 
@@ -179,7 +179,7 @@ class SweepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFolder:
-    """Where the results of a sweep lie; a file that would not change is not written again."""
+    """Folder of a sweep's results; a file that would not change is not written again."""
 
     path: Path
 
@@ -188,7 +188,7 @@ class SweepFolder:
         """Keep other processes from sweeping here.
 
         Raises:
-            PipelineError: if one does, or the folder cannot be written.
+            PipelineError: if another process sweeps here, or the folder cannot be written.
         """
         busy = (
             f"{self.path} is being swept by another process. Wait for it, or set another "
@@ -206,10 +206,10 @@ class SweepFolder:
         return self.path / CHOSEN
 
     def rows(self) -> list[SweepRow]:
-        """The rows of the table, without axes and statistics; none where there is no table.
+        """The rows of the table, without axes and statistics; empty if there is no table.
 
         Raises:
-            ArtefactMismatch: if it is damaged, or another file.
+            ArtefactMismatch: if it is damaged, or not such a table.
         """
         if not self.results.exists():
             return []
@@ -229,11 +229,11 @@ class SweepFolder:
         rows: Sequence[SweepRow],
         statistics: Mapping[str, Mapping[str, float | None]],
     ) -> None:
-        """Replace the table; what was chosen from another one is forgotten.
+        """Replace the table; a choice from another table is removed.
 
         Args:
-            record: what it is of.
-            rows: what was tried so far.
+            record: the record of the table.
+            rows: the runs so far.
             statistics: `STATISTICS` of every point in ``rows``.
         """
         table = _table(record, rows, statistics)
@@ -244,21 +244,21 @@ class SweepFolder:
             pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
     def write_chosen(self, chosen: Chosen | None) -> None:
-        """Write chosen.json; None: nothing can be chosen."""
+        """Write chosen.json, or remove it if ``chosen`` is None."""
         if chosen is None:
             self.chosen.unlink(missing_ok=True)
         else:
             publish_json(self.chosen, chosen.model_dump(mode="json"))
 
     def write_traceback(self, settings: str, text: str) -> str:
-        """Keep the traceback of a failed row; its path below this folder."""
+        """Store the traceback of a failed row; return its path below this folder."""
         path = self._traceback(settings)
         with publishing_file(path) as partial:
             partial.write_text(text)
         return str(path.relative_to(self.path))
 
     def forget_traceback(self, settings: str) -> None:
-        """The row did not fail this time."""
+        """Remove the traceback of a row that did not fail this time."""
         self._traceback(settings).unlink(missing_ok=True)
 
     def _traceback(self, settings: str) -> Path:
@@ -266,7 +266,7 @@ class SweepFolder:
 
 
 def sweep_folder(workspace: Path, name: str) -> SweepFolder:
-    """Where a sweep lies in a workspace."""
+    """Folder of a sweep in a workspace."""
     return SweepFolder(path=workspace / "sweeps" / name)
 
 
@@ -276,7 +276,7 @@ def shown(value: Value) -> str:
 
 
 def axis_kind(values: Sequence[Value]) -> pa.DataType:
-    """Type of the column of an axis with these values; text where they are of several kinds."""
+    """Type of the column of an axis with these values; string if their types differ."""
     kinds = {type(value) for value in values}
     if kinds == {bool}:
         return pa.bool_()
@@ -324,9 +324,9 @@ def _read(path: Path) -> pa.Table:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ArtefactMismatch(
-            f"{path} is not a readable parquet file: {told}. {_remedy(path)}"
+            f"{path} is not a readable parquet file: {reason}. {_remedy(path)}"
         ) from error
 
 

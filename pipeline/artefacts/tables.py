@@ -1,4 +1,4 @@
-"""Parquet tables that carry a record: what the selection table and the score file share.
+"""Parquet tables with a record: the common part of the selection table and the score file.
 
     one file, one row per sample in the order of `sample_index`, the columns that its owner names
     file metadata, key `heartcut`: the owner's record as JSON
@@ -27,10 +27,10 @@ MADE_BY: Final = "heartcut select"
 RECORD: Final = "heartcut"
 """Key of the record in the file's metadata."""
 NULLABLE: Final = frozenset({"label_issue"})
-"""Columns that may have missing values; a float that is not known is NaN."""
+"""Columns that may have missing values; an unknown float is NaN."""
 REMEDY: Final = f"Run `{MADE_BY}` again."
 _PANDAS: Final = "PANDAS_ATTRS"
-"""Where pandas keeps `DataFrame.attrs`, from one file to the next."""
+"""Metadata key in which pandas stores `DataFrame.attrs`."""
 _ROW_GROUP: Final = 65_536
 
 Kinds: TypeAlias = dict[str, pa.DataType]
@@ -62,17 +62,17 @@ def for_pandas(record: str) -> dict[str, str]:
 
 
 def read(path: Path) -> pa.Table:
-    """Every byte of a table, checked, and the metadata of its file.
+    """Read a table with the metadata of its file, and check every byte.
 
-    Not `read_table`, which forgets the file's metadata where the writer was Polars.
+    Not `read_table`, which drops the file's metadata if the writer was Polars.
 
     Raises:
         ArtefactNotFound: if there is none.
-        ArtefactMismatch: if it is no parquet file or a damaged one.
+        ArtefactMismatch: if it is not a parquet file, or is damaged.
     """
     with _opened(path) as file:
         table = file.read()
-        _ = table.column_names  # decoded here: damaged names raise no earlier
+        _ = table.column_names  # decodes the names, so damaged ones raise here
     return table
 
 
@@ -81,7 +81,7 @@ def read_head(path: Path) -> pa.Table:
 
     Raises:
         ArtefactNotFound: if there is none.
-        ArtefactMismatch: if it is no parquet file or one that is damaged there.
+        ArtefactMismatch: if it is not a parquet file, or its metadata are damaged.
     """
     with _opened(path) as file:
         return file.schema_arrow.empty_table()
@@ -97,20 +97,20 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError as error:
         raise ArtefactNotFound(f"{path} does not exist. Make it with `{MADE_BY}`.") from error
     except (pa.ArrowException, OSError, ValueError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ArtefactMismatch(
-            f"{path} is not a readable parquet file: {told}. Remove it and run `{MADE_BY}` again."
+            f"{path} is not a readable parquet file: {reason}. Remove it and run `{MADE_BY}` again."
         ) from error
 
 
 def metadata_text(stored: pa.Table, key: str) -> str | None:
-    """One entry of the file's metadata; None where there is none."""
+    """One entry of the file's metadata; None if there is none."""
     value = (stored.schema.metadata or {}).get(key.encode())
     return None if value is None else value.decode(errors="replace")
 
 
 def carried_by_pandas(stored: pa.Table) -> str | None:
-    """The record that pandas carried over; None where it did not."""
+    """The record that pandas kept in its own metadata; None if it did not."""
     try:
         attributes: Json = json.loads(metadata_text(stored, _PANDAS) or "null")
     except (ValueError, RecursionError):
@@ -120,7 +120,7 @@ def carried_by_pandas(stored: pa.Table) -> str | None:
 
 
 def parse(model: type[AnyRecord], text: str, *, path: Path, what: str) -> AnyRecord:
-    """The record in ``text``; ``what`` is the kind of file in words.
+    """Parse the record in ``text``; ``what`` names the kind of file for messages.
 
     Raises:
         ArtefactMismatch: if it is damaged, or of another kind or version.
@@ -140,16 +140,16 @@ def parse(model: type[AnyRecord], text: str, *, path: Path, what: str) -> AnyRec
 
 
 def require_own_id(path: Path, *, found: str, expected: str) -> None:
-    """Refuse a record whose settings were changed."""
+    """Reject a record whose settings were changed."""
     if found != expected:
         raise ArtefactMismatch(
-            f"{path} has an id that its settings do not give: {short(found)} "
+            f"{path} has an id that does not match its settings: {short(found)} "
             f"(expected {short(expected)}). {REMEDY}"
         )
 
 
 def require_columns(path: Path, stored: pa.Table, kinds: Kinds, *, joined: Collection[str]) -> None:
-    """Refuse a table that lacks a column, has one of another kind, or gaps in ``joined`` ones."""
+    """Reject a table with a missing column, a wrong type, or missing values in ``joined`` ones."""
     missing = [name for name in kinds if name not in stored.column_names]
     if missing:
         raise ArtefactMismatch(
@@ -163,17 +163,18 @@ def require_columns(path: Path, stored: pa.Table, kinds: Kinds, *, joined: Colle
         if num_missing or not (is_empty or _serves_as(column.type, wanted)):
             raise ArtefactMismatch(
                 f"{path} has a `{name}` column of {column.type} with {column.null_count} missing "
-                f"values (expected {wanted}, none missing). Mend the column."
+                f"values (expected {wanted}, none missing). Fix the column, or run `{MADE_BY}` "
+                "again."
             )
 
 
 def as_frame(path: Path, stored: pa.Table) -> pd.DataFrame:
-    """The rows, for pandas; missing values of a bool column stay missing.
+    """Convert the rows for pandas; missing values of a bool column stay missing.
 
     Raises:
         ArtefactMismatch: if there is not one row per sample, in the order of sample_index.
     """
-    # Without its metadata, because pandas' own may be anything.
+    # Without metadata, because pandas would trust its own entry, which a user may have changed.
     frame: pd.DataFrame = stored.replace_schema_metadata(None).to_pandas()
     differing = np.flatnonzero(frame["sample_index"].to_numpy() != np.arange(len(frame)))
     if len(differing):
@@ -187,7 +188,7 @@ def as_frame(path: Path, stored: pa.Table) -> pd.DataFrame:
 
 
 def flags(column: pd.Series) -> NDArray[np.bool_]:
-    """A column of bools; what is missing is false."""
+    """A bool column as an array, (N,); missing values are False."""
     return column.eq(True).fillna(False).to_numpy(dtype=bool)
 
 
@@ -201,7 +202,7 @@ def digest(table: pa.Table, record: str) -> str:
 
 
 def _values(column: pa.ChunkedArray) -> NDArray[np.generic]:
-    """A missing bool is -1."""
+    """Values of a column, with -1 for a missing bool."""
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8()).fill_null(-1)
     values: NDArray[np.generic] = column.to_numpy()
@@ -209,7 +210,7 @@ def _values(column: pa.ChunkedArray) -> NDArray[np.generic]:
 
 
 def _serves_as(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether other writers of parquet store ``wanted`` as ``found``: wider numbers and strings."""
+    """True if other parquet writers may store ``wanted`` as ``found``, such as a wider number."""
     kinds = pa.types
     if kinds.is_integer(wanted):
         return bool(kinds.is_integer(found))

@@ -1,9 +1,9 @@
-"""A training under way: everything that it needs to resume after a kill.
+"""An unfinished training: everything that it needs to resume after a kill.
 
     <run>.training/
-        training.json             the settings and inputs that its id is made of
+        training.json             the settings and inputs that its id is computed from
         checkpoint.safetensors    the last checkpoint; replaced as a whole
-        metrics.jsonl             one line for every epoch that the checkpoint knows
+        metrics.jsonl             one line for every epoch in the checkpoint
         events.out.tfevents.*     the same numbers for TensorBoard
         lock                      held by the process that trains
 
@@ -47,11 +47,11 @@ _MADE_BY: Final = "heartcut train-student"
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write a state under ``path``, all or nothing.
+    """Write a state to ``path``, all or nothing.
 
     Raises:
-        TypeError: if it holds anything else than a state may.
-        PipelineError: if the place cannot be written.
+        TypeError: if it holds a type that a state must not hold.
+        PipelineError: if the file cannot be written.
     """
     tensors: list[Tensor] = []
     tree = json.dumps(_packed(state, tensors))
@@ -119,7 +119,7 @@ def _unpacked(tree: State, tensors: Mapping[str, Tensor]) -> State:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU in memory of its own: safetensors writes no tensor twice."""
+    """The tensor on the CPU in memory of its own, because safetensors rejects shared memory."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -134,7 +134,7 @@ def _digest(version: int, tree: str, tensors: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class UnfinishedRun:
-    """The folder of one training; nobody else writes there while it is open."""
+    """The folder of one training; no other process writes there while it is open."""
 
     folder: Path
 
@@ -143,9 +143,9 @@ class UnfinishedRun:
     def opened(
         cls, run: Path, *, settings: Mapping[str, Json], inputs: Inputs
     ) -> Iterator["UnfinishedRun"]:
-        """The folder beside the run that will be, begun or found.
+        """Create or find the folder next to the future run, and lock it.
 
-        One without a checkpoint, of no use to anybody, is removed when the training fails.
+        A folder without a checkpoint is of no use and is removed if the training fails.
 
         Raises:
             PipelineError: if it cannot be written, or another process trains the same run.
@@ -163,7 +163,7 @@ class UnfinishedRun:
                 raise
 
     def checkpoint(self) -> State | None:
-        """The last checkpoint, if there is one."""
+        """The last checkpoint; None if there is none."""
         path = self.folder / _CHECKPOINT
         return read_state(path) if path.exists() else None
 
@@ -177,39 +177,39 @@ class UnfinishedRun:
         return sorted(self.folder.glob("events.out.tfevents.*"))
 
     def remove(self) -> None:
-        """Forget the training: its run is published."""
+        """Remove the folder, after its run was published."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def unfinished_path(run: Path) -> Path:
-    """Where the training of a run keeps what it needs to go on."""
+    """Folder in which the training of a run keeps its checkpoint."""
     return run.with_name(run.name + UNFINISHED)
 
 
 def describe(settings: Mapping[str, Json], inputs: Inputs) -> dict[str, Json]:
-    """training.json: what the id of the run is made of."""
+    """Contents of training.json: the inputs of the run's id."""
     return {**settings, "inputs": inputs.model_dump(mode="json")}
 
 
 def require_same_training(folder: Path, *, settings: Mapping[str, Json], inputs: Inputs) -> None:
-    """Refuse to go on with a training of other settings or inputs; name the keys that differ.
+    """Reject resuming a training with other settings or inputs; name the keys that differ.
 
     Raises:
-        ArtefactNotFound: if no training is under way there.
-        ArtefactMismatch: if it is another one.
+        ArtefactNotFound: if there is no unfinished training.
+        ArtefactMismatch: if its settings or inputs differ.
     """
     found = _flat(read_json(folder / _DESCRIPTION, made_by=_MADE_BY))
     wanted = _flat(describe(settings, inputs))
     keys = [key for key in dict.fromkeys([*found, *wanted]) if found.get(key) != wanted.get(key)]
     if keys:
-        told = "; ".join(
+        differing = "; ".join(
             f"{key} {_shown(found.get(key))} (expected {_shown(wanted.get(key))})"
             for key in keys[:_SHOWN_KEYS]
         )
         more = f"; {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
         raise ArtefactMismatch(
-            f"{folder} was begun with other settings: {told}{more}. Train with those, or without "
-            "--resume to begin anew."
+            f"{folder} was started with other settings: {differing}{more}. Train with those, or "
+            "without --resume to start again."
         )
 
 

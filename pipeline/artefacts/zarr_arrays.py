@@ -1,8 +1,8 @@
-"""The Zarr v3 arrays of a cache: sizes, keys and descriptions, so that nothing stored is believed.
+"""The Zarr v3 arrays of a cache: sizes, keys and descriptions that do not rely on stored files.
 
-A specification gives the one `zarr.json` that an array may have and the exact size of everything
-in it. `zarr_store` encodes with zarr and lets zarr decode; whole shards are decoded here, into
-memory that was measured before they were looked at.
+A specification gives the only valid `zarr.json` of an array and the exact size of everything in
+it. `zarr_store` encodes with zarr and lets zarr decode; whole shards are decoded here, into memory
+whose size is known before their bytes are parsed.
 
 Arrays with a shard axis are (view, row, ...): one object per view and `shard_rows` rows, chunks
 along the rows only, each compressed and followed by its CRC-32C, the shard index (offset and size
@@ -59,7 +59,7 @@ class ArraySpec:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows of a chunk: a power of two, about half a mebibyte, or a shard that is less."""
+        """Rows of a chunk: a power of two of about 512 KiB, or the whole shard if it is smaller."""
         assert self.shard_rows is not None
         rows = min(_MAX_CHUNK_ROWS, max(1, _CHUNK_BYTES // self.row_bytes))
         rows = 1 << (rows.bit_length() - 1)
@@ -80,19 +80,19 @@ class ArraySpec:
 
     @property
     def max_stored_bytes(self) -> int:
-        """No encoded object is larger: zstd adds at most a 256th to what it cannot compress."""
+        """Limit on an encoded object: zstd adds at most 1/256 to data that it cannot compress."""
         chunks = 1 if self.shard_rows is None else self.num_chunks
         return self.object_bytes + self.object_bytes // 256 + 1024 * (chunks + 1)
 
     def uncompressed_bytes(self, num_rows: int) -> int:
-        """Bytes of a shard of so many rows, stored with the codec "none"."""
+        """Bytes of a shard of ``num_rows`` rows, stored with the codec "none"."""
         chunk_bytes = self.chunk_rows * self.row_bytes + CRC_BYTES
         index_bytes = 16 * self.num_chunks + CRC_BYTES
         return -(-num_rows // self.chunk_rows) * chunk_bytes + index_bytes
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of a chunk within a shard, or of the array that is one."""
+        """Shape of a chunk within a shard, or of the whole array if it is one chunk."""
         return self.shape if self.shard_rows is None else (1, self.chunk_rows, *self.shape[2:])
 
     @property
@@ -117,7 +117,7 @@ class ArraySpec:
             yield from (self.key(view, shard) for shard in range(self.num_shards))
 
     def place_of(self, key: str) -> tuple[int, int] | None:
-        """View and shard of an object in the group; None: the array has no such object."""
+        """View and shard of an object in the group; None if the array has no such object."""
         if self.shard_rows is None:
             return (0, 0) if key == self.key() else None
         parts = key.split("/")[2:4]
@@ -128,7 +128,7 @@ class ArraySpec:
         return (view, shard) if is_there and key == self.key(view, shard) else None
 
     def num_rows(self, shard: int) -> int:
-        """Rows of a shard, of which the last may have fewer."""
+        """Rows of a shard; the last shard may have fewer."""
         assert self.shard_rows is not None
         return min(self.shard_rows, self.shape[1] - shard * self.shard_rows)
 
@@ -147,7 +147,7 @@ def group_metadata(attributes: Mapping[str, Json]) -> bytes:
 
 
 def array_metadata(spec: ArraySpec) -> bytes:
-    """The one zarr.json that the array may have."""
+    """The only valid zarr.json of the array."""
     chunk, codecs = list(spec.shape), _chunk_codecs(spec)
     if spec.shard_rows is not None:
         chunk = [1, spec.shard_rows, *spec.shape[2:]]
@@ -176,7 +176,7 @@ def array_metadata(spec: ArraySpec) -> bytes:
 
 
 def chunks_of(spec: ArraySpec, rows: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """The chunks of a shard; the last one is filled up with the fill value."""
+    """The chunks of a shard; the last one is padded with the fill value."""
     rows = np.ascontiguousarray(rows, dtype=np.dtype(spec.dtype).newbyteorder("<"))
     size = spec.chunk_rows
     for start in range(0, len(rows), size):
@@ -189,10 +189,10 @@ def chunks_of(spec: ArraySpec, rows: NDArray[np.generic]) -> Iterator[NDArray[np
 
 
 def sound_chunks(spec: ArraySpec, data: Data, num_rows: int | None) -> list[memoryview]:
-    """The stored chunks of a shard of ``num_rows`` rows, or the one that the array is.
+    """The stored chunks of a shard of ``num_rows`` rows, or the only chunk of an unsharded array.
 
-    Nothing is unpacked. The chunks of a shard must follow one another without a gap up to the
-    index, and every chunk must claim to hold its exact size.
+    Nothing is decompressed. The chunks of a shard must follow one another without a gap up to the
+    index, and every chunk must declare its exact decoded size.
 
     Raises:
         ArtefactMismatch: if they do not: decoding would give more or less than the array holds.
@@ -211,13 +211,13 @@ def sound_chunks(spec: ArraySpec, data: Data, num_rows: int | None) -> list[memo
 
 
 def decode(spec: ArraySpec, data: Data, num_rows: int | None) -> NDArray[np.generic]:
-    """The rows of a shard, or the array that is one chunk.
+    """Decode the rows of a shard, or an array of one chunk.
 
-    Zarr gives the same rows and needs more time and memory for a whole shard, because it copies
+    Zarr returns the same rows but needs more time and memory for a whole shard, because it copies
     each row twice more (docs/performance.md).
 
     Raises:
-        ArtefactMismatch: if the bytes are not exactly what zarr may have written.
+        ArtefactMismatch: if zarr cannot have written these bytes for ``spec``.
     """
     chunks = sound_chunks(spec, data, num_rows)
     rows = len(chunks) * spec.chunk_rows if spec.shard_rows is not None else 0
@@ -258,12 +258,12 @@ def _decode_chunk(spec: ArraySpec, stored: memoryview, out: NDArray[np.uint8]) -
 def _without_crc(stored: memoryview, what: str) -> NDArray[np.uint8]:
     data = np.frombuffer(stored, np.uint8)[:-CRC_BYTES]
     if CRC32C.checksum(data) != int.from_bytes(stored[-CRC_BYTES:], "little"):
-        raise ArtefactMismatch(f"{what} has another CRC-32C than was stored")
+        raise ArtefactMismatch(f"{what} does not match its CRC-32C")
     return data
 
 
 def _require_size(spec: ArraySpec, stored: memoryview, expected: int) -> None:
-    """Refuse a chunk that does not claim to hold ``expected`` bytes."""
+    """Reject a chunk that does not declare ``expected`` decoded bytes."""
     if spec.codec == "zstd":
         _require_content_size(stored[:-CRC_BYTES], expected, spec.name)
     elif len(stored) != expected + CRC_BYTES:
@@ -274,7 +274,7 @@ def _require_size(spec: ArraySpec, stored: memoryview, expected: int) -> None:
 
 
 def _require_content_size(frame: memoryview, expected: int, name: str) -> None:
-    """Refuse a zstd frame that would unpack to another size, before any of it is unpacked.
+    """Reject a zstd frame that would decompress to another size, before decompressing it.
 
     RFC 8878, section 3.1.1.1: magic number, descriptor, window, dictionary id, content size.
     """
@@ -287,9 +287,9 @@ def _require_content_size(frame: memoryview, expected: int, name: str) -> None:
         if size:
             found = int.from_bytes(frame[start : start + size], "little") + 256 * (size == 2)
     if found != expected:
-        told = "an unknown number of" if found is None else f"{found:,}"
+        size_found = "an unknown number of" if found is None else f"{found:,}"
         raise ArtefactMismatch(
-            f"a chunk of {name} claims to hold {told} bytes (expected {expected:,})"
+            f"a chunk of {name} claims to hold {size_found} bytes (expected {expected:,})"
         )
 
 

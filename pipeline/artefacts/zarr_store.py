@@ -1,13 +1,12 @@
-"""Zarr's view of a cache: a store that hands out verified objects and creates each one once.
+"""Stores that connect zarr to a cache: they return verified objects and create each one once.
 
 Zarr describes the arrays, its codecs encode them, and it decodes them for `TeacherCache.group`; the
-store is the trust boundary.
-`SealedStore` gives zarr only bytes that were verified, and only the `zarr.json` that the manifest
-allows. It raises where an object is missing: zarr would read the fill value. `NewStore` creates
-objects that nothing changes later, and keeps the size and SHA-256 that a receipt needs.
+store is the trust boundary. `SealedStore` gives zarr only verified bytes, and only the `zarr.json`
+that the manifest allows. It raises if an object is missing, where zarr would read the fill value.
+`NewStore` creates objects that are never changed, and keeps the size and SHA-256 for the receipt.
 
-`run_here` runs the coroutines of zarr in the calling thread. So an interrupt leaves no thread
-behind that continues to write, and a forked process does not wait for a thread that it lacks.
+`run_here` runs zarr's coroutines in the calling thread. So an interrupt leaves no thread that
+continues to write, and a forked process does not wait for a thread that it does not have.
 """
 
 import asyncio
@@ -55,11 +54,11 @@ Arrays: TypeAlias = dict[str, AsyncArray[Any]]
 Texts: TypeAlias = Mapping[str, bytes]
 """Every `zarr.json` of a group, by its key there."""
 REMEMBERED: Final = 10
-"""Objects that a reader of single rows keeps: as many as zarr reads at once."""
+"""Objects that a reader of single rows keeps in memory: as many as zarr reads at once."""
 
 
 class _Here(asyncio.SelectorEventLoop):
-    """An event loop that starts no threads: what zarr would hand to one is done at once."""
+    """An event loop without threads: work that zarr would give to a thread is done at once."""
 
     def run_in_executor(
         self,
@@ -74,9 +73,9 @@ class _Here(asyncio.SelectorEventLoop):
 
 
 def run_here(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine of zarr to its end in this thread; in another, where a notebook's loop runs.
+    """Run a coroutine of zarr to its end in this thread; in another one if a loop runs already.
 
-    An error or an interrupt cancels what is left of it.
+    Notebooks have a running loop. An error or an interrupt cancels the rest of the coroutine.
     """
     try:
         asyncio.get_running_loop()
@@ -100,7 +99,7 @@ def _run_here(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 class _Group(Store):
-    """The answers that both stores share."""
+    """Common part of both stores."""
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -116,11 +115,11 @@ class _Group(Store):
 
 
 class SealedStore(_Group):
-    """A read-only group of which every byte is verified before zarr sees it.
+    """A read-only group; every byte is verified before zarr receives it.
 
     Args:
         specs: the arrays of the group, by name.
-        texts: handed out as they are, and never read from a place.
+        texts: the descriptions, computed from the manifest and never read from the cache.
         read: gives the verified bytes of (array, view, shard), or raises.
     """
 
@@ -148,7 +147,7 @@ class SealedStore(_Group):
         return None if data is None else prototype.buffer.from_bytes(_cut(data, byte_range))
 
     async def exists(self, key: str) -> bool:
-        """True for what the manifest asks for; whether it is there, `get` finds out."""
+        """True for keys that the manifest defines; `get` raises if the object is missing."""
         return key in self._texts or self._names(key) is not None
 
     async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
@@ -212,7 +211,7 @@ class NewStore(_Group):
     """A group that zarr writes; nothing in it can be changed or read back.
 
     Args:
-        texts: what zarr may describe.
+        texts: the descriptions that zarr may write.
         create: stores an object; False if it was there with the same bytes.
     """
 
@@ -238,7 +237,7 @@ class NewStore(_Group):
         return key in self.created
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Create an object; of a description, the text that the manifest gives."""
+        """Create an object; for a description, write the text that the manifest gives."""
         data: Data = value.as_numpy_array().data
         if key.rpartition("/")[2] == ZARR_JSON:
             data = self._described(key, value.to_bytes())
@@ -251,7 +250,7 @@ class NewStore(_Group):
         raise NotImplementedError(key)
 
     async def list(self) -> AsyncIterator[str]:
-        """The keys that were created here and are kept."""
+        """The keys that were created here and not released."""
         for key in self.created:
             yield key
 
@@ -268,8 +267,8 @@ class NewStore(_Group):
         given: dict[str, Any] = json.loads(found)
         if {name: given.get(name) for name in expected} != expected:
             raise PipelineError(
-                f"zarr {zarr.__version__} describes {key} otherwise than the format of caches "
-                "(expected the same fields). Install the version that requirements.lock names."
+                f"zarr {zarr.__version__} describes {key} differently from the cache format "
+                "(expected the same fields). Install the version in requirements.lock."
             )
         return self._texts[key]
 
@@ -279,8 +278,8 @@ class NewArrays:
 
     Args:
         specs: the arrays of the group, by name.
-        attributes: those of the group.
-        texts: its descriptions, which are created at once.
+        attributes: attributes of the group.
+        texts: descriptions of the group, which are created at once.
         create: stores an object; False if it was there with the same bytes.
     """
 
@@ -329,7 +328,7 @@ class NewArrays:
 
 
 def _encoded_shard(spec: ArraySpec, array: AsyncArray[Any], rows: NDArray[np.generic]) -> Buffer:
-    """The bytes that `array.setitem` gives its store, by the same codecs without an event loop.
+    """The bytes that `array.setitem` would store, from the same codecs without an event loop.
 
     Zarr's own pipeline copies each chunk twice more (docs/performance.md). `_encode_sync` and the
     chunk specification are not public; tests compare all bytes with those of `setitem`.
@@ -354,7 +353,7 @@ def _encoded_shard(spec: ArraySpec, array: AsyncArray[Any], rows: NDArray[np.gen
         bytes_of: NDArray[np.uint8] = data.as_numpy_array()
         return bytes_of
 
-    out, end = np.empty(spec.max_stored_bytes, np.uint8), 0  # pages that nothing fills cost nothing
+    out, end = np.empty(spec.max_stored_bytes, np.uint8), 0  # unused pages take no memory
     index = np.full((spec.num_chunks, 2), MISSING)
     for number, chunk in enumerate(chunks_of(spec, rows)):
         data = encoded(sharding.codecs, chunk)
@@ -367,7 +366,7 @@ def _encoded_shard(spec: ArraySpec, array: AsyncArray[Any], rows: NDArray[np.gen
 
 
 def encode(spec: ArraySpec, rows: NDArray[np.generic]) -> bytes:
-    """The stored bytes of a shard (its rows in one view) or of an array that is one chunk."""
+    """Encode a shard (its rows in one view) or an array of one chunk to its stored bytes."""
     if spec.shard_rows is not None:
         spec = replace(spec, shape=(1, len(rows), *spec.shape[2:]))
     found: dict[str, bytes] = {}

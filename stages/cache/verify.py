@@ -46,10 +46,10 @@ def check(place: ObjectStore, *, read_bytes: bool) -> Finding:
     except Damaged as error:  # the seal or the manifest, so nothing more can be told
         return Finding(is_fine=False, lines=[f"damaged: {error}"])
     lines = [f"damaged: {problem}" for problem in checked.problems]
-    if checked.strangers:
+    if checked.unknown:
         lines.append(
-            f"{place.url} has {len(checked.strangers)} files that belong to no cache, first "
-            f"{checked.strangers[0]}; nothing reads them"
+            f"{place.url} has {len(checked.unknown)} files that belong to no cache, first "
+            f"{checked.unknown[0]}; nothing reads them"
         )
     if not checked.problems:
         how = "every byte was read" if read_bytes else "structure only (--bytes reads them)"

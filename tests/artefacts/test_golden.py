@@ -135,7 +135,7 @@ def test_a_released_cache_has_its_id_and_root_and_no_damage(version, kind):
     assert cache.id == IDS[version, kind]
     assert cache.root == ROOTS[version, kind]
     checked = check_cache(cache.store, read_bytes=True)
-    assert (checked.problems, checked.strangers) == ([], [])
+    assert (checked.problems, checked.unknown) == ([], [])
 
 
 @pytest.mark.parametrize(("version", "kind"), [key for key in THIS_VERSION if key[1] == "top-k"])

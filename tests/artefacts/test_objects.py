@@ -586,7 +586,7 @@ def test_a_reader_reads_and_may_not_write(seaweed, as_user, s3_url, caplog):
     assert store.folders() == ["a"]
     writes = [lambda: store.create("c", b"1"), lambda: require_conditional_create(store)]
     for use in writes:
-        with pytest.raises(PipelineError, match="no permission") as error:
+        with pytest.raises(PipelineError, match="permission denied") as error:
             use()
         assert s3_url in one_line(error)
         assert_no_secrets(error, caplog)
@@ -609,7 +609,7 @@ def test_wrong_credentials_are_refused_and_never_shown(seaweed, as_user, s3_url,
         store.folders,
     ]
     for use in uses:
-        with pytest.raises(PipelineError, match="no permission") as error:
+        with pytest.raises(PipelineError, match="permission denied") as error:
             use()
         assert not isinstance(error.value, ArtefactNotFound)
         assert s3_url in one_line(error)

@@ -204,7 +204,7 @@ def test_a_repair_without_its_report_is_refused(tmp_path):
     value = json.loads(record.read_text())
     del value["repaired"]
     record.write_text(json.dumps(value))
-    with pytest.raises(ArtefactMismatch, match=r"repair .*one place"):
+    with pytest.raises(ArtefactMismatch, match=r"repair .*not in both"):
         SoftLabels.open(path)
 
 

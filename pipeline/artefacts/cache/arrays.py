@@ -1,7 +1,7 @@
-"""The arrays of a teacher cache: which ones a manifest asks for, and reading them verified.
+"""The arrays of a teacher cache: their specifications from the manifest, and verified reading.
 
-The manifest alone says what exists, of which size and under which key; nothing that was stored is
-asked for a path, a shape or a codec. The layout is told in `teacher_cache`.
+Only the manifest decides which objects exist, and their sizes and keys. Paths, shapes and codecs
+are never taken from stored files. `teacher_cache` documents the layout.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,7 +53,7 @@ _SHARD_BYTES = 64 << 20
 _MAX_CLASSES_OF_TOP_K = 1 << 16
 _READ_AHEAD = 3
 SMALL_AT_ONCE: Final = 16
-"""Receipts and the like that are asked for at once, because a bucket takes its time for each."""
+"""Small objects, such as receipts, that are requested at once to hide a bucket's latency."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -69,7 +69,7 @@ def array_specs(manifest: CacheManifest) -> dict[str, ArraySpec]:
     """Every array of a cache, by name.
 
     Raises:
-        ArtefactMismatch: if the manifest asks for objects of an absurd size.
+        ArtefactMismatch: if the manifest asks for objects larger than `MAX_SHARD_BYTES`.
     """
     specs = {spec.name: spec for spec in (*_per_view(manifest), *_whole(manifest))}
     largest = max(specs.values(), key=lambda spec: spec.object_bytes)
@@ -106,7 +106,7 @@ def metadata_objects(manifest: CacheManifest) -> dict[str, bytes]:
 
 
 def num_objects(manifest: CacheManifest) -> int:
-    """How many `object_names` there are, told without listing them: a manifest may ask for any."""
+    """Length of `object_names`, without the list: a damaged manifest may ask for any number."""
     per_view = manifest.shape.num_views * manifest.num_shards
     specs = array_specs(manifest).values()
     return sum(1 if spec.shard_rows is None else per_view for spec in specs)
@@ -131,28 +131,28 @@ def object_names(manifest: CacheManifest) -> list[tuple[str, int, int]]:
 
 
 def object_key(spec: ArraySpec, view: int, shard: int) -> str:
-    """Where an object lies in the cache."""
+    """Key of an object in the cache."""
     return f"{DATA}/{spec.key(view, shard)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayReader:
-    """Reads objects and believes none: size and SHA-256 first, then exact decoding."""
+    """Reader that trusts no stored object: it checks size and SHA-256 before exact decoding."""
 
     store: ObjectStore
     manifest: CacheManifest
     specs: Mapping[str, ArraySpec]
     facts: Callable[[str, int, int], Facts]
-    """What was vouched for of (array, view, shard)."""
+    """Facts from the receipt or the seal for (array, view, shard)."""
 
     def shard(self, name: str, view: int, shard: int) -> NDArray[np.generic]:
         """The rows of one shard of one view.
 
         Raises:
-            Damaged: if the object is missing, or is not what was vouched for.
+            Damaged: if the object is missing, or differs from its receipt.
         """
         data = self.verified(name, view, shard)
-        with self._told_as_damage(name, view, shard):
+        with self._errors_as_damage(name, view, shard):
             return decode(self.specs[name], data, self._num_rows(name, shard))
 
     def whole(self, name: str) -> NDArray[np.generic]:
@@ -201,12 +201,12 @@ class ArrayReader:
     def _sound(self, name: str, view: int, shard: int) -> bytes:
         """The verified bytes of an object, safe to decode."""
         data = self.verified(name, view, shard)
-        with self._told_as_damage(name, view, shard):
+        with self._errors_as_damage(name, view, shard):
             sound_chunks(self.specs[name], data, self._num_rows(name, shard))
         return data
 
     @contextmanager
-    def _told_as_damage(self, name: str, view: int, shard: int) -> Iterator[None]:
+    def _errors_as_damage(self, name: str, view: int, shard: int) -> Iterator[None]:
         try:
             yield
         except Damaged:
@@ -219,7 +219,7 @@ class ArrayReader:
 
 
 def remedy(store: ObjectStore) -> str:
-    """What to do about damage."""
+    """Last sentences of a message about damage: the commands that find and repair it."""
     return (
         f"Run `heartcut cache verify --bytes {store.url}` to see what else is damaged; "
         f"remove the cache and run `{MADE_BY}` or `heartcut cache pull` again."
@@ -261,7 +261,7 @@ def _per_view(manifest: CacheManifest) -> Iterator[ArraySpec]:
 
 
 def _whole(manifest: CacheManifest) -> Iterator[ArraySpec]:
-    """Small, or digests that nothing compresses."""
+    """Arrays of one chunk: small ones, and digests, which do not compress."""
     shape = manifest.shape
 
     def spec(name: str, dtype: DType, *axes: tuple[str, int]) -> ArraySpec:

@@ -3,11 +3,11 @@
     <folder>/<root>.hydrated/<array>.<view>[.<rows>].npy    (N, ...) in the data set's order
     <folder>/<root>.hydrated/<...>.json                     its SHA-256; created after it
 
-Gathering single rows from shards would read each shard many times over. So what is needed more
-than once, or in another order, is copied shard by shard, verified, into one flat file that any
-number of processes map. It can be removed at any time: it is made again. Of several processes that
-need a copy at once one makes it and the others wait; where the file system has no locks each makes
-it, and the last one, which is the same, stays.
+Gathering single rows from shards would read each shard many times over. So arrays that are needed
+more than once, or in another order, are verified and copied shard by shard into one flat file that
+any number of processes map. The file can be removed at any time; it is recomputed when needed. If
+several processes need a copy at once, one writes it and the others wait. On a file system without
+locks each process writes the same copy, and the last one stays.
 """
 
 import mmap
@@ -67,7 +67,7 @@ class HydratedCache:
     cache: TeacherCache
     joined: Joined
     folder: Path
-    """Where local copies are kept."""
+    """Folder of the local copies."""
     _mapped: dict[tuple[str, int], Rows] = field(default_factory=dict, repr=False)
     """Copies that were checked and mapped already."""
 
@@ -178,18 +178,18 @@ class HydratedCache:
         copied = self._whole_copy(path, name, rows=rows)
         if copied is None:
             with locked_folder(folder):
-                copied = self._whole_copy(path, name, rows=rows)  # another's, made meanwhile
+                copied = self._whole_copy(path, name, rows=rows)  # by another process meanwhile
                 if copied is None:
                     copied = self._copied(path, name, view, rows=rows)
         if copied is None:
             raise Damaged(
-                f"{path} is not what was written a moment ago. Check the disk, and that nothing "
-                "else writes there."
+                f"{path} changed right after it was written. Check the disk, and that no other "
+                "program writes to this folder."
             )
         return copied
 
     def _copied(self, path: Path, name: str, view: int, *, rows: str) -> Rows | None:
-        """Make the copy, tell its bytes, and map it."""
+        """Write the copy, record its size and hash, and map it."""
         with publishing_file(path) as partial:
             self._write(partial, name, view)
         record = _CopyRecord(
@@ -203,11 +203,11 @@ class HydratedCache:
         return self._whole_copy(path, name, rows=rows)
 
     def _whole_copy(self, path: Path, name: str, *, rows: str) -> Rows | None:
-        """The copy, if it was finished and its bytes are what they were."""
+        """The copy, memory-mapped; None unless it is complete and its bytes match its record."""
         if not _is_whole(path, root=self.cache.root, rows=rows):
             return None
         try:
-            # "c": as shared as "r", and torch does not warn of it
+            # "c" shares memory as "r" does, but torch does not warn about a read-only array
             copied: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
         except ValueError:
             return None
@@ -216,30 +216,30 @@ class HydratedCache:
         return copied if (copied.shape, copied.dtype) == expected else None
 
     def _write(self, path: Path, name: str, view: int) -> None:
-        """Spread the rows of every shard over the samples that they belong to."""
+        """Write the rows of every shard to the positions of their samples."""
         spec = self.cache.reader.specs[name]
         shape, dtype = (self.num_samples, *spec.shape[2:]), np.dtype(spec.dtype)
         with path.open("w+b") as file:
             described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, described)
             if self.joined.is_identity:  # several times faster than over a memory map
-                for rows in self._first_rows(self._told(name, view)):
+                for rows in self._first_rows(self._with_progress(name, view)):
                     file.write(np.ascontiguousarray(rows).data)
                 return
-            header = file.tell()
-            # Not truncate: a disk that is full must be an error here, not a signal while mapped.
+            header = file.seek(0, os.SEEK_CUR)
+            # Not truncate: a full disk must raise here, not send SIGBUS while the file is mapped.
             os.posix_fallocate(file.fileno(), 0, header + self.num_samples * spec.row_bytes)
             with mmap.mmap(file.fileno(), 0) as mapped:
                 out: Rows = np.ndarray(shape, dtype, buffer=mapped, offset=header)
                 for samples, values in self._placed(name, view, dtype):
                     out[samples] = values
-                    mapped.madvise(mmap.MADV_DONTNEED)  # the file keeps it; memory need not
+                    mapped.madvise(mmap.MADV_DONTNEED)  # frees memory; the file keeps the pages
                 del out
 
     def _placed(
         self, name: str, view: int, dtype: np.dtype[np.generic]
     ) -> Iterator[tuple[NDArray[np.int64], Rows | float]]:
-        """Samples and the rows that are theirs, a shard at a time."""
+        """Sample indices and their rows, a shard at a time."""
         joined = self.joined
         order = np.argsort(joined.rows, kind="stable")
         if joined.num_extra:
@@ -247,14 +247,14 @@ class HydratedCache:
         samples = order[joined.num_extra :]  # those that the cache has, in the order of its rows
         rows = joined.rows[samples]
         start = 0
-        for block in self._told(name, view):
+        for block in self._with_progress(name, view):
             stop = start + len(block)
             first, last = np.searchsorted(rows, [start, stop])
             yield samples[first:last], block[rows[first:last] - start]
             start = stop
 
-    def _told(self, name: str, view: int) -> Iterator[Rows]:
-        """One view of an array in the cache's order, a shard at a time, with a bar."""
+    def _with_progress(self, name: str, view: int) -> Iterator[Rows]:
+        """One view of an array in the cache's order, a shard at a time, with a progress bar."""
         total = self.cache.shape.num_samples
         with progress(f"copy {name} of view {view}", total=total, unit="rows") as bar:
             for block in self.cache.blocks(name, view):
@@ -262,7 +262,7 @@ class HydratedCache:
                 bar.advance(len(block))
 
     def _first_rows(self, blocks: Iterator[Rows]) -> Iterator[Rows]:
-        """The blocks up to the last sample: a data set may be the beginning of a cache."""
+        """The blocks up to the last sample: a data set may be the first part of a cache."""
         left = self.num_samples
         for block in blocks:
             yield block[:left]
@@ -272,7 +272,7 @@ class HydratedCache:
 
 
 class _CopyRecord(Record):
-    """What is said of one copy."""
+    """Record of one copy: its source, order, size and hash."""
 
     name: str
     root: str
@@ -282,12 +282,12 @@ class _CopyRecord(Record):
 
 
 def _is_whole(path: Path, *, root: str, rows: str) -> bool:
-    """Whether the copy was finished and its bytes are what they were."""
-    told = path.with_suffix(".json")
-    if not path.is_file() or not told.is_file():
+    """True if the copy was finished and its bytes match its record."""
+    described = path.with_suffix(".json")
+    if not path.is_file() or not described.is_file():
         return False
     try:
-        record = read_record(_CopyRecord, told, made_by=_MADE_BY, remedy="")
+        record = read_record(_CopyRecord, described, made_by=_MADE_BY, remedy="")
     except PipelineError:
         return False
     found = (record.name, record.root, record.rows, record.bytes)

@@ -1,9 +1,9 @@
-"""Which cache answers which configuration: a convenience of one workspace, part of no cache.
+"""Index from a configuration to its caches, local to one workspace and not part of a cache.
 
     <folder>/index/<request>.json    {"train": cache id, "eval": cache id}
 
-Later stages find a cache by it without a teacher. A file for each request, so that two jobs at once
-do not forget each other's.
+It lets later stages find a cache without a teacher. Each request has a file of its own, so two jobs
+at once do not overwrite each other's entries.
 """
 
 from pathlib import Path
@@ -15,14 +15,14 @@ from pipeline.provenance import Json, short
 
 
 def remember(folder: Path, *, request: str, train: str, test: str) -> None:
-    """Note which caches answer a request."""
+    """Store the ids of the caches that answer a request."""
     found: dict[str, Json] = {"train": train, "eval": test}
     if _known(folder, request) != found:
         publish_json(_path(folder, request), found)
 
 
 def recall(folder: Path, *, request: str, split: Literal["train", "eval"]) -> str | None:
-    """Id of the cache that answers ``request``, if it was ever asked for here."""
+    """Id of the cache that answers ``request``; None if this workspace has no entry for it."""
     known = _known(folder, request)
     return str(known[split]) if split in known else None
 

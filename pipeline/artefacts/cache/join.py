@@ -1,7 +1,8 @@
-"""Which row of a cache belongs to which sample of a data set: by content, never by position.
+"""Join of a cache's rows to a data set's samples: by content, never by position.
 
-Samples are joined by key, so images in another order, a part of them, or more of them fit. What
-has the same key and another label or other decoded pixels is refused, unless accepted by name.
+Samples are joined by key, so the order of the images does not matter, and subsets and supersets
+work. A sample with the same key but another label or other decoded pixels is rejected, unless that
+difference is accepted by name.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,12 +17,12 @@ from pipeline.artefacts.dataset import Samples
 from pipeline.errors import ArtefactMismatch
 
 Mismatch: TypeAlias = Literal["labels", "pixels"]
-"""What may differ between a cache and a data set, if it is accepted by name."""
+"""A difference between a cache and a data set that the user can accept by name."""
 
 ANY_LABELS: Final[tuple[Mismatch, ...]] = ("labels",)
-"""Where labels play no part: the teacher has not seen any."""
+"""For uses that ignore labels, because the teacher's outputs do not depend on them."""
 ANYTHING: Final[tuple[Mismatch, ...]] = ("labels", "pixels")
-"""Where a cache is only looked at: the run that used it has refused or accepted what differs."""
+"""For commands that only display a cache: the run that used it has checked the differences."""
 _EXAMPLES: Final = 3
 
 
@@ -32,7 +33,7 @@ class Joined:
     rows: NDArray[np.int64]
     """Cache row of every sample, (N,) int64; -1 where the cache has none."""
     accepted: tuple[Mismatch, ...]
-    """What differs and was accepted, in the order of its name."""
+    """Differences that were found and accepted, sorted by name."""
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -55,15 +56,15 @@ def join_samples(
 ) -> Joined:
     """Find every sample of a data set in a cache.
 
-    Equal images share a key, hence their views and logits; any of their rows serves. One with the
-    sample's own label is taken where there is one, that of the sample's own index first: so the
-    cache's own order stays what it is.
+    Equal images share a key, and therefore views and logits, so any of their rows can be used. A
+    row with the sample's own label is preferred, and among those the row at the sample's own index.
+    A data set in the cache's order is therefore joined in that order.
 
     Args:
         cache: a sealed cache.
         samples: of the data set, N of them in any order.
         place: of the data set, for messages.
-        accept: differences that are not refused.
+        accept: differences that are not an error.
     Raises:
         ArtefactMismatch: if no sample is in the cache, or if labels or decoded pixels differ; it
             counts them and names three.
@@ -74,7 +75,7 @@ def join_samples(
     if not is_known.any():
         raise ArtefactMismatch(
             f"{cache.path} has none of the {len(samples):,} images of {place} (expected some in "
-            "common). Run `heartcut cache-teacher` on this data, or pass the cache that was."
+            "common). Run `heartcut cache-teacher` on this data, or pass a cache of this data."
         )
     differing: dict[Mismatch, NDArray[np.bool_]] = {
         "labels": is_known & (labels[rows] != samples.labels),
@@ -87,7 +88,7 @@ def join_samples(
         if field not in accept:
             examples = {int(i): int(rows[i]) for i in np.flatnonzero(differs)[:_EXAMPLES]}
             counted = f"{int(differs.sum()):,} of the {len(rows):,} images of {place}"
-            raise ArtefactMismatch(_refusal(cache, samples, field, examples, counted=counted))
+            raise ArtefactMismatch(_mismatch(cache, samples, field, examples, counted=counted))
         accepted.append(field)
     return Joined(rows=rows, accepted=tuple(accepted))
 
@@ -121,10 +122,10 @@ def _find(
     wanted: NDArray[np.uint64],
     wanted_labels: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Positions of wanted (key, label) pairs in sorted ones; of the key alone where it has others.
+    """Positions of wanted (key, label) pairs in sorted ones; of the key if no label matches.
 
     Returns:
-        Positions, clipped into range, and whether the key is there.
+        Positions, (n,) int64, clipped into range, and a mask (n,) bool of the keys that exist.
     """
     pairs = np.empty(len(words), dtype=[("high", "u8"), ("low", "u8"), ("label", "i8")])
     pairs["high"], pairs["low"], pairs["label"] = words[:, 0], words[:, 1], labels
@@ -138,7 +139,7 @@ def _find(
     return np.where(has_pair, exact, first), (words[first] == wanted).all(axis=1)
 
 
-def _refusal(
+def _mismatch(
     cache: TeacherCache,
     samples: Samples,
     field: Mismatch,
@@ -146,20 +147,20 @@ def _refusal(
     *,
     counted: str,
 ) -> str:
-    """The message; ``examples``: a few samples that differ, with their cache rows."""
+    """The error message; ``examples`` maps a few differing samples to their cache rows."""
     if field == "labels":
         cached = cache.labels
-        told = [
+        listed = [
             f"sample {i} ({samples.keys[i].tobytes().hex()[:12]}) has label {samples.labels[i]}, "
             f"the cache {cached[row]}"
             for i, row in examples.items()
         ]
         way_out = "Correct them"
     else:
-        told = [f"sample {i} ({samples.keys[i].tobytes().hex()[:12]})" for i in examples]
+        listed = [f"sample {i} ({samples.keys[i].tobytes().hex()[:12]})" for i in examples]
         way_out = "Decode and resize the images as the cache's team did"
     return (
-        f"{cache.path} was made with other {field} of {counted}: {'; '.join(told)}. "
+        f"{cache.path} was made with other {field} of {counted}: {'; '.join(listed)}. "
         f"{way_out}, run `heartcut cache-teacher` on this data, or accept it with "
         f"`--accept-mismatch {field}`."
     )

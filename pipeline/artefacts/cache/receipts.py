@@ -1,10 +1,10 @@
-"""Receipts and the seal of a teacher cache: what is stored, and that it is all there.
+"""Receipts and the seal of a teacher cache: records of what is stored and that it is complete.
 
-A receipt is created after its object is durable; an object without one never happened. Its facts
-are a function of the numbers alone, so that any worker writes the same ones; what differs from run
-to run (device, seconds) is its note and part of no hash. The seal is created last. Every one of
-these files has exactly one text and carries its own digest, so a changed byte is never read over.
-The layout is told in `teacher_cache`.
+A receipt is created after its object is durable; an object without a receipt does not count. The
+facts in a receipt depend on the numbers alone, so every worker writes the same facts. Details that
+differ from run to run (device, seconds) are in its note, which no hash covers. The seal is created
+last. Each of these files has exactly one valid text and carries its own digest, so any changed byte
+is noticed. `teacher_cache` documents the layout.
 """
 
 import json
@@ -29,7 +29,7 @@ _MAX_SEAL_BYTES = 1 << 29
 
 
 class Facts(Record):
-    """One stored object, the same whoever wrote it."""
+    """Description of one stored object, the same from every worker."""
 
     bytes: int = Field(ge=1)
     sha256: str
@@ -40,7 +40,7 @@ class Facts(Record):
 
 
 class Note(Record):
-    """How an object came about; differs from run to run."""
+    """Circumstances in which an object was computed; they differ from run to run."""
 
     device: str = ""
     seconds: float = 0.0
@@ -93,32 +93,32 @@ class Seal(Record):
 
 
 def facts_of(data: bytes, values: NDArray[np.generic], *, rows: tuple[int, int]) -> Facts:
-    """What is said of an object that holds ``values`` as ``data``."""
+    """Describe an object that stores ``values`` as ``data``."""
     least, most = extremes(values)
     return Facts(bytes=len(data), sha256=sha256(data).hexdigest(), rows=rows, min=least, max=most)
 
 
 def receipt_key(name: str, view: int, shard: int) -> str:
-    """Where the receipt of an object lies."""
+    """Key of the receipt of an object."""
     return f"receipts/{name}/{view}.{shard}.json"
 
 
 def root_hash(metadata: dict[str, str], receipts: dict[str, Facts]) -> str:
-    """The hash that covers every byte of a cache but its notes and summary."""
+    """Hash over every byte of a cache except its notes and summary."""
     facts = {key: value.model_dump(mode="json") for key, value in receipts.items()}
     return identity("teacher_cache.root", [metadata, facts])
 
 
 def create_record(store: ObjectStore, key: str, record: Record) -> bool:
-    """Store a record under ``key``; False if it was there, which it must not be otherwise."""
+    """Store a record under ``key``; False if the same record was there already."""
     return store.create(key, record_bytes(record))
 
 
 def create_receipt(store: ObjectStore, key: str, receipt: Receipt) -> None:
-    """Vouch for an object; another worker may have done so, but not for other numbers.
+    """Store the receipt of an object; another worker may have stored the same facts before.
 
     Raises:
-        ArtefactMismatch: if the receipt exists and vouches for other numbers.
+        ArtefactMismatch: if a receipt with other facts exists.
     """
     try:
         store.create(key, record_bytes(receipt))
@@ -129,7 +129,7 @@ def create_receipt(store: ObjectStore, key: str, receipt: Receipt) -> None:
 
 
 def read_receipt(store: ObjectStore, key: str) -> Receipt:
-    """A receipt, checked against itself."""
+    """Read a receipt and check it against its own digest."""
     receipt = _read(store, key, Receipt, max_bytes=_MAX_RECEIPT_BYTES)
     if not receipt.is_whole:
         raise _damaged(store, key)
@@ -137,7 +137,7 @@ def read_receipt(store: ObjectStore, key: str) -> Receipt:
 
 
 def create_seal(store: ObjectStore, seal: Seal) -> Seal:
-    """Declare a cache complete; return its seal, which another worker may have created first.
+    """Mark a cache as complete; return its seal, which another worker may have created first.
 
     Raises:
         ArtefactMismatch: if the cache was sealed with other contents.
@@ -153,10 +153,10 @@ def create_seal(store: ObjectStore, seal: Seal) -> Seal:
 
 
 def read_seal(store: ObjectStore) -> Seal:
-    """sealed.json, checked against itself.
+    """Read sealed.json and check it against its own digest.
 
     Raises:
-        ArtefactNotFound: if the cache is not sealed, or is none.
+        ArtefactNotFound: if the cache is not sealed, or is not a cache.
         ArtefactMismatch: if the seal is damaged.
     """
     try:
@@ -177,29 +177,29 @@ def read_seal(store: ObjectStore) -> Seal:
 
 
 def read_manifest(store: ObjectStore, *, expected: str | None = None) -> CacheManifest:
-    """manifest.json, of which ``expected`` is the SHA-256 where there is a seal.
+    """Read manifest.json; ``expected`` is its SHA-256 in the seal, None if there is no seal.
 
     Raises:
         ArtefactNotFound: if there is none.
-        ArtefactMismatch: if it is damaged, or its id is not that of what it tells.
+        ArtefactMismatch: if it is damaged, or its id does not match its contents.
     """
     data = store.read(MANIFEST, max_bytes=_MAX_MANIFEST_BYTES)
     if expected is not None and sha256(data).hexdigest() != expected:
         raise Damaged(
-            f"{store.url}/{MANIFEST} is not what was sealed: sha256 "
+            f"{store.url}/{MANIFEST} differs from the sealed one: sha256 "
             f"{short(sha256(data).hexdigest())} (expected {short(expected)}). {_remedy(store)}"
         )
     manifest = _parse(store, MANIFEST, data, CacheManifest)
     if manifest.identity.id != manifest.id:
         raise Damaged(
-            f"{store.url} has an id that its manifest does not give: {short(manifest.id)} "
+            f"{store.url} has an id that does not match its manifest: {short(manifest.id)} "
             f"(expected {short(manifest.identity.id)}). {_remedy(store)}"
         )
     return manifest
 
 
 def record_bytes(record: Record) -> bytes:
-    """The one text of a record."""
+    """The only valid text of a record."""
     return stored_json(record.model_dump(mode="json"))
 
 
@@ -231,7 +231,7 @@ def _digest(kind: str, *parts: Record | str) -> str:
 
 def _damaged(store: ObjectStore, key: str) -> Damaged:
     return Damaged(
-        f"{store.url}/{key} is damaged: it is not the text that was written. {_remedy(store)}"
+        f"{store.url}/{key} is damaged: its text was changed after it was written. {_remedy(store)}"
     )
 
 
@@ -239,9 +239,9 @@ def _not_deterministic(
     store: ObjectStore, key: str, existing: Facts, found: Facts
 ) -> ArtefactMismatch:
     return ArtefactMismatch(
-        f"{store.url}/{key} vouches for other numbers than were computed now: sha256 "
-        f"{short(existing.sha256)} (now {short(found.sha256)}). Two workers do not compute the "
-        "same: use the same hardware, versions and settings for all. Nothing was overwritten."
+        f"{store.url}/{key} records other numbers than were computed now: sha256 "
+        f"{short(existing.sha256)} (now {short(found.sha256)}). Two workers computed different "
+        "numbers: use the same hardware, versions and settings for all. Nothing was overwritten."
     )
 
 

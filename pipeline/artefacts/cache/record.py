@@ -1,4 +1,4 @@
-"""What a teacher cache says of itself: identity, shape, layout, summary (see `teacher_cache`)."""
+"""Records of a teacher cache: identity, shape, layout and summary (see `teacher_cache`)."""
 
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ FORMAT_VERSION: Final = 2
 MADE_BY = "heartcut cache-teacher"
 
 MAX_SHARD_BYTES = 1 << 30
-"""No stored object of a cache is larger, decoded: a manifest that asks for more is refused."""
+"""Limit on the decoded size of a stored object; a manifest that asks for more is rejected."""
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
 
@@ -24,9 +24,9 @@ class CacheIdentity(Record):
     """Digest of the teacher's weights."""
     arch: str
     fingerprint: str
-    """Of the images and labels."""
+    """Fingerprint of the images and labels."""
     pixel_digest: str
-    """Of the decoded pixels: another decoder shows the teacher other images."""
+    """Digest of the decoded pixels, because another decoder gives the teacher other pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     views: dict[str, int | bool | float | str]
@@ -35,11 +35,11 @@ class CacheIdentity(Record):
     top_k: Annotated[int, Field(ge=0, le=4096)] = 0
     """Logits kept of each row; 0: all of them."""
     temperatures: tuple[float, ...] = ()
-    """Temperatures at which the log-sum-exp is kept beside the top k."""
+    """Temperatures at which the log-sum-exp is kept in addition to the top k."""
 
     @property
     def id(self) -> str:
-        """Hash of all of it, 64 hex digits."""
+        """Hash of all fields, 64 hex digits."""
         return identity("teacher_cache", [FORMAT_VERSION, self.model_dump(mode="json")])
 
 
@@ -54,12 +54,12 @@ class CacheShape(Record):
 
 
 class CacheLayout(Record):
-    """How the numbers are cut into objects: no part of the id, but of every byte."""
+    """Division of the numbers into objects: it changes the stored bytes, but not the id."""
 
     shard_rows: Annotated[int, Field(ge=1, le=1 << 20)]
-    """Rows of a shard, the commit unit: what one kill may cost in teacher forward passes."""
+    """Rows of a shard, the unit of work: a kill loses at most the shards in flight."""
     codec: Codec = "zstd"
-    """Lossless compression; "none" is faster to write and read, and a tenth larger."""
+    """Lossless compression; "none" is faster to write and read, and about 10 % larger."""
 
 
 class CacheManifest(Record):
@@ -84,7 +84,7 @@ class CacheManifest(Record):
 
 
 class Fidelity(Record):
-    """What storage costs: KL divergence of what is stored from the float32 logits, on a sample."""
+    """Loss by storage: KL divergence of stored from float32 logits, nats, on a few rows."""
 
     temperature: float
     mean_kl: float
@@ -92,25 +92,25 @@ class Fidelity(Record):
 
 
 class CacheSummary(Record):
-    """What the teacher is like; told when the cache is sealed, not part of the id."""
+    """Quality and cost of the teacher, recorded when the cache is sealed; not part of the id."""
 
     accuracy_training: list[float]
-    """Per view, on the rows that are trained on (T); on all rows where nothing is held out. Of the
-    stored logits; a tie for first place counts as right, here and in `select`."""
+    """Accuracy of the stored logits per view, on the training rows (T); on all rows where nothing
+    is held out. A tie for first place counts as right, here and in `select`."""
     accuracy_held_out: list[float]
-    """Per view, on the held-out rows (V); empty where nothing is held out."""
+    """Accuracy per view on the held-out rows (V); empty where nothing is held out."""
     num_wrong: int
     """Rows that the teacher gets wrong in the clean view."""
     agreement: list[float]
     """Share of rows in which view v has the clean view's class."""
     fidelity: list[Fidelity]
     head_error: float
-    """max |logit - (head of the stored features)|, on a sample."""
+    """max |logit - (head of the stored features)|, on a few rows."""
     target_in_sample: bool
     """The teacher's own training saw the held-out images."""
     teacher: str
-    """What a person calls the teacher."""
+    """Readable name of the teacher."""
     seconds: float
-    """Of the teacher's work, summed over all that shared it."""
+    """Seconds of teacher inference, summed over all workers."""
     devices: list[str]
     versions: dict[str, str]

@@ -1,7 +1,7 @@
-"""The teacher cache: what the teacher said of every sample, in every view.
+"""The teacher cache: the teacher's outputs for every sample in every view.
 
     <id>/
-        manifest.json                   id, everything that went into it, shape and layout
+        manifest.json                   id, everything that the id depends on, shape and layout
         data.zarr/                      a plain Zarr v3 group, open to any reader
             logits    (V+1, N, C) f2    view 0 is the clean evaluation view
             features  (V+1, N, D) f2    penultimate features, the classifier's input; optional
@@ -19,10 +19,10 @@
 
 The id is a hash of the teacher's weights, the images, preprocessing, views and precision, so the
 same inputs have the same id on any machine. Every object is created once and never changed, so any
-number of workers and readers need no lock, and a cache may lie in a folder, in a bucket or behind
-a web server. Zarr reads a missing object as the fill value without complaint, so the receipts, not
-Zarr, say what is there: opening compares sizes, reading compares SHA-256, and nothing that was
-stored is believed about paths, shapes or codecs (`cache.arrays`).
+number of workers and readers need no lock, and a cache can be in a folder, in a bucket or behind a
+web server. Zarr silently reads a missing object as the fill value, so the receipts, not Zarr,
+decide what exists: opening compares sizes, and reading compares SHA-256. Paths, shapes and codecs
+are never taken from stored files (`cache.arrays`).
 """
 
 from collections.abc import Iterator
@@ -87,12 +87,12 @@ class TeacherCache:
     def open(cls, place: str | Path | ObjectStore) -> Self:
         """Open a sealed cache in a folder, in a bucket or behind a web server.
 
-        Sizes and descriptions are checked here, where the place can list; contents as they are
-        read.
+        Descriptions are checked here, and sizes if the store can be listed; contents are checked
+        when they are read.
 
         Raises:
             ArtefactNotFound: if there is no sealed cache.
-            Damaged: if an object is missing, of another size, or not what was sealed.
+            Damaged: if an object is missing, of another size, or differs from the seal.
         """
         cache = cls.described(open_objects(place) if isinstance(place, str | Path) else place)
         cache.require_metadata()
@@ -102,7 +102,7 @@ class TeacherCache:
 
     @classmethod
     def described(cls, store: ObjectStore) -> Self:
-        """A cache of which only the seal and the manifest were looked at; see `open`."""
+        """Open a cache and check only its seal and its manifest; see `open`."""
         seal = read_seal(store)
         try:
             manifest = read_manifest(store, expected=seal.metadata.get(MANIFEST))
@@ -118,7 +118,7 @@ class TeacherCache:
             )
         if seal.metadata != sealed_metadata(manifest):
             raise Damaged(
-                f"{store.url} is sealed with other array descriptions than its manifest gives. "
+                f"{store.url} is sealed with array descriptions that differ from its manifest. "
                 f"{remedy(store)}"
             )
         reader = ArrayReader(
@@ -135,7 +135,7 @@ class TeacherCache:
 
     @property
     def path(self) -> str:
-        """Where it lies, for people."""
+        """Folder or address of the cache, for messages."""
         return self.store.url
 
     @property
@@ -163,19 +163,19 @@ class TeacherCache:
         and the ten that were used last stay in memory.
 
         Raises:
-            Damaged: while reading, if an object is missing, or is not what was sealed.
+            Damaged: while reading, if an object is missing or differs from the seal.
         """
-        import zarr  # slow to load, and whole shards need none of it
+        import zarr  # slow to load, and reading whole shards does not need it
 
         return zarr.open_group(self.reader.sealed_store(), mode="r", zarr_format=3)
 
     @property
     def num_bytes(self) -> int:
-        """Of all objects of numbers, as they are stored."""
+        """Stored bytes of all objects that hold numbers."""
         return sum(facts.bytes for _, facts in self.objects())
 
     def objects(self) -> Iterator[tuple[str, Facts]]:
-        """Key and facts of every object of numbers."""
+        """Key and facts of every object that holds numbers."""
         for name in object_names(self.manifest):
             yield object_key(self.reader.specs[name[0]], *name[1:]), self.reader.facts(*name)
 
@@ -183,12 +183,12 @@ class TeacherCache:
         """One view of an array in sample order, a shard at a time, a few in memory.
 
         Raises:
-            Damaged: if an object is missing, changed, or holds what is no number.
+            Damaged: if an object is missing, was changed, or contains NaN or infinity.
         """
         for block in self.reader.blocks(name, view):
             if not np.isfinite(extremes(block)).all():
                 raise Damaged(
-                    f"{self.path} holds {name} of view {view} that are no numbers. "
+                    f"{self.path} contains NaN or infinity in {name} of view {view}. "
                     f"{remedy(self.store)}"
                 )
             yield block
@@ -202,7 +202,8 @@ class TeacherCache:
         if self.is_sparse:
             raise ArtefactMismatch(
                 f"{self.path} keeps the top {self.manifest.identity.top_k} logits of a row "
-                "(expected all of them). Set `cache_teacher.top_k = 0` and cache again."
+                "(expected all of them). Set `cache_teacher.top_k = 0` and run "
+                "`heartcut cache-teacher` again."
             )
         return self._joined_blocks(LOGITS, view)
 
@@ -225,32 +226,32 @@ class TeacherCache:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) int64"""
+        """Class ids, (N,) int64."""
         return self.reader.whole(LABELS).astype(np.int64)
 
     @property
     def keys(self) -> NDArray[np.uint8]:
-        """Sample keys, (N, 16)."""
+        """Sample keys, (N, 16) uint8."""
         return self.reader.whole(KEYS).astype(np.uint8, copy=False)
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """Hashes of the decoded pixels, (N, 16)."""
+        """Hashes of the decoded pixels, (N, 16) uint8."""
         return self.reader.whole(PIXELS).astype(np.uint8, copy=False)
 
     @property
     def head(self) -> tuple[Float32, Float32]:
-        """The teacher's classifier: weight (C, D) and bias (C,)."""
+        """The teacher's classifier: weight (C, D) and bias (C,), float32."""
         weight, bias = self.reader.whole(HEAD_WEIGHT), self.reader.whole(HEAD_BIAS)
         return weight.astype(np.float32, copy=False), bias.astype(np.float32, copy=False)
 
     def require_metadata(self) -> None:
-        """Refuse array descriptions that other readers of the cache could be misled by."""
+        """Reject array descriptions that could mislead other readers of the cache."""
         for error in self.wrong_metadata():
             raise error
 
     def wrong_metadata(self) -> Iterator[Damaged]:
-        """What is wrong with the array descriptions, one error for each."""
+        """Yield an error for each array description that is missing or wrong."""
         expected = metadata_objects(self.manifest)
 
         def problem(key: str) -> Damaged | None:
@@ -260,13 +261,13 @@ class TeacherCache:
             except (ArtefactMismatch, ArtefactNotFound) as error:
                 return Damaged(str(error))
             return Damaged(
-                f"{self.path}/{key} is not the description of what was sealed. {remedy(self.store)}"
+                f"{self.path}/{key} does not describe what was sealed. {remedy(self.store)}"
             )
 
         return filter(None, read_in_threads(problem, iter(expected)))
 
     def require_sizes(self) -> None:
-        """Refuse a cache with an object that is missing or of another size."""
+        """Reject a cache with an object that is missing or of another size."""
         sizes = self.store.sizes("data.zarr")
         for key, facts in self.objects():
             if key not in sizes:
@@ -281,7 +282,7 @@ class TeacherCache:
                 )
 
     def require_features(self) -> None:
-        """Refuse a cache that was made without features."""
+        """Reject a cache that was made without features."""
         if not self.manifest.identity.features:
             raise ArtefactMismatch(
                 f"{self.path} has no features (expected them for influence). "
@@ -290,14 +291,14 @@ class TeacherCache:
             )
 
     def require_temperature(self, temperature: float) -> None:
-        """Refuse a temperature at which the mass of the classes that are not kept is unknown."""
+        """Reject a temperature at which the mass of the omitted classes was not stored."""
         kept = self.manifest.identity.temperatures
         if self.is_sparse and temperature not in kept:
-            told = " and ".join(f"{value:g}" for value in kept)
+            known = " and ".join(f"{value:g}" for value in kept)
             raise ArtefactMismatch(
                 f"{self.path} keeps the top {self.manifest.identity.top_k} logits, and the sum of "
-                f"all at temperature {told} (expected {temperature:g} among them). Choose one of "
-                "them, or cache again with `cache_teacher.temperatures`."
+                f"all at temperature {known} (expected {temperature:g} among them). Choose one of "
+                "them, or add it to `cache_teacher.temperatures` and run `heartcut cache-teacher`."
             )
 
     def _joined_blocks(self, name: str, view: int) -> Float16:

@@ -1,7 +1,8 @@
 """Copying a sealed cache between places: numbers, then receipts, then the seal.
 
-So a reader of the target never sees half a cache. Every object is checked against the seal on its
-way; what the target has a receipt of is not sent again, so a copy that was cut off goes on.
+A reader of the target therefore never sees an incomplete cache as complete. Every object is checked
+against the seal before it is sent. Objects with a receipt at the target are skipped, so repeating
+the command resumes an interrupted copy.
 """
 
 from pipeline.artefacts.cache.arrays import (
@@ -9,6 +10,7 @@ from pipeline.artefacts.cache.arrays import (
     object_key,
     object_names,
     read_in_threads,
+    remedy,
 )
 from pipeline.artefacts.cache.receipts import (
     MANIFEST,
@@ -45,7 +47,7 @@ def copy_cache(cache: TeacherCache, target: ObjectStore) -> TeacherCache:
         raise ArtefactMismatch(
             f"{target.url} was sealed with other numbers than {cache.path}: root hash "
             f"{short(copy.root)} (expected {short(cache.root)}). Nothing was overwritten; "
-            "`heartcut cache diff` tells where they differ."
+            f"run `heartcut cache diff {target.url} {cache.path}` to see where they differ."
         )
     return copy
 
@@ -57,8 +59,8 @@ def _copy_manifest(cache: TeacherCache, target: ObjectStore) -> None:
         found = target.read(MANIFEST, max_bytes=1 << 20)
         if found != record_bytes(cache.manifest):
             raise ArtefactMismatch(
-                f"{target.url} holds another cache, or one that is cut in another way, than "
-                f"{cache.path}. Nothing was overwritten; complete it there with "
+                f"{target.url} holds another cache than {cache.path}, or the same one with another "
+                "layout. Nothing was overwritten; complete it there with "
                 "`heartcut cache-teacher`, or choose another place."
             ) from error
         raise
@@ -76,7 +78,9 @@ def _copy_objects(cache: TeacherCache, target: ObjectStore) -> None:
         key = receipt_key(*name)
         receipt = read_receipt(cache.store, key)
         if receipt.facts != cache.reader.facts(*name):
-            raise Damaged(f"{cache.path}/{key} tells of other numbers than the seal.")
+            raise Damaged(
+                f"{cache.path}/{key} records other numbers than the seal. {remedy(cache.store)}"
+            )
         create_receipt(target, key, receipt)
         return len(data)
 
@@ -91,7 +95,7 @@ def _copy_objects(cache: TeacherCache, target: ObjectStore) -> None:
 def _require_kept(
     cache: TeacherCache, target: ObjectStore, names: list[tuple[str, int, int]]
 ) -> None:
-    """Refuse to seal what lay in ``target`` before, if it is not what the seal vouches for."""
+    """Reject objects that were in ``target`` before, if they differ from the seal."""
     sizes = target.sizes("data.zarr") if names else {}
 
     def require(name: tuple[str, int, int]) -> None:
@@ -99,7 +103,7 @@ def _require_kept(
         found = read_receipt(target, key).facts
         if found != expected:
             raise ArtefactMismatch(
-                f"{target.url}/{key} vouches for other numbers than {cache.path}: sha256 "
+                f"{target.url}/{key} records other numbers than {cache.path}: sha256 "
                 f"{short(found.sha256)} (expected {short(expected.sha256)}). Nothing was "
                 "overwritten; choose another place, or remove the cache there."
             )

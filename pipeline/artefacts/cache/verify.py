@@ -1,4 +1,4 @@
-"""Looking a sealed cache over: structure in seconds, or every byte."""
+"""Verification of a sealed cache: its structure in seconds, or every byte."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ from pipeline.runtime.progress import progress
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What was looked at, and what is wrong with it."""
+    """Result of a verification: what was checked, and the problems that were found."""
 
     num_objects: int
     num_bytes: int
-    """Of the objects, as they are stored."""
+    """Stored bytes of the objects."""
     problems: list[str]
     """One line for each damaged or missing object."""
-    strangers: list[str]
-    """Keys that belong to no cache: harmless, nothing reads them."""
+    unknown: list[str]
+    """Keys that are not part of the cache: harmless, because nothing reads them."""
 
 
 def check_cache(store: ObjectStore, *, read_bytes: bool) -> Checked:
     """Compare what is stored with the seal.
 
     Args:
-        store: where the cache lies.
+        store: the folder or address of the cache.
         read_bytes: read every object and compare its SHA-256 too.
     Raises:
         ArtefactNotFound: if there is no sealed cache.
-        ArtefactMismatch: if the seal or the manifest is damaged, so that nothing can be told.
-        PipelineError: if the place cannot be read.
+        ArtefactMismatch: if the seal or the manifest is damaged, so that nothing can be compared.
+        PipelineError: if the store cannot be read.
     """
     cache = TeacherCache.described(store)
     problems = [str(error) for error in cache.wrong_metadata()]
@@ -46,7 +46,7 @@ def check_cache(store: ObjectStore, *, read_bytes: bool) -> Checked:
         num_objects=len(objects),
         num_bytes=sum(facts.bytes for facts in objects.values()),
         problems=list(dict.fromkeys(problems)),
-        strangers=_strangers(cache) if store.can_list else [],
+        unknown=_unknown_keys(cache) if store.can_list else [],
     )
 
 
@@ -69,14 +69,14 @@ def _wrong_sizes(cache: TeacherCache) -> Iterator[str]:
 
 
 def _wrong_receipts(cache: TeacherCache) -> Iterator[str]:
-    """Receipts serve resumption; the seal has a copy of each."""
+    """Compare the receipts, which only resuming needs, with their copies in the seal."""
     names = object_names(cache.manifest)
 
     def problem(name: tuple[str, int, int]) -> str:
         key = receipt_key(*name)
         try:
             if read_receipt(cache.store, key).facts != cache.seal.receipts[key]:
-                return f"{cache.path}/{key} tells of other numbers than the seal"
+                return f"{cache.path}/{key} records other numbers than the seal"
         except (ArtefactMismatch, ArtefactNotFound) as error:
             return str(error)
         return ""
@@ -96,13 +96,13 @@ def _wrong_bytes(cache: TeacherCache) -> Iterator[str]:
 
     total = sum(cache.reader.facts(*name).bytes for name in names)
     with progress("verify", total=total, unit="bytes") as bar:
-        for name, told in zip(names, read_in_threads(problem, iter(names)), strict=True):
+        for name, found in zip(names, read_in_threads(problem, iter(names)), strict=True):
             bar.advance(cache.reader.facts(*name).bytes)
-            if told:
-                yield told
+            if found:
+                yield found
 
 
-def _strangers(cache: TeacherCache) -> list[str]:
+def _unknown_keys(cache: TeacherCache) -> list[str]:
     known = {MANIFEST, SEAL, *cache.seal.metadata}
     for name in object_names(cache.manifest):
         known |= {receipt_key(*name), object_key(cache.reader.specs[name[0]], *name[1:])}

@@ -1,8 +1,8 @@
 """Writing a teacher cache: shard by shard, in any order, by any number of workers.
 
-An object is created, then its receipt; what has a receipt is done for good. So a killed worker has
-lost at most the shards in flight, going on is the complement of the receipts, and workers need not
-know of each other. The layout is told in `teacher_cache`.
+An object is created first, then its receipt; an object with a receipt is final. So a killed worker
+loses at most the shards in flight, a resumed one computes the shards without receipts, and workers
+need no communication. `teacher_cache` documents the layout.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -69,7 +69,10 @@ Float16 = NDArray[np.float16]
 
 @dataclass(frozen=True, kw_only=True)
 class CacheContents:
-    """What is written beside the logits: the same for every view."""
+    """Arrays that are written in addition to the logits; the same for every view.
+
+    labels (N,) int64, keys and pixels (N, 16) uint8, head_weight (C, D) and head_bias (C,) float32.
+    """
 
     labels: NDArray[np.int64]
     keys: NDArray[np.uint8]
@@ -80,7 +83,7 @@ class CacheContents:
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """The rows of one shard in one view: what is computed at once, and kept for good."""
+    """The rows of one shard in one view: the unit that is computed and stored at once."""
 
     view: int
     shard: int
@@ -88,12 +91,12 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheWriter:
-    """A cache that is being filled."""
+    """A cache that is being written."""
 
     store: ObjectStore
     manifest: CacheManifest
     joined: bool
-    """The cache was begun before."""
+    """True if the cache existed, unfinished."""
     _specs: Mapping[str, ArraySpec] = field(repr=False)
     _arrays: "NewArrays" = field(repr=False)
     _known: dict[str, Receipt] = field(default_factory=dict, repr=False)
@@ -110,10 +113,10 @@ class CacheWriter:
     ) -> Self:
         """Start a cache, or join one of the same identity that is not finished.
 
-        The layout of a cache that exists is kept, whatever is asked for.
+        An existing cache keeps its layout; the argument is then ignored.
 
         Raises:
-            ArtefactMismatch: if another cache lies there.
+            ArtefactMismatch: if ``store`` holds another cache.
         """
         from pipeline.artefacts.zarr_store import NewArrays  # slow to load
 
@@ -144,24 +147,24 @@ class CacheWriter:
 
     @property
     def units(self) -> list[Unit]:
-        """All there is to compute, view by view."""
+        """All units of the cache, view by view."""
         views, shards = range(self.manifest.shape.num_views), range(self.manifest.num_shards)
         return [Unit(view, shard) for view in views for shard in shards]
 
     def missing(self) -> list[Unit]:
-        """Units that are not kept yet."""
+        """Units that are not stored yet."""
         kept = self.store.sizes("receipts")
         return [unit for unit in self.units if not self._receipts_of(unit) <= kept.keys()]
 
     def has(self, unit: Unit) -> bool:
-        """Whether a unit is kept by now, by whichever worker."""
+        """True if a unit is stored by now, by any worker."""
         return all(self.store.size(key) is not None for key in self._receipts_of(unit))
 
     def write(self, unit: Unit, arrays: Mapping[str, NDArray[np.generic]], note: Note) -> None:
-        """Keep a unit: every array's object, then its receipt.
+        """Store a unit: every array's object, then its receipt.
 
         Raises:
-            ArtefactMismatch: if another worker kept other numbers.
+            ArtefactMismatch: if another worker stored other numbers.
             PipelineError: if the store cannot be written.
         """
         rows = self.manifest.rows_of(unit.shard)
@@ -171,7 +174,7 @@ class CacheWriter:
             self._store(name, unit, values, rows=rows, note=note)
 
     def reader(self) -> ArrayReader:
-        """Reads what is kept already."""
+        """Reader of the units that are stored already."""
         return ArrayReader(
             store=self.store,
             manifest=self.manifest,
@@ -180,13 +183,13 @@ class CacheWriter:
         )
 
     def notes(self) -> list[Note]:
-        """How every unit came about; needs all of them."""
+        """The notes of all units; every unit must be stored."""
         self._read_receipts()
         first = view_arrays(self.manifest)[0].name  # the others carry the same note
         return [self._receipt(first, unit.view, unit.shard).note for unit in self.units]
 
     def seal(self, summary: CacheSummary) -> Seal:
-        """Declare the cache complete.
+        """Mark the cache as complete.
 
         Raises:
             ArtefactNotFound: if a receipt is missing.
@@ -239,8 +242,8 @@ class CacheWriter:
         least, most = extremes(values)
         if not np.isfinite((least, most)).all():
             raise PipelineError(
-                f"{name} of view {unit.view}, rows {rows[0]} to {rows[1] - 1}, holds what is no "
-                "finite number (expected only such). Check the teacher's checkpoint and "
+                f"{name} of view {unit.view}, rows {rows[0]} to {rows[1] - 1}, contains NaN or "
+                "infinity (expected finite values). Check the teacher's checkpoint and "
                 "`mean`/`std`."
             )
         created = self._created(name, unit, values)
@@ -249,7 +252,7 @@ class CacheWriter:
         create_receipt(self.store, key, Receipt.of(facts, note))
 
     def _store_whole(self, name: str, values: NDArray[np.generic]) -> None:
-        """Keep an array that is one chunk, or see that the one that lies there is the same."""
+        """Store an array of one chunk, or check that the stored one is the same."""
         from pipeline.artefacts.zarr_store import encode
 
         rows, key = (0, len(values)), receipt_key(name, 0, 0)
@@ -274,21 +277,21 @@ class CacheWriter:
             key = object_key(self._specs[name], view, shard)
             raise ArtefactMismatch(
                 f"{self.store.url}/{key} exists with other bytes and without a receipt: a worker "
-                "on other hardware or with other versions was killed, or is at work. Nothing was "
-                "overwritten. When none is, run `heartcut cache gc FOLDER --older-than 0 --delete` "
-                "and the same command again."
+                "on other hardware or with other versions was killed, or is running. Nothing was "
+                "overwritten. When no worker is running, run `heartcut cache gc FOLDER "
+                "--older-than 0 --delete` and the same command again."
             ) from error
 
 
 def _manifest(
     store: ObjectStore, *, identity: CacheIdentity, shape: CacheShape, layout: CacheLayout
 ) -> tuple[CacheManifest, bool]:
-    """The manifest that lies there or a new one, and whether it is new."""
+    """The stored manifest or a new one, and True if it is new."""
     wanted = CacheManifest(id=identity.id, identity=identity, shape=shape, layout=layout)
-    array_specs(wanted)  # refuses absurd sizes before anything is written
+    array_specs(wanted)  # rejects absurd sizes before anything is written
     try:
         is_new = create_record(store, MANIFEST, wanted)
-    except ArtefactMismatch:  # it was begun before, with another layout
+    except ArtefactMismatch:  # it exists, unfinished and with another layout
         found = read_manifest(store)
     else:
         return wanted, is_new
@@ -304,7 +307,7 @@ def _manifest(
 def writing_behind(writer: CacheWriter) -> Iterator[Callable[..., None]]:
     """Yield a `CacheWriter.write` that returns at once; at most three units wait to be written.
 
-    So the teacher goes on while its last outputs are compressed and stored. An error of the writer
+    So the teacher computes while its last outputs are compressed and stored. An error of the writer
     is raised by the next call, or at the end.
     """
     with ThreadPoolExecutor(max_workers=_QUEUED, thread_name_prefix="cache-writer") as pool:
@@ -321,7 +324,7 @@ def writing_behind(writer: CacheWriter) -> Iterator[Callable[..., None]]:
 
 
 def as_float16(rows: Float32, *, name: str, view: int, first_sample: int) -> Float16:
-    """``rows`` as they are stored.
+    """Convert ``rows`` (B, C) or (B, D) to float16, as they are stored.
 
     Raises:
         PipelineError: if a value is not finite or does not fit float16; it names the sample.

@@ -1,4 +1,4 @@
-"""Addresses of object stores: a folder, a bucket or a web server, opened by what is written."""
+"""Addresses of object stores: a folder, a bucket or a web server, opened by its scheme."""
 
 import re
 from pathlib import Path
@@ -15,13 +15,14 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(file|s3|gs|az|https?):", re
 def open_objects(location: str | Path, *, single_writer: bool = False) -> ObjectStore:
     """The object store at a folder, ``file://``, ``s3://``, ``gs://``, ``az://`` or ``http(s)://``.
 
-    Nothing is contacted or made yet. Credentials come from the environment only.
+    Nothing is contacted or created yet. Credentials come from the environment only.
 
     Args:
+        location: a path, or an address without credentials, query and fragment.
         single_writer: create remote objects by looking first and then writing, for servers
             without conditional creation. Safe for ONE writer only: two could overwrite each other.
     Raises:
-        ConfigError: if the address cannot be used. The message never repeats a credential in it.
+        ConfigError: if the address cannot be used. The message never repeats a credential from it.
     """
     found = None if isinstance(location, Path) else _SCHEME.match(location)
     if found is None:
@@ -30,9 +31,9 @@ def open_objects(location: str | Path, *, single_writer: bool = False) -> Object
     host, folder = _address(str(location), scheme)
     if scheme == "file":
         if host not in ("", "localhost") or not folder.startswith("/"):
-            raise ConfigError("file:// address is not of this machine. Write file:///folder.")
+            raise ConfigError("file:// address names another machine. Write file:///folder.")
         return LocalObjects(Path(unquote(folder)))
-    from pipeline.artefacts.objects.remote import open_remote  # local work never loads it
+    from pipeline.artefacts.objects.remote import open_remote  # local stores do not need it
 
     folder = unquote(folder) if scheme.startswith("http") else folder
     prefix = folder.strip("/")
@@ -42,9 +43,9 @@ def open_objects(location: str | Path, *, single_writer: bool = False) -> Object
 
 
 def _address(location: str, scheme: str) -> tuple[str, str]:
-    """Host (or bucket) and path of an address that can hold no credential.
+    """Host (or bucket) and path of an address; an address that may hold a credential is an error.
 
-    The messages repeat the scheme alone: a secret with a slash in it may pass for a host or a path.
+    Messages repeat only the scheme: a secret that contains a slash can look like a host or a path.
     """
     if scheme not in ("file", *REMOTE_SCHEMES):
         known = ", ".join(f"{name}://" for name in ("file", *REMOTE_SCHEMES))
@@ -76,7 +77,7 @@ _EXPECTED = {"s3": "bucket", "gs": "bucket", "az": "container", "file": ""}
 
 
 def _wrong_host(location: str, scheme: str) -> str:
-    """What is wrong with the host or bucket, or nothing."""
+    """Fault of the host or bucket, for a message; "" if there is none."""
     try:
         parts = urlsplit(location)
         port = parts.port

@@ -1,6 +1,6 @@
-"""Connections to object stores from the environment, and what their errors say, in our words.
+"""Connections to object stores, set up from the environment, and messages for their errors.
 
-Nothing of the client library's own messages is repeated: they can hold key names, credentials and
+Messages of the client library are never repeated: they can contain key names, credentials and
 signed addresses.
 """
 
@@ -15,30 +15,30 @@ from pipeline.errors import ConfigError, PipelineError
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
-"""No byte for this long: given up. It counts anew with each part that arrives."""
+"""Time without a received byte after which a request fails; each part restarts the count."""
 RETRY_SECONDS = 12.0
-"""No new attempt after this long, so that a dead server is told in RETRY + SILENCE seconds."""
+"""Time after which nothing is retried, so a dead server is reported in RETRY + SILENCE seconds."""
 TRANSFER_SECONDS = 900.0
-"""For a whole large transfer. An interrupt from the keyboard waits for the request as well."""
+"""Limit on a large transfer. A keyboard interrupt also waits for the current request."""
 
 
 class Clients:
-    """The two connections of a bucket: one that soon gives up on silence, one for large puts."""
+    """The two connections of a bucket: one with a short timeout, one for large puts."""
 
     def __init__(self, scheme: str, host: str, *, single_writer: bool) -> None:
         self.single_writer = single_writer
-        refuse_after_fork()
-        # While a large body is sent nothing arrives, so silence says nothing there.
+        require_no_fork()
+        # Nothing arrives while a large body is sent, so a short timeout would fail wrongly there.
         self.quick = _client(scheme, host, {"read_timeout": timedelta(seconds=SILENCE_SECONDS)})
         self.patient = self.quick if scheme.startswith("http") else _client(scheme, host, {})
 
 
-def refuse_after_fork() -> None:
-    """PipelineError in a forked child of a process that used a remote store: it would hang."""
+def require_no_fork() -> None:
+    """Raise PipelineError in a forked child of a user of a remote store, where it would hang."""
     if _started_by.setdefault("process", os.getpid()) != os.getpid():
         raise PipelineError(
             "Remote objects were used in a forked process, where their connections hang (expected "
-            "the process that opened them first). Read them before the fork, or use spawn."
+            "the process that opened them). Read them before the fork, or use spawn."
         )
 
 
@@ -46,7 +46,7 @@ _started_by: dict[str, int] = {}
 
 
 def _client(scheme: str, host: str, options: dict[str, Any]) -> Any:
-    """A client of a bucket, or of a host for HTTP; the rest comes from the environment."""
+    """A client of a bucket, or of an HTTP host; credentials come from the environment."""
     from obstore.exceptions import BaseError
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
@@ -69,7 +69,7 @@ def _client(scheme: str, host: str, options: dict[str, Any]) -> Any:
     try:
         return kinds.get(scheme, HTTPStore)(name, client_options=options, retry_config=retries)
     except (BaseError, OSError, ValueError):
-        pass  # its message may repeat what the environment holds
+        pass  # its message may repeat credentials from the environment
     raise ConfigError(
         f"{scheme}://{host} could not be opened: its settings in the environment are incomplete or "
         f"wrong. Check {_VARIABLES.get(scheme, 'the address')}."
@@ -77,7 +77,7 @@ def _client(scheme: str, host: str, options: dict[str, Any]) -> Any:
 
 
 def _http_allowed(scheme: str) -> bool:
-    """Whether the user asked for plain http; ConfigError if only half of it is said."""
+    """True if the user allowed plain http; ConfigError if an endpoint is http without that."""
     if scheme.startswith("http"):
         return scheme == "http"
     prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[scheme]
@@ -88,7 +88,7 @@ def _http_allowed(scheme: str) -> bool:
         if urlsplit(os.environ.get(name, "")).scheme == "http":
             raise ConfigError(
                 f"{name} is plain http (expected https). "
-                f"Set {prefix}_ALLOW_HTTP=true if that is meant."
+                f"Use https, or set {prefix}_ALLOW_HTTP=true to allow plain http."
             )
     return False
 
@@ -108,7 +108,7 @@ _UNREACHABLE = ("error sending request", "timed out", "connect", "dns", "body er
 
 
 def failure_line(where: str, error: Exception) -> PipelineError:
-    """One line for an error of the library: its class and the server's status, never its words."""
+    """Message for an error of the library: its class and the server's status, never its text."""
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
     words = str(error)
@@ -119,20 +119,20 @@ def failure_line(where: str, error: Exception) -> PipelineError:
     denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     if denied or number in ("401", "403"):
         return PipelineError(
-            f"{where} was refused: no permission. Check the credentials in the environment, what "
-            "they allow, and the name of the bucket."
+            f"{where} cannot be accessed: permission denied. Check the credentials in the "
+            "environment, their permissions, and the name of the bucket."
         )
     if "MissingContentLength" in words:
         return PipelineError(
-            f"{where} was refused: its server does not tell the size (expected a Content-Length). "
+            f"{where} cannot be read: its server does not send the size (expected Content-Length). "
             "Serve the folder without compression or chunked answers."
         )
     if not number and any(word in words.lower() for word in _UNREACHABLE):
         return PipelineError(
-            f"{where} could not be reached: no answer from its server, or it broke off. "
+            f"{where} could not be reached: its server did not answer, or broke off. "
             "Check the address, the network and the server, then run again."
         )
     return PipelineError(
-        f"{where} was refused: {f'status {number}' if number else type(error).__name__} (expected "
+        f"{where} failed: {f'status {number}' if number else type(error).__name__} (expected "
         "success). Check the address and the settings in the environment, then run again."
     )

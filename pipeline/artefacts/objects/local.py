@@ -1,9 +1,9 @@
 """Write-once objects in a folder of a local or shared (NFS) file system.
 
-An object is written aside as ``.{name}.{random hex}.partial``, forced to the disk and then linked
-to its name. A link, unlike a rename, fails if the name exists: that is what makes one writer win.
-Every folder on the way is opened without following links, so a store made by somebody else cannot
-point out of its root.
+An object is written to ``.{name}.{random hex}.partial``, synced to the disk and then linked to its
+name. A link, unlike a rename, fails if the name exists, so exactly one writer succeeds. Every
+folder of a path is opened without following links, so a store from elsewhere cannot point out of
+its root.
 """
 
 import errno
@@ -27,13 +27,13 @@ from pipeline.errors import ArtefactMismatch, PipelineError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = _FOLDER | os.O_NOFOLLOW
-# O_NONBLOCK: opening a pipe that somebody put there must not wait for its other end
+# O_NONBLOCK: opening a named pipe must not wait for its other end
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LocalObjects:
-    """Objects below a folder. The root itself may be a symbolic link, nothing below it may."""
+    """Objects below a folder. The root may be a symbolic link; nothing below it may."""
 
     can_list = True
 
@@ -67,7 +67,8 @@ class LocalObjects:
         if len(data) != size:
             raise ArtefactMismatch(
                 f"{self._where(key)} changed while it was read: {len(data)} bytes (expected "
-                f"{size}). Something else writes to this folder; stop it and read again."
+                f"{size}). Another program writes to this folder; stop it and run the same command "
+                "again."
             )
         return data
 
@@ -85,7 +86,7 @@ class LocalObjects:
         return {key: keys[key] for key in sorted(keys) if is_listed(key)}
 
     def folders(self) -> list[str]:
-        """Names of the folders directly below; a link to a folder is none."""
+        """Names of the folders directly below; a link to a folder does not count."""
         with self._one_line_errors(""), self._folder([]) as top:
             if top is None:
                 return []
@@ -94,7 +95,7 @@ class LocalObjects:
         return sorted(name for name in names if is_listed(name))
 
     def create(self, key: str, data: Data) -> bool:
-        """Store ``data`` durably, or find the same bytes there; see `ObjectStore`."""
+        """Store ``data`` durably, or check that the same bytes exist; see `ObjectStore`."""
         *parents, name = [*self.prefix, *check_new_key(key)]
 
         def link() -> bool:
@@ -102,7 +103,7 @@ class LocalObjects:
                 folder = self._made_folder(parents)
                 try:
                     created = self._link_new(folder, name, data, key)
-                    # Also for the one who came second: the winner may not have got this far yet.
+                    # Also if another writer was first: it may not have synced the folder yet.
                     os.fsync(folder)
                 finally:
                     os.close(folder)
@@ -111,7 +112,7 @@ class LocalObjects:
         return create_or_compare(self, key, data, link)
 
     def delete(self, key: str) -> None:
-        """Remove an object or a link, durably; fine if it is missing."""
+        """Remove an object or a link, durably; no error if it is missing."""
         *parents, name = check_key(key)
         with one_line_disk_errors(Path(self._where(key))), self._folder(parents) as folder:
             if folder is not None:
@@ -124,7 +125,7 @@ class LocalObjects:
 
     @contextmanager
     def _file(self, key: str) -> Iterator[int | None]:
-        """A descriptor of the regular file under ``key``, None if there is nothing."""
+        """A descriptor of the regular file under ``key``, None if there is none."""
         *parents, name = check_key(key)
         with self._one_line_errors(key), self._folder(parents) as folder:
             descriptor = None
@@ -153,7 +154,7 @@ class LocalObjects:
             os.close(descriptor)
 
     def _open_folder(self, parts: list[str], *, make: bool = False) -> int:
-        """Walk down from the root without following links, making folders if asked to."""
+        """Walk down from the root without following links; create missing folders if ``make``."""
         descriptor = os.open(self.root, _FOLDER)
         for number, part in enumerate(parts, 1):
             try:
@@ -170,7 +171,7 @@ class LocalObjects:
         return descriptor
 
     def _make_part(self, above: int, parts: list[str]) -> None:
-        """Make one folder; its name is durable once, even if another process made it."""
+        """Create one folder and sync its name, even if another process created it."""
         if tuple(parts) in self._durable and _is_there(parts[-1], above):
             return
         with suppress(FileExistsError):
@@ -183,7 +184,7 @@ class LocalObjects:
         return self._open_folder(parts, make=True)
 
     def _link_new(self, folder: int, name: str, data: Data, key: str) -> bool:
-        """Write aside, sync and link; False if the name is taken. The temporary is removed."""
+        """Write a temporary file, sync it and link it to its name; False if the name is taken."""
         partial = f".{name}.{secrets.token_hex(8)}{PARTIAL}"
         try:
             _write_durably(folder, partial, data)
@@ -208,8 +209,8 @@ class LocalObjects:
 
     def _not_plain(self, key: str) -> ArtefactMismatch:
         return ArtefactMismatch(
-            f"{self._where(key)} is a link or not of the right kind (expected plain files in "
-            "plain folders). Do not use this store, or remove it there."
+            f"{self._where(key)} is a link or a special file (expected plain files in plain "
+            "folders). Remove it, or do not use this store."
         )
 
     @contextmanager
@@ -221,7 +222,7 @@ class LocalObjects:
 
     @contextmanager
     def _one_line_errors(self, key: str) -> Iterator[None]:
-        """Tell what cannot be read in one line."""
+        """Turn an OSError while reading into a message of one line."""
         try:
             yield
         except OSError as error:
@@ -236,7 +237,7 @@ class LocalObjects:
 
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
-_LINK_OR_FILE = {errno.ENOTDIR, errno.ELOOP}  # what a walk finds in place of a folder
+_LINK_OR_FILE = {errno.ENOTDIR, errno.ELOOP}  # errors of a walk if there is no folder
 _READ_ERRORS = {
     errno.EACCES,
     errno.EPERM,
@@ -257,11 +258,11 @@ def _is_there(name: str, folder: int) -> bool:
 def _regular_files(top: int) -> Iterator[tuple[str, int]]:
     """Relative name and bytes of every regular file below a folder that is open."""
 
-    def tell(error: OSError) -> None:
+    def reraise(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # a folder may be removed meanwhile
             raise error
 
-    for folder, _, names, descriptor in os.fwalk(".", dir_fd=top, onerror=tell):
+    for folder, _, names, descriptor in os.fwalk(".", dir_fd=top, onerror=reraise):
         for name in names:
             with suppress(FileNotFoundError):
                 found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
@@ -270,7 +271,7 @@ def _regular_files(top: int) -> Iterator[tuple[str, int]]:
 
 
 def _write_durably(folder: int, name: str, data: Data) -> None:
-    """Write a new file and force it to the disk."""
+    """Write a new file and sync it to the disk."""
     descriptor = os.open(name, _NEW, 0o666, dir_fd=folder)
     try:
         rest = memoryview(data)
@@ -282,7 +283,7 @@ def _write_durably(folder: int, name: str, data: Data) -> None:
 
 
 def _make_durable(folder: Path) -> None:
-    """Make a folder and those above it, and force the names of the new ones to the disk."""
+    """Create a folder and its parents, and sync the names of the new ones to the disk."""
     if folder.is_dir():
         return
     _make_durable(folder.parent)

@@ -1,7 +1,8 @@
-"""Write-once objects by key: the protocol that every kind of place answers to.
+"""Write-once objects by key: the protocol that every kind of store implements.
 
-A key names a whole object or nothing, never a part of one, and its bytes never change. Any number
-of writers may create at the same time without a lock: one wins, and the others are told.
+A key names a complete object or nothing, and the bytes of an object never change. Any number of
+writers may create objects at the same time without a lock: one succeeds, and the others learn that
+the object exists.
 """
 
 from collections.abc import Callable
@@ -11,34 +12,34 @@ from pipeline.artefacts.publishing import PARTIAL, Data
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 
 PROBE_KEY = ".heartcut-probe"
-"""What `require_conditional_create` leaves behind; never listed."""
+"""Key of the object that `require_conditional_create` leaves in a store; never listed."""
 
 
 class ObjectStore(Protocol):
-    """Objects below one folder. Every method may raise PipelineError, in one line."""
+    """Objects below one folder. Every method may raise PipelineError with a message of one line."""
 
     @property
     def url(self) -> str:
-        """Where it is, for people: a plain path or an address, never with a credential."""
+        """Path or address of the store for messages, never with a credential."""
 
     @property
     def can_list(self) -> bool:
-        """Whether `sizes` and `folders` work; plain HTTP cannot."""
+        """True if `sizes` and `folders` work; False for plain HTTP."""
 
     def read(self, key: str, *, max_bytes: int) -> bytes:
         """All bytes of an object.
 
         Raises:
             ArtefactNotFound: if there is none.
-            ArtefactMismatch: if it has more than ``max_bytes``, told before anything is read; if
-                ``key`` is not a plain relative name; or if it is reached over a symbolic link.
+            ArtefactMismatch: if it has more than ``max_bytes``, which is checked before reading;
+                if ``key`` is not a plain relative name; or if its path has a symbolic link.
         """
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None if there is none."""
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Key -> bytes of every object in the folder ``prefix`` and below, without unfinished ones.
+        """Key -> bytes of every finished object in the folder ``prefix`` and below.
 
         Keys are relative to this store, not to ``prefix``.
         """
@@ -56,7 +57,7 @@ class ObjectStore(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove an object, for garbage collection and quarantine only; fine if it is missing."""
+        """Remove an object, for garbage collection and quarantine only; no error if missing."""
 
     def child(self, name: str) -> "ObjectStore":
         """The store of the folder ``name``; it need not exist."""
@@ -68,13 +69,13 @@ def check_key(key: str) -> list[str]:
     if "\\" in key or not key.isprintable() or any(part in ("", ".", "..") for part in parts):
         raise ArtefactMismatch(
             f"Object key is not a plain relative name: {key!r} (expected parts joined by /, none "
-            "empty, . or ..). What names it is damaged or hostile; do not use it."
+            "empty, . or ..). The file that contains this key is damaged or hostile; do not use it."
         )
     return parts
 
 
 def check_new_key(key: str) -> list[str]:
-    """`check_key` for what is to be created: a name of unfinished files would never be listed."""
+    """`check_key` for a new object: a name reserved for unfinished files would never be listed."""
     parts = check_key(key)
     if not is_listed(key):
         raise ArtefactMismatch(
@@ -85,28 +86,28 @@ def check_new_key(key: str) -> list[str]:
 
 
 def is_listed(key: str) -> bool:
-    """Whether a key is an object of the user: not unfinished, and not the probe."""
+    """True if a key names a finished object that is not the probe."""
     parts = key.split("/")
     return parts[-1] != PROBE_KEY and not any(part.endswith(PARTIAL) for part in parts)
 
 
 def missing(where: str) -> ArtefactNotFound:
     """The error for an object that is not there."""
-    return ArtefactNotFound(f"{where} does not exist. Check the address, or make it first.")
+    return ArtefactNotFound(f"{where} does not exist. Check the address, or create it first.")
 
 
 def too_large(where: str, size: int, max_bytes: int) -> ArtefactMismatch:
     """The error for an object that is larger than its reader allows; it was not read."""
     return ArtefactMismatch(
         f"{where} is too large: {size} bytes (expected at most {max_bytes}). "
-        "It was not read; it is damaged or was not made by this pipeline."
+        "It was not read: it is damaged, or not a file of heartcut. Check the address."
     )
 
 
 def create_or_compare(
     store: ObjectStore, key: str, data: Data, put_new: Callable[[], bool]
 ) -> bool:
-    """Create with ``put_new``, or compare with what was there first; see `ObjectStore.create`.
+    """Create with ``put_new``, or compare with the existing object; see `ObjectStore.create`.
 
     Args:
         put_new: stores the object and returns True, or returns False if the key is taken.
@@ -120,10 +121,10 @@ def create_or_compare(
             return False
         if size is not None:
             raise ArtefactMismatch(
-                f"{where} exists with other bytes: non-determinism: nothing was overwritten "
-                "(expected the bytes to create). Use the same inputs and versions in all writers."
+                f"{where} exists with other bytes than were computed now (non-determinism); "
+                "nothing was overwritten. Use the same inputs and versions in all writers."
             )
     raise PipelineError(
-        f"{where} was not created: it was there and gone again (expected it to stay). "
-        "Somebody removes objects; stop that and try again."
+        f"{where} was not created: it existed and then disappeared (expected it to stay). "
+        "Another program removes objects; stop it and run the same command again."
     )

@@ -1,15 +1,15 @@
 """Write-once objects in S3, Google Cloud Storage, Azure and, read-only, behind plain HTTP.
 
-Creation is one conditional put: the server lets one of many writers win. The client library is
-imported on first use and keeps threads, so a process that forks must not use a remote store in
-the child. Its own messages can hold key names, credentials and signed addresses: none of them is
-ever shown, and no error here carries one as its cause.
+Creation is one conditional put: the server lets exactly one of many writers succeed. The client
+library is imported on first use and keeps threads, so a forked child must not use a remote store.
+Messages of the library can contain key names, credentials and signed addresses: none of them is
+shown, and no error raised here has one as its cause.
 """
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from pipeline.artefacts.objects.clients import Clients, failure_line, refuse_after_fork
+from pipeline.artefacts.objects.clients import Clients, failure_line, require_no_fork
 from pipeline.artefacts.objects.protocol import (
     PROBE_KEY,
     ObjectStore,
@@ -24,7 +24,7 @@ from pipeline.errors import PipelineError
 
 LARGE_BYTES = 1 << 20
 MAX_CREATE_BYTES = 5 * 1000**3
-"""Above it S3 wants a transfer in parts, which is not conditional on all servers."""
+"""Limit of a single put: larger ones need S3's multipart upload, which may be unconditional."""
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class HttpObjects:
 
     @property
     def url(self) -> str:
-        """The address, which `open_objects` made sure holds no credential."""
+        """The address; `open_objects` checked that it holds no credential."""
         return "/".join(part for part in (self._address, self._prefix) if part)
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class HttpObjects:
             size = int(answer.meta["size"])
             return size if size > max_bytes else bytes(answer.bytes())
 
-        found = self._told(key, transfer)
+        found = self._with_our_errors(key, transfer)
         if isinstance(found, int):
             raise too_large(self._where(key), found, max_bytes)
         return found
@@ -76,22 +76,22 @@ class HttpObjects:
             except FileNotFoundError:
                 return None
 
-        return self._told(key, look)
+        return self._with_our_errors(key, look)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Refused: plain HTTP has no listing."""
+        """Raise PipelineError: plain HTTP has no listing."""
         raise self._not_offered(prefix, "be listed")
 
     def folders(self) -> list[str]:
-        """Refused: plain HTTP has no listing."""
+        """Raise PipelineError: plain HTTP has no listing."""
         raise self._not_offered("", "be listed")
 
     def create(self, key: str, data: Data) -> bool:  # noqa: ARG002
-        """Refused: plain HTTP is read-only."""
+        """Raise PipelineError: plain HTTP is read-only."""
         raise self._not_offered(key, "be written")
 
     def delete(self, key: str) -> None:
-        """Refused: plain HTTP is read-only."""
+        """Raise PipelineError: plain HTTP is read-only."""
         raise self._not_offered(key, "be written")
 
     def _not_offered(self, key: str, what: str) -> PipelineError:
@@ -106,16 +106,16 @@ class HttpObjects:
     def _path(self, key: str) -> str:
         return "/".join(part for part in (self._prefix, *check_key(key)) if part)
 
-    def _told(self, key: str, request: Callable[[], T]) -> T:
-        """What ``request`` returns; its errors in one line of ours, without context or cause."""
+    def _with_our_errors(self, key: str, request: Callable[[], T]) -> T:
+        """Result of ``request``; its errors become a message of ours, without context or cause."""
         from obstore.exceptions import BaseError
 
-        refuse_after_fork()
+        require_no_fork()
         try:
             return request()
         except (BaseError, OSError, ValueError) as error:
             failure = failure_line(self._where(key), error)
-        raise failure  # outside of `except`: the library's error must not hang on to it
+        raise failure  # outside of `except`, so the library's error is not attached as context
 
 
 class RemoteObjects(HttpObjects):
@@ -130,25 +130,25 @@ class RemoteObjects(HttpObjects):
         def listing() -> list[Any]:
             return list(self._clients.quick.list(below or None).collect())
 
-        found = self._told(prefix, listing)
+        found = self._with_our_errors(prefix, listing)
         start = len(self._prefix) + 1 if self._prefix else 0
         keys = {str(entry["path"])[start:]: int(entry["size"]) for entry in found}
         return {key: keys[key] for key in sorted(keys) if is_listed(key)}
 
     def folders(self) -> list[str]:
-        """Names of the common prefixes directly below; an empty folder is none."""
+        """Names of the common prefixes directly below; an empty folder is not listed."""
 
         def listing() -> list[str]:
             answer = self._clients.quick.list_with_delimiter(self._prefix or None)
             return [str(name) for name in answer["common_prefixes"]]
 
-        names = {name.rstrip("/").rpartition("/")[2] for name in self._told("", listing)}
+        names = {name.rstrip("/").rpartition("/")[2] for name in self._with_our_errors("", listing)}
         return sorted(name for name in names if is_listed(name))
 
     def create(self, key: str, data: Data) -> bool:
         """Store ``data`` by a conditional put; see `ObjectStore`.
 
-        A put that is sent again because its answer was lost finds its own object: equal bytes.
+        A put that is retried because its answer was lost finds its own object, with equal bytes.
         """
         check_new_key(key)
         if len(data) > MAX_CREATE_BYTES:
@@ -156,7 +156,7 @@ class RemoteObjects(HttpObjects):
         return create_or_compare(self, key, data, lambda: self.put_new(key, data))
 
     def put_new(self, key: str, data: Data) -> bool:
-        """Store ``data`` if the key is free; False if it is taken, whatever its bytes."""
+        """Store ``data`` if the key is free; False if the key exists, with any bytes."""
         if self._clients.single_writer and self.size(key) is not None:
             return False
         from obstore.exceptions import AlreadyExistsError
@@ -173,10 +173,10 @@ class RemoteObjects(HttpObjects):
                 return False
             return True
 
-        return self._told(key, put)
+        return self._with_our_errors(key, put)
 
     def delete(self, key: str) -> None:
-        """Remove an object; fine if it is missing."""
+        """Remove an object; no error if it is missing."""
         path = self._path(key)
 
         def remove() -> None:
@@ -185,33 +185,33 @@ class RemoteObjects(HttpObjects):
             except FileNotFoundError:
                 return
 
-        self._told(key, remove)
+        self._with_our_errors(key, remove)
 
-    def refuse_unless_conditional(self) -> None:
-        """See `require_conditional_create`."""
+    def require_conditional(self) -> None:
+        """Raise PipelineError if the server ignores the condition of a conditional put."""
         if self._clients.single_writer:
             return
         self.put_new(PROBE_KEY, b"first")
         if self.put_new(PROBE_KEY, b"second"):
             raise PipelineError(
                 f"{self.url} ignores conditional creation, so two writers could overwrite each "
-                "other (expected the second creation of a key to be refused). Use another server, "
-                "or say that there is a single writer."
+                "other (expected the second creation of a key to fail). Use another server, or "
+                "declare that there is a single writer."
             )
 
 
 def require_conditional_create(store: ObjectStore) -> None:
-    """Make sure that two writers of ``store`` cannot overwrite each other.
+    """Check that two writers of ``store`` cannot overwrite each other.
 
     A remote store is probed with the fixed key `PROBE_KEY`, which stays there and is not listed.
     A folder needs no probe: without hard links its first creation fails. A store opened for a
-    single writer is let through.
+    single writer is accepted.
 
     Raises:
         PipelineError: if the server ignores the condition, or the store is read-only.
     """
     if isinstance(store, RemoteObjects):
-        store.refuse_unless_conditional()
+        store.require_conditional()
     elif isinstance(store, HttpObjects):
         store.create(PROBE_KEY, b"")
 

@@ -87,7 +87,7 @@ def test_a_store_of_pickles_beside_the_numbers_is_never_looked_at(small, marker,
     assert small.matches(TeacherCache.open(small.path))
     checked = check_cache(small.store, read_bytes=True)
     assert checked.problems == []
-    assert [Path(key).name for key in checked.strangers] == [".zarray", ".zgroup", "0"]
+    assert [Path(key).name for key in checked.unknown] == [".zarray", ".zgroup", "0"]
 
 
 @pytest.mark.parametrize("place", ["data.zarr", "data.zarr/logits"])

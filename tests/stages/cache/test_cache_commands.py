@@ -220,7 +220,7 @@ def test_only_reading_every_byte_finds_a_changed_one(copied):
     assert f"{copied}/{OBJECT}" in text
 
 
-def test_verify_tells_strangers_and_does_not_mind(copied):
+def test_verify_lists_unknown_files_without_failing(copied):
     (copied / "data.zarr" / "notes.txt").write_text("mine")
     text = out_of("verify", copied)
     assert mentions(text, 1, "data.zarr/notes.txt")

@@ -341,7 +341,7 @@ def test_a_score_file_that_was_changed(own, refused):
     changed[np.nanargmin(changed)] *= -1
     told = stored.set_column(column, stored.schema.field(column), [changed])
     pq.write_table(told.replace_schema_metadata(stored.schema.metadata), path)
-    assert f"{path} is not what was written" in refused("select.fraction=0.31")
+    assert f"{path} was edited" in refused("select.fraction=0.31")
 
 
 def test_a_score_file_of_other_settings_under_the_name(own, refused):
