@@ -1,10 +1,10 @@
 """Betons: written sample by sample, in canonical order, with the same bytes on every machine.
 
-FFCV's own writer forks workers, which spin for ever when a sample raises and lay pages out in the
-order in which workers finish. Here one writer lays out the pages and threads read ahead of it, so
-an unreadable image or a full disk is an ordinary error and equal images give equal files.
+FFCV's own writer forks workers. They hang if a sample raises, and they order pages by which worker
+finishes first. Here one writer lays out the pages while threads read ahead of it, so an unreadable
+image or a full disk is an ordinary error, and equal images give equal files.
 
-`Storage` decides whether an image is stored as pixels or as a JPEG.
+`Storage` decides if an image is stored as pixels or as a JPEG.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,8 +35,8 @@ _PAGE_BYTES = 1 << 23  # FFCV keeps an image within one page,
 _MAX_SIDE = 65_535  # and height and width in 16 bits
 Store: TypeAlias = Literal["raw", "jpeg", "mixed"]
 LARGEST_DIFFERENCE = 8.0
-"""Mean difference of grey levels beyond which two decoders do not mean the same image. The fast
-transform of the loader's decoder differs from Pillow's by 1 or so."""
+"""Mean difference in grey levels above which two decoders disagree about an image. The loader's
+decoder uses a fast transform that differs from Pillow's by about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Jpeg:
 
 
 StoredImage: TypeAlias = NDArray[np.uint8] | Jpeg
-"""What a beton holds of an image: (H, W, 3) uint8 pixels, or a JPEG."""
+"""An image as a beton stores it: (H, W, 3) uint8 pixels, or a JPEG."""
 
 
 def is_storable(height: int, width: int, *, num_bytes: int | None = None) -> bool:
@@ -67,15 +67,16 @@ def write_beton(
         path: file to write.
         samples: ``num_samples`` pairs of an image, of any size that `is_storable` allows, and a
             class id.
-        num_samples: how many there are.
+        num_samples: the number of pairs.
     Raises:
         OSError: if the disk is full.
+        PipelineError: if there are fewer or more pairs than ``num_samples``.
     """
     _SerialWriter(path, num_samples).write(samples)
 
 
 class _SerialWriter(DatasetWriter):  # type: ignore[misc]
-    """FFCV's file format without its processes."""
+    """Writer of FFCV's file format that starts no processes."""
 
     metadata_sm: Any
 
@@ -99,12 +100,13 @@ class _SerialWriter(DatasetWriter):  # type: ignore[misc]
                 written += 1
         if written != self.num_samples:
             raise PipelineError(
-                f"{self.fname} got {written} samples (expected {self.num_samples})."
+                f"{self.fname} got {written} samples (expected {self.num_samples}). "
+                "Run `heartcut prepare` again when nothing writes to the images."
             )
         self.finalize([allocator.allocations])
 
     def _keep_metadata_in_memory(self) -> None:
-        """Ordinary memory for the sample table: a full /dev/shm would kill the process."""
+        """Keep the sample table in ordinary memory: a full /dev/shm would kill the process."""
         self.metadata_sm.close()
         self.metadata_sm.unlink()
         size = self.num_samples * self.metadata_type.itemsize
@@ -112,7 +114,7 @@ class _SerialWriter(DatasetWriter):  # type: ignore[misc]
 
 
 class _ImageEncoder:
-    """FFCV's encoder, which leaves a JPEG as it is instead of encoding it once more."""
+    """FFCV's encoder, except that it stores a JPEG unchanged instead of encoding it again."""
 
     def __init__(self, raw: RGBImageField) -> None:
         self._raw = raw
@@ -127,7 +129,7 @@ class _ImageEncoder:
 
 
 class _Pages(MemoryAllocator):  # type: ignore[misc]
-    """Pages that reach the file whole: FFCV's are unbuffered, and a full disk cuts them short."""
+    """Pages written completely: FFCV writes without a buffer, and a full disk truncates them."""
 
     def __enter__(self) -> None:
         self.fp = Path(self.fname).open("ab")
@@ -140,21 +142,21 @@ class _Pages(MemoryAllocator):  # type: ignore[misc]
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How images are stored."""
+    """Rule for how images are stored."""
 
     store: Store = "raw"
-    """Pixels, JPEGs, or JPEGs of those images that have more than ``raw_pixels``."""
+    """Pixels, JPEGs, or JPEGs only for images of more than ``raw_pixels``."""
     raw_pixels: int = 0
     quality: int = 90
-    """Of the JPEGs that are made here, 1 to 100."""
+    """Quality of JPEGs that are encoded here, 1 to 100."""
 
     def stored(self, pixels: Pixels, jpeg: bytes | None) -> tuple[StoredImage, Pixels]:
-        """What is stored of an image, and the pixels that the loader will see.
+        """The image as it is stored, and the pixels that the loader will decode from it.
 
         Args:
             pixels: (H, W, 3) uint8.
-            jpeg: the file that they come from, if it is one of these very pixels: it is stored as
-                it is where the loader's decoder reads it as Pillow does.
+            jpeg: content of the source file if it is a JPEG of exactly these pixels. It is stored
+                unchanged if the loader's decoder reads it as Pillow does.
         """
         height, width = pixels.shape[:2]
         if self.store == "raw" or (self.store == "mixed" and height * width <= self.raw_pixels):
@@ -171,7 +173,7 @@ class Storage:
 
 
 def decode(image: Jpeg) -> Pixels | None:
-    """The pixels that the loader will see, (H, W, 3) uint8; None: the JPEG is damaged."""
+    """The pixels that the loader will decode, (H, W, 3) uint8; None if the JPEG is damaged."""
     content = np.frombuffer(image.content, dtype=np.uint8)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     status = decode_jpeg(content, image.height, image.width, pixels.reshape(-1))

@@ -1,8 +1,8 @@
-"""Batches on the device that trains: moved there ahead of time, soft labels joined there.
+"""Batches on the training device: copied there ahead of time and joined with soft labels there.
 
-Where the tables of soft labels fit into the device's memory they lie there, and a batch needs its
-sample indices only; otherwise the loader gathers rows into pinned memory and they travel with the
-images, as bytes. On a CPU a batch is where it should be already.
+If the tables of soft labels fit into the device's memory, they stay there, and a batch needs only
+its sample indices. Otherwise the loader gathers their rows into pinned memory and copies them with
+the images, as bytes. On a CPU nothing is moved.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.data.supervision import Batch, Supervision
 
 MOST_OF_FREE_MEMORY: Final = 0.25
-"""The rest is the network's."""
+"""Share of the free memory that the tables may use; the rest is for the network."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +28,7 @@ class ResidentTables:
     soft_labels: Tensor
     """(V, N, W), 16 bits each, as stored."""
     selected: Tensor
-    """(N,) bool"""
+    """True for samples to distil, (N,) bool."""
     features: Tensor | None
     """(V, N, D) float16"""
 
@@ -43,7 +43,7 @@ class ResidentTables:
         )
 
     def joiner(self, slots: NDArray[np.int64]) -> Callable[[Batch], Batch]:
-        """What adds its rows to a batch; ``slots`` are the views of all samples, (N,)."""
+        """Function that adds the rows to a batch; ``slots`` are the views of all samples, (N,)."""
         device = self.selected.device
         on_device = torch.from_numpy(slots).to(device)
 
@@ -69,7 +69,7 @@ def has_room(supervision: Supervision, device: torch.device) -> bool:
 
 
 def table_bytes(supervision: Supervision) -> int:
-    """What a supervision's tables take."""
+    """Bytes that a supervision's tables take on a device."""
     tables = [*supervision.soft_labels, *supervision.features]
     return sum(table.nbytes for table in tables) + supervision.selected.nbytes
 
@@ -80,13 +80,13 @@ def on_device(
     *,
     join: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Generator[Batch]:
-    """The batches on a device, the next one under way while one is used.
+    """Yield the batches on a device; the next batch is copied while one is used.
 
-    A batch's memory is the loader's until the next one is asked for, so a copy must have ended by
-    then; it has a stream of its own, so that it ends while the network still computes.
+    The loader reuses a batch's memory when the next one is requested, so its copy must have ended
+    by then. The copy has a stream of its own, so that it overlaps with the network's computation.
 
     Args:
-        batches: of a loader.
+        batches: the batches of a loader, on the host.
         device: on a CPU, batches stay where they are.
         join: called with every batch on the device.
     """
@@ -120,7 +120,7 @@ def _prefetched(
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    """A copy on the device, on its way; the indices stay with the host, in memory of their own."""
+    """Start a copy to the device; the indices stay on the host, in memory of their own."""
     values = {
         field.name: value.to(device, non_blocking=True)
         for field in fields(batch)
@@ -135,7 +135,7 @@ def _tensors(batch: Batch) -> list[Tensor]:
 
 
 def _stacked(tables: Sequence[NDArray[np.generic]], device: torch.device) -> Tensor:
-    """(V, N, W) on the device; equal tables are copied once each, view by view."""
+    """Copy tables to the device as (V, N, W), view by view; a repeated table is copied once."""
     first = torch.from_numpy(np.asarray(tables[0][:0]))
     shape = (len(tables), *tables[0].shape)
     stacked = torch.empty(shape, dtype=first.dtype, device=device)

@@ -1,12 +1,12 @@
-"""FFCV, imported once and kept from setting torch's threads.
+"""FFCV without its side effects; the only module that imports `ffcv`.
 
-Importing FFCV sets torch to one thread, and every loader sets it to its own number of workers,
-behind the back of whoever trains. Importing it also compiles a numba dictionary of two constants,
-which takes seconds; and every loader compiles the same reader and decoders anew, which takes
-another, and marks numba's own type of a row of bytes as read-only, so that compiled functions of
-such rows are not found any more. All of it is undone here; nothing else imports `ffcv`.
+Four side effects are undone here. Importing FFCV sets torch to one thread, and each loader sets
+torch's threads to its number of workers. The import compiles a numba dictionary of two constants,
+which takes seconds. Each loader compiles the same reader and decoders again, which takes a second.
+It also marks numba's type of a byte row as read-only, so compiled functions of such rows are not
+found afterwards.
 
-An epoch of FFCV hangs where its thread raises an error, and its thread stays when it is left
+An epoch of FFCV hangs if its thread raises an error, and the thread stays if the epoch is left
 early. `EndingEpoch` raises the error, and closing it ends the thread.
 """
 
@@ -73,7 +73,7 @@ __all__ = [
 
 JPEG_MODE: Final = IMAGE_MODES["jpg"]
 RAW_MODE: Final = IMAGE_MODES["raw"]
-"""How the table of a beton says in which form an image is stored."""
+"""Code in a beton's table for the form in which an image is stored."""
 
 IMDECODE_SYMBOL: Final = "heartcut_ffcv_imdecode"
 """FFCV's JPEG decoder, for compiled code to link to by name."""
@@ -93,7 +93,7 @@ _PLACES = types.Tuple([_FILE, types.uint64[::1], types.uint64[::1]])  # type: ig
 
 @numba.njit(_FILE(types.uint64, _PLACES), nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _read(address, places):  # type: ignore[no-untyped-def] # pragma: numba
-    """What was stored at an address of a file: (file, sorted addresses, their sizes)."""
+    """Bytes stored at an address; places = (file, sorted addresses, their sizes)."""
     size = places[2][np.searchsorted(places[1], address)]
     return places[0][address : address + size]
 
@@ -131,7 +131,7 @@ Compiler.compile = classmethod(_compile_what_is_not)
 
 
 class EndingEpoch(EpochIterator):  # type: ignore[misc]
-    """FFCV's thread over the samples of ``order``: it raises what an operation raised, and ends."""
+    """FFCV's epoch over the samples of ``order``: it raises its thread's error, and always ends."""
 
     def __init__(self, loader: Loader, order: NDArray[np.int64]) -> None:
         self.failure: BaseException | None = None
@@ -154,7 +154,7 @@ class EndingEpoch(EpochIterator):  # type: ignore[misc]
         return batch
 
     def close(self) -> None:
-        """End the thread wherever it is, and give its buffers back."""
+        """End the thread at any point and release its buffers."""
         super().close()
         while self.is_alive() and threading.current_thread() is not self:
             try:

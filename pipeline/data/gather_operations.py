@@ -1,7 +1,7 @@
-"""What FFCV does to a batch besides its images: join soft labels and flags by sample index.
+"""FFCV operations that join soft labels and flags to a batch by sample index.
 
-Every operation is plain Python around one fast call, so that changing the view or the table never
-compiles anything again.
+Every operation is plain Python around one fast call, so changing the view or the table never
+recompiles anything.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ LabelTable: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
 
 
 class Gather(Operation):  # type: ignore[misc]
-    """Rows of 16-bit tables by (slot, sample index); numba cannot read float16, numpy can."""
+    """Gather rows of 16-bit tables by (slot, sample index), with numpy: numba lacks float16."""
 
     def __init__(self, tables: Sequence[LabelTable]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Gather(Operation):  # type: ignore[misc]
 
 
 class Flags(Operation):  # type: ignore[misc]
-    """One flag per sample index."""
+    """Look up one flag per sample index."""
 
     def __init__(self, flags: NDArray[np.bool_]) -> None:
         super().__init__()

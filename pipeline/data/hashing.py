@@ -1,4 +1,4 @@
-"""The counter-based hash that views are drawn by: integers only, the same on every machine.
+"""The counter-based hash that draws views: integers only, the same on every machine.
 
 hash(a, b, ...) = fold from h = 0 by h <- mix(h xor word); all arithmetic modulo 2^64
 mix(h)          = finaliser of SplitMix64 applied to h + 0x9E3779B97F4A7C15
@@ -28,18 +28,18 @@ def hash_words(domain: int, *words: Words | np.uint64) -> Words:
 
 
 def folded(state: Words, word: Words | np.uint64) -> Words:
-    """The hash of one more word."""
+    """Fold one more word into a hash."""
     return _mix(state ^ word)
 
 
 def key_words(keys: Keys) -> tuple[Words, Words]:
-    """key_lo and key_hi of sample keys, (N, 16)."""
+    """key_lo and key_hi, (N,) uint64 each, of sample keys (N, 16) uint8."""
     words = np.ascontiguousarray(keys).view("<u8").astype(np.uint64)
     return words[:, 0], words[:, 1]
 
 
 def bounded(hashed: Words, bound: Words | int) -> NDArray[np.int64]:
-    """Uniform in 0..bound - 1; a bound is below 2^32."""
+    """Uniform integers in 0..bound - 1 from hashes; ``bound`` must be below 2^32."""
     scaled = (hashed >> np.uint64(32)) * np.asarray(bound, dtype=np.uint64)
     return (scaled >> np.uint64(32)).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Image files: read, decoded by Pillow, brought to the size that is wanted."""
+"""Image files: reading, decoding by Pillow, and resizing."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,7 +16,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 
 class UnreadableImage(ArtefactMismatch):
-    """A source file is not an image that can be decoded."""
+    """A source file cannot be decoded as an image."""
 
 
 def read_file(path: Path) -> bytes:
@@ -31,7 +31,7 @@ def read_file(path: Path) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeRule:
-    """What becomes of the size of an image."""
+    """Rule for the size of an image: unchanged, shrunk, or resized and cropped to a square."""
 
     resize: int | None = None
     """Side in pixels of the central square; the shorter side is resized to it."""
@@ -39,7 +39,7 @@ class SizeRule:
     """Longest side in pixels."""
 
     def leaves(self, width: int, height: int) -> bool:
-        """Whether an image of this size is left as it is."""
+        """True if an image of this size is left unchanged."""
         return self.resize is None and max(width, height) <= (self.max_side or max(width, height))
 
     def apply(self, image: Image.Image) -> Image.Image:
@@ -49,7 +49,7 @@ class SizeRule:
 
 
 def is_plain_jpeg(content: bytes, size: SizeRule) -> bool:
-    """Whether a readable file is a JPEG of colours or grey levels whose pixels are kept."""
+    """True if a readable file is an RGB or grey JPEG and ``size`` leaves its pixels unchanged."""
     with Image.open(BytesIO(content)) as image:
         return image.format == "JPEG" and image.mode in ("RGB", "L") and size.leaves(*image.size)
 
@@ -65,14 +65,14 @@ def decode_file(content: bytes, path: Path, size: SizeRule) -> Pixels:
         ValueError,
         Image.DecompressionBombError,
     ) as error:
-        told = "it is empty" if not content else str(error).replace(repr(BytesIO), "")
-        if "cannot identify" in told:
-            told = "no image format is recognised"
+        reason = "it is empty" if not content else str(error).replace(repr(BytesIO), "")
+        if "cannot identify" in reason:
+            reason = "no image format is recognised"
         raise UnreadableImage(
-            f"{path} is not a readable image: {told} ({len(content):,} bytes). "
+            f"{path} is not a readable image: {reason} ({len(content):,} bytes). "
             "Repair or remove it, or pass --skip-corrupt to leave it out."
         ) from error
-    if mode.startswith(("I", "F")):  # Pillow clips wide pixels to white or black without a word
+    if mode.startswith(("I", "F")):  # Pillow silently clips wide pixels to white or black
         raise UnreadableImage(
             f"{path} has pixels of mode {mode} (expected 8 bits per channel). "
             "Convert it, or pass --skip-corrupt to leave it out."
@@ -81,14 +81,14 @@ def decode_file(content: bytes, path: Path, size: SizeRule) -> Pixels:
 
 
 def _shrink(image: Image.Image, max_side: int) -> Image.Image:
-    """Longer side to ``max_side``, in proportion."""
+    """Resize in proportion so that the longer side has ``max_side`` pixels."""
     scale = max_side / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def resize_and_crop(image: Image.Image, side: int) -> Image.Image:
-    """Shorter side to ``side``, centre square kept."""
+    """Resize so that the shorter side has ``side`` pixels, and crop the centre square."""
     scale = side / min(image.size)
     width, height = (max(side, round(size * scale)) for size in image.size)
     left, top = (width - side) // 2, (height - side) // 2

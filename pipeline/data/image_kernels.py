@@ -1,12 +1,12 @@
-"""From a stored image to a view of it: decode, crop, resize, flip, compiled once for all views.
+"""Compiled kernels from a stored image to a view: decode, crop, resize, flip.
 
-A crop is resized as Pillow does it with BILINEAR, which torchvision's transforms use: a triangle as
-wide as a source pixel or a destination pixel, whichever is larger, in weights of 22 bits; rows
-first, then columns, rounded to 8 bits in between. All of it is integer arithmetic on weights that
-IEEE 754 rounds exactly, so the same decoded image gives the same pixels on any machine.
+A crop is resized as by Pillow's BILINEAR, which torchvision's transforms use: a triangle as wide as
+a source or a destination pixel, whichever is larger, with weights of 22 bits; rows first, then
+columns, rounded to 8 bits in between. This is integer arithmetic on weights that IEEE 754 rounds
+exactly, so the same decoded image gives the same pixels on any machine.
 
-JPEGs are decoded by FFCV's function (TurboJPEG, fast DCT). It tells whether an image is damaged,
-and here that is heard.
+JPEGs are decoded by FFCV's function (TurboJPEG, fast DCT). It reports damaged images; FFCV ignores
+the report, and these kernels pass it on.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ _BITS = 22
 _ONE = 1 << _BITS
 _HALF = np.int32(1 << (_BITS - 1))
 
-# An external symbol, unlike a ctypes function, lets the compiled code be kept on disk.
+# With an external symbol, unlike a ctypes function, numba can cache the compiled code on disk.
 _imdecode: Any = types.ExternalFunction(
     IMDECODE_SYMBOL,
     types.int32(
@@ -32,14 +32,14 @@ _imdecode: Any = types.ExternalFunction(
 )
 
 
-# Compiled when it is imported: numba's dispatcher is not made for many threads' first calls.
+# Compiled on import: first calls from several threads are not safe in numba's dispatcher.
 _CONTENT = types.Array(types.uint8, 1, "C", readonly=True)
 _DECODE = types.int32(_CONTENT, types.int64, types.int64, types.uint8[::1])
 
 
 @numba.njit(_DECODE, nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def decode_jpeg(content, height, width, destination):  # type: ignore[no-untyped-def] # pragma: numba
-    """Decode a JPEG of a known size into ``destination``, (height * width * 3) uint8; 0: sound."""
+    """Decode a JPEG of a known size to ``destination``, (height * width * 3) uint8; 0 if sound."""
     source, target = content.ctypes.data, destination.ctypes.data
     return _imdecode(
         source, content.size, height, width, target, height, width, 0, 0, 1, 1, False, False
@@ -48,7 +48,7 @@ def decode_jpeg(content, height, width, destination):  # type: ignore[no-untyped
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _triangle(num_sources, side, first, count, weights):  # type: ignore[no-untyped-def] # pragma: numba
-    """Which source pixels make each of ``side`` pixels, and how much each counts."""
+    """Compute the source pixels of each of ``side`` pixels: ``first``, ``count``, ``weights``."""
     scale = num_sources / side
     support = max(scale, 1.0)
     inverse = 1.0 / support
@@ -69,8 +69,8 @@ def _triangle(num_sources, side, first, count, weights):  # type: ignore[no-unty
 def resize_crop(image, box, destination):  # type: ignore[no-untyped-def] # pragma: numba
     """Write the crop ``box`` of ``image``, (H, 3W) uint8, to ``destination``, (S, S, 3) uint8.
 
-    Each row of the result is made in two passes: the rows that it is a mean of, along contiguous
-    bytes, then the columns.
+    Each output row takes two passes: a weighted mean of source rows along contiguous bytes, then of
+    columns.
     """
     top, left, height, width, flip = box[0], box[1], box[2], box[3], box[4]
     side = destination.shape[0]
@@ -117,7 +117,7 @@ def show_views(file, table, boxes, decoded, destination):  # type: ignore[no-unt
         decoded: room for the largest decoded image, for every thread, (T, M) uint8.
         destination: (B, S, S, 3) uint8.
     Returns:
-        Whether each image could be decoded, (B,) bool.
+        True for each image that could be decoded, (B,) bool.
     """
     sound = np.ones(len(table), np.bool_)
     for i in numba.prange(len(table)):

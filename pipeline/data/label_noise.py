@@ -1,4 +1,4 @@
-"""Labels that are wrong on purpose, for teachers that err."""
+"""Deliberately wrong labels, for training worse teachers."""
 
 import hashlib
 
@@ -13,16 +13,18 @@ _PURPOSE = "label noise"
 def noisy_labels(
     samples: Samples, *, share: float, num_classes: int, seed: int
 ) -> NDArray[np.int64]:
-    """The labels of ``samples``, (N,), of which a share of every class is another one.
+    """Replace the labels of a share of every class by other classes.
 
-    Which, and which other class, is drawn by a hash of (seed, key): of every other class with the
-    same probability, and the same on any machine in any order. Equal images get equal labels.
+    A hash of (seed, key) draws the samples and their new classes, uniform over the other classes.
+    The draw is the same on any machine and in any order, and equal images get equal labels.
 
     Args:
-        samples: of a training split.
-        share: of every class, in (0, 1).
-        num_classes: at least 2.
-        seed: of the draw.
+        samples: the samples of a training split, N of them.
+        share: share of every class to change, in (0, 1).
+        num_classes: number of classes, at least 2.
+        seed: seed of the draw.
+    Returns:
+        Labels, (N,) int64.
     """
     labels = samples.labels.copy()
     chosen = stratified_rows(samples, fraction=share, seed=seed, purpose=_PURPOSE)

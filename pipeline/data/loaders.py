@@ -1,10 +1,10 @@
-"""Batches out of betons: the one module that iterates FFCV.
+"""Batches from betons: the only module that iterates FFCV.
 
 FFCV 1.0.2 reuses the memory of a batch, drops the last batch, and cannot gather float16. Here every
-sample comes once, and soft labels are joined by sample index. What an epoch does that fails or is
-left early is told in `ffcv_compat`.
+sample comes once, and soft labels are joined by sample index. `ffcv_compat` handles epochs that
+fail or are left early.
 
-A batch is borrowed: it is valid until the next one is asked for.
+A batch is borrowed: it is valid until the next one is requested.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -43,17 +43,17 @@ HOST = torch.device("cpu")
 class BatchLoader:
     """Epochs of batches of one beton, one at a time.
 
-    Batches come on ``device``; soft labels lie there for good, where there is room for them.
+    Batches are on ``device``; soft labels stay there if its memory has room for them.
 
-    Where there are several ranks, each takes its part of every batch, so that together they see the
-    batches that one process would see; of the last batch some may have nothing.
+    With several ranks, each takes its part of every batch, so together they see the batches that
+    one process would see. A rank may get nothing of the last batch.
 
     Raises:
-        ArtefactMismatch: if the supervision is of other samples or views; from the first epoch, if
-            a label is not the supervision's.
+        ArtefactMismatch: if the supervision is of other samples or views; in the first epoch, if a
+            label differs from the supervision's.
     """
 
-    # Like the DataLoader of torch: each parameter is a choice of its own.
+    # As for torch's DataLoader, each parameter is an independent choice.
     def __init__(
         self,
         beton: Beton,
@@ -96,18 +96,18 @@ class BatchLoader:
             batch_size=batch_size // ranks.world,
             num_workers=min(workers or cores, cores),
             order=OrderOption.RANDOM if order == "random" else OrderOption.SEQUENTIAL,
-            seed=seed << 32,  # FFCV shuffles by seed + epoch: seed 1 must not be seed 0, later
+            seed=seed << 32,  # FFCV shuffles by seed + epoch, so adjacent seeds would overlap
             indices=self._rows,
         )
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch, of all ranks."""
+        """Samples in an epoch, over all ranks."""
         return len(self._rows)
 
     @property
     def name(self) -> str:
-        """Of the beton, for people."""
+        """Readable name of the beton."""
         return self._beton.path.name
 
     @property
@@ -118,8 +118,10 @@ class BatchLoader:
     def epoch(self, epoch: int, *, skip: int = 0, size: int | None = None) -> Generator[Batch]:
         """Batches of epoch ``epoch``, counted from 0: its order, its views, its soft labels.
 
-        The first ``skip`` batches are left out, for a training that goes on within an epoch.
-        ``size``: another side than the spec's for the same random resized crops.
+        Args:
+            epoch: number of the epoch, from 0.
+            skip: number of first batches to leave out, to resume training within an epoch.
+            size: side in pixels of random resized crops, if another one than the spec's.
         """
         keys = self._beton.samples.keys
         numbers = views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
@@ -135,9 +137,9 @@ class BatchLoader:
         )
 
     def view(self, view: int, *, rows: slice = slice(None)) -> Generator[Batch]:
-        """Batches of all rows in one view, or of a part of them where the order is sequential.
+        """Batches of all rows in one view, or of the slice ``rows`` if the order is sequential.
 
-        Where there are several ranks, each takes a contiguous part.
+        With several ranks, each takes a contiguous part.
         """
         numbers = np.full(self._beton.num_samples, view, dtype=np.int64)
         self._loader.next_epoch = 0
@@ -147,7 +149,7 @@ class BatchLoader:
         return self._batches(numbers, own, num_batches=num_batches, is_whole=rows == slice(None))
 
     def _part_of_batches(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This rank's part of every batch; it may have nothing of the last one."""
+        """This rank's part of every batch; its part of the last one may be empty."""
         starts = range(0, len(order), self._batch_size)
         batches = [order[start : start + self._batch_size] for start in starts]
         return np.concatenate([order[:0], *(b[self._ranks.part(len(b))] for b in batches)])
@@ -161,7 +163,7 @@ class BatchLoader:
         is_whole: bool,
         size: int | None = None,
     ) -> Generator[Batch]:
-        """Batches of ``order``, and an empty one where other ranks have one more."""
+        """Batches of ``order``, and an empty batch if other ranks have one more."""
         assert not self._is_open, "one epoch at a time: close the last one before the next"
         self._shown.choose(numbers, seed=self._seed, size=size)
         join = self._supervise(numbers)
@@ -174,7 +176,7 @@ class BatchLoader:
             self._is_open = False
 
     def _supervise(self, numbers: NDArray[np.int64]) -> Callable[[Batch], Batch]:
-        """Say which views' rows are gathered; what joins them where they lie on the device."""
+        """Set the views to gather; return the function that joins rows on the device."""
         if self._supervision is None:
             return _as_it_is
         slots = numbers - 1 if self._supervision.by_view else np.zeros_like(numbers)
@@ -184,7 +186,7 @@ class BatchLoader:
         return _as_it_is if self._resident is None else self._resident.joiner(slots)
 
     def _on_host(self, order: NDArray[np.int64], *, num_batches: int) -> Generator[Batch]:
-        """Batches as FFCV makes them, with checked labels."""
+        """Batches from FFCV, with checked labels."""
         with closing(EndingEpoch(self._loader, order)) as batches:
             for arrays in batches:
                 num_batches -= 1
@@ -193,12 +195,12 @@ class BatchLoader:
             yield self._empty()
 
     def _empty(self) -> Batch:
-        """A batch of no samples, of the shapes that others have."""
+        """An empty batch with the shapes of the others."""
         with closing(EndingEpoch(self._loader, self._rows[:1])) as batches:
             return _as_batch([array[:0].clone() for array in next(batches)])
 
     def _checked(self, batch: Batch) -> Batch:
-        """In the first epoch, compare each label with the one the soft label was made for."""
+        """In the first epoch, compare each label with the label of the soft label."""
         if self._labels_checked or self._supervision is None:
             return batch
         expected = self._supervision.labels[batch.indices.numpy()]
@@ -207,8 +209,8 @@ class BatchLoader:
             first = int(np.flatnonzero(found != expected)[0])
             raise ArtefactMismatch(
                 f"sample {int(batch.indices[first])} of {self._beton.path} has label "
-                f"{found[first]} (expected {expected[first]}, as the soft labels). "
-                "They were made for other data: run `heartcut select` on this beton's cache."
+                f"{found[first]} (expected {expected[first]}, as in the soft labels). "
+                "The soft labels are of other data: run `heartcut select` on this beton's cache."
             )
         return batch
 

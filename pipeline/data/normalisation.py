@@ -1,4 +1,4 @@
-"""Pixels as bytes to what a network was trained on."""
+"""Normalisation of uint8 pixels to a network's input."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Normaliser:
-    """(B, 3, H, W) uint8 to a floating type on a device: ``(pixels / 255 - mean) / std``."""
+    """Convert (B, 3, H, W) uint8 to ``(pixels / 255 - mean) / std`` of a floating type."""
 
     def __init__(
         self,

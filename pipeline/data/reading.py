@@ -1,6 +1,6 @@
-"""Reading a split twice: once to know what is in it, once to hand it over in its order.
+"""Two passes over a split: one to inspect its samples, one to yield them in the final order.
 
-Threads read a little ahead; whoever reads sees the samples one by one, in order.
+Threads read a little ahead; the caller receives the samples one by one, in order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,12 +23,12 @@ from pipeline.runtime.read_ahead import read_ahead
 T = TypeVar("T")
 
 READ_AHEAD = 32
-"""Images, of at most 8 MiB each, that wait in memory to be written."""
+"""Images of at most 8 MiB each that wait in memory to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSplit:
-    """What one pass over a split found, in the order in which it will be written."""
+    """Result of one pass over a split, in the order in which it will be written."""
 
     split: Split
     sources: NDArray[np.int64]
@@ -39,7 +39,7 @@ class ReadSplit:
     sizes: NDArray[np.int64]
     """Height and width in pixels, (N, 2)."""
     are_jpeg: NDArray[np.bool_]
-    """Which are stored as JPEGs, (N,)."""
+    """True for images that are stored as JPEGs, (N,)."""
     skipped: list[str]
     storage: Storage
 
@@ -48,7 +48,7 @@ class ReadSplit:
         return self.rows(np.argsort(self.sources))
 
     def rows(self, order: NDArray[np.int64]) -> "ReadSplit":
-        """The part at ``order``; what was skipped is told once, with the training rows."""
+        """The rows at ``order``; skipped files are listed once, with the training rows."""
         return replace(
             self,
             sources=self.sources[order],
@@ -61,7 +61,7 @@ class ReadSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """What is kept of an image until all are known."""
+    """Facts of one image that are kept until all images were read."""
 
     key: bytes
     pixels: bytes
@@ -81,13 +81,13 @@ def read_split(
     """Read every sample once: its key, the hash and the sums of the pixels that a loader will see.
 
     Args:
-        split: where the images come from.
-        name: of the split, for people.
-        skip_corrupt: leave out what cannot be read.
+        split: the source of the images.
+        name: name of the split, for messages.
+        skip_corrupt: leave out images that cannot be read.
         storage: how images will be stored; None: raw.
-        any_size: whether images may be of several sizes.
+        any_size: allow images of several sizes.
     Raises:
-        UnreadableImage: at the first one, unless ``skip_corrupt``.
+        UnreadableImage: at the first unreadable image, unless ``skip_corrupt``.
         ArtefactMismatch: if images are of two sizes, too large for a beton, or there are none.
     """
     storage = storage or Storage()
@@ -129,7 +129,7 @@ def read_split(
 
 
 def _look(split: Split, i: int, storage: Storage) -> _Seen | UnreadableImage:
-    """What will be stored of sample i, but the image itself."""
+    """Facts of sample i as it will be stored, without the image itself."""
     try:
         key, pixels = split.read(i)
         image, shown = storage.stored(pixels, split.jpeg(i))
@@ -146,7 +146,7 @@ def _look(split: Split, i: int, storage: Storage) -> _Seen | UnreadableImage:
 
 
 def second_reading(read: ReadSplit, name: str) -> Iterator[tuple[StoredImage, int]]:
-    """The samples in their order, checked to be what the first reading saw."""
+    """Yield the samples in their order, checked against the first pass."""
 
     def store(i: int) -> tuple[StoredImage, bytes]:
         _, pixels = read.split.read(i)
@@ -185,7 +185,7 @@ def by_pixels(size: Sequence[int]) -> str:
 
 
 def _channel_sums(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """By counting grey levels: exact, and a tenth of the time of sums over floats."""
+    """Sums by counting grey levels: exact, and ten times faster than sums over floats."""
     levels = np.arange(256)
     counts = [np.bincount(image[:, :, channel].ravel(), minlength=256) for channel in range(3)]
     first = np.array([int(count @ levels) for count in counts])
@@ -212,15 +212,15 @@ def _require_size(name: str, found: tuple[int, int], wanted: tuple[int, int], fi
 
 
 def _require_room(name: str, image: StoredImage) -> None:
-    """Refuse what a beton cannot hold."""
+    """Reject an image that a beton cannot hold."""
     is_jpeg = isinstance(image, Jpeg)
     size = (image.height, image.width) if isinstance(image, Jpeg) else image.shape[:2]
     num_bytes = len(image.content) if isinstance(image, Jpeg) else None
     if not is_storable(*size, num_bytes=num_bytes):
-        told = f" and a JPEG of {num_bytes:,} bytes" if is_jpeg else ""
+        with_bytes = f" and a JPEG of {num_bytes:,} bytes" if is_jpeg else ""
         room = "8 MiB and sides of 65,535" if is_jpeg else "1672 x 1672"
         way_out = "" if is_jpeg else ', or `prepare.store = "jpeg"`'
         raise ArtefactMismatch(
-            f"{name} is {by_pixels(size)} pixels{told} (expected at most {room}, what a beton "
-            f"holds). Set `prepare.resize` or `prepare.max_side`{way_out}."
+            f"{name} is {by_pixels(size)} pixels{with_bytes} (expected at most {room}, the limit "
+            f"of a beton). Set `prepare.resize` or `prepare.max_side`{way_out}."
         )

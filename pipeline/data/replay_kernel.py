@@ -1,7 +1,7 @@
-"""Crops and flips read straight out of a beton: `views.replay` without a decoded copy in between.
+"""Crops and flips read directly from a beton: `views.replay` without an intermediate copy.
 
-Rows that are not mirrored are moved as a whole, mirrored ones pixel by pixel in words of four
-bytes, of which the next pixel overwrites the last. The equality with `views.replay` is a test.
+Unmirrored rows are moved as a whole. Mirrored rows are moved pixel by pixel in words of four bytes;
+the next pixel overwrites the fourth byte. A test compares the result with `views.replay`.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def _move_word(_context, _target, _source):  # type: ignore[no-untyped-def]
     return types.void(types.uintp, types.uintp), generate
 
 
-# Compiled when it is imported: numba's dispatcher is not made for many threads' first calls.
+# Compiled on import: first calls from several threads are not safe in numba's dispatcher.
 _REPLAY = types.void(
     types.Array(types.uint8, 1, "C", readonly=True),
     types.int64[::1],
@@ -43,24 +43,24 @@ _REPLAY = types.void(
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _mirror(target, last, count):  # type: ignore[no-untyped-def] # pragma: numba
-    """Write ``count`` pixels from ``target`` on, read from ``last`` backwards."""
+    """Write ``count`` pixels forwards from ``target``, read backwards from ``last``."""
     for _ in range(count - 1):
         _move_word(target, last)  # type: ignore[call-arg]
         target += _PIXEL
         last -= _PIXEL
-    _memcpy(target, last, _PIXEL)  # a word would write over what is behind the row
+    _memcpy(target, last, _PIXEL)  # a word of four bytes would write beyond the row
 
 
 @numba.njit(_REPLAY, parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def replay_stored(file, positions, codes, padding, num_flips, destination):  # type: ignore[no-untyped-def] # pragma: numba
-    """Write view ``codes[i]`` of the raw image that lies at ``positions[i]`` to ``destination[i]``.
+    """Write view ``codes[i]`` of the raw image at ``positions[i]`` to ``destination[i]``.
 
-    Nothing is checked: every image must lie within the file.
+    Nothing is checked: every image must be within the file.
 
     Args:
         file: the bytes of a beton, (F,) uint8.
-        positions: of the images, which all have the size of the destination, (B,) int64.
-        codes: of `views`, (B,) int32.
+        positions: first byte of each image, all of the destination's size, (B,) int64.
+        codes: view codes of `views.view_codes`, (B,) int32.
         padding: zero pixels on each side before the crop.
         num_flips: 2 with flips, else 1.
         destination: (B, H, W, 3) uint8.

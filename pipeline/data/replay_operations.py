@@ -1,7 +1,7 @@
-"""The images of a batch: how FFCV is made to show them in the views of an epoch.
+"""FFCV operations that produce the images of a batch in the views of an epoch.
 
-Every operation is plain Python around one compiled call that is told the crops, so another view or
-another size compiles nothing.
+Every operation is plain Python around one compiled call that takes the crops as arguments, so
+another view or another size recompiles nothing.
 """
 
 import math
@@ -41,22 +41,22 @@ Images = NDArray[np.void]
 
 
 class ShownViews(Protocol):
-    """The images of a loader; one that is told which views to show next."""
+    """The images of a loader, with a choice of the views to show next."""
 
     def choose(self, numbers: NDArray[np.int64], *, seed: int, size: int | None) -> None:
-        """From now on show view ``numbers[i]`` of sample index i, (N,).
+        """From now on show view ``numbers[i]`` of sample index i.
 
         Args:
-            numbers: of the views.
-            seed: the loader's.
-            size: side in pixels; None: that of the views.
+            numbers: view numbers, (N,) int64.
+            seed: the seed of the loader.
+            size: side in pixels; None: the side of the views.
         """
 
     def pipeline(self, index: IntDecoder) -> Any:
         """FFCV's pipeline of the field; ``index`` decodes the sample indices."""
 
     def attach(self, loader: Loader) -> None:
-        """Learn from a loader where the images lie."""
+        """Take the positions of the images from a loader."""
 
 
 def shown_views(spec: Views, beton: Beton) -> ShownViews:
@@ -73,7 +73,7 @@ def shown_views(spec: Views, beton: Beton) -> ShownViews:
 
 
 class StoredView(Operation):  # type: ignore[misc]
-    """Crop and flip raw images of one size where they lie, as `ReplayView` would."""
+    """Crop and flip raw images of one size directly from the beton, with `ReplayView`'s result."""
 
     def __init__(self, spec: ViewSpec, keys: Keys, *, images: Images, path: Path) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class StoredView(Operation):  # type: ignore[misc]
         return PipelineSpec(index, transforms=[self, ToTensor()])
 
     def attach(self, loader: Loader) -> None:
-        """Nothing to learn: where the images lie is known."""
+        """Do nothing: the positions of the images are known."""
 
     def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
         padding, num_flips = self._spec.padding, 2 if self._spec.flip else 1
@@ -128,7 +128,7 @@ class ReplayView(Operation):  # type: ignore[misc]
         return [_UniformDecoder(self._path), self, ToTensor()]
 
     def attach(self, loader: Loader) -> None:
-        """Nothing to learn: FFCV's own decoder reads the images."""
+        """Do nothing: FFCV's own decoder reads the images."""
 
     def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
         padding, num_flips = self._spec.padding, 2 if self._spec.flip else 1
@@ -147,7 +147,7 @@ class ReplayView(Operation):  # type: ignore[misc]
 
 
 class _UniformDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
-    """FFCV's decoder of images of one size, which says what to do with others."""
+    """FFCV's decoder of images of one size, with an error that explains what to do with others."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def _require_one_size(images: Images, path: Path) -> None:
         raise ArtefactMismatch(
             f"{path} has images of {heights.min()} to {heights.max()} x {widths.min()} "
             f"to {widths.max()} pixels (expected one size, for views of kind 'crop-flip'). Set "
-            '`views.kind = "rrc-flip"`, or `prepare.resize` and prepare again.'
+            '`views.kind = "rrc-flip"`, or set `prepare.resize` and run `heartcut prepare` again.'
         )
 
 
@@ -208,7 +208,7 @@ class ShownCrops(Operation):  # type: ignore[misc]
             )
             sound = show_views(self._file, rows, boxes, self._decoded, destination)
             if not sound.all():
-                self._refuse(int(indices[np.argmin(sound)]))
+                self._reject(int(indices[np.argmin(sound)]))
             return destination
 
         show.with_indices = True  # type: ignore[attr-defined]
@@ -219,9 +219,9 @@ class ShownCrops(Operation):  # type: ignore[misc]
         state = replace(previous_state, jit_mode=False, shape=shape, dtype=dtype)
         return state, AllocationQuery(shape, dtype)
 
-    def _refuse(self, index: int) -> None:
+    def _reject(self, index: int) -> None:
         raise ArtefactMismatch(
-            f"the JPEG of sample {index} of {self._path} cannot be decoded (expected the one that "
-            f"was stored). It is damaged: remove {self._path.parent} and run `heartcut prepare` "
+            f"the JPEG of sample {index} of {self._path} is damaged and cannot be decoded "
+            f"(expected the stored one). Remove {self._path.parent} and run `heartcut prepare` "
             "again."
         )

@@ -1,9 +1,9 @@
-"""Random resized crops: which part of an image a view shows, as a pure function.
+"""Random resized crops: the part of an image that a view shows, as a pure function.
 
-The law is that of torchvision's RandomResizedCrop with flips: a crop of a uniform share of the
-area and a log-uniform ratio of width to height, anywhere in the image, resized to a square. It
-depends on (spec, seed, sample key, view, size of the image) alone, and never on the side that the
-crop is resized to. Specified to the bit: integers and what IEEE 754 rounds exactly, + - * / sqrt.
+The distribution is that of torchvision's RandomResizedCrop with flips: a crop of a uniform share of
+the area and a log-uniform ratio of width to height, anywhere in the image, resized to a square. It
+depends only on (spec, seed, sample key, view, size of the image), and not on the side that the crop
+is resized to. Results are bit-identical everywhere: integers, and + - * / sqrt of IEEE 754.
 
     state      = hash(domain, seed, key_lo, key_hi, view)      of `hashing`; domain 3 for the views
                  of a seed, 4 for a new crop in every epoch
@@ -45,7 +45,7 @@ _RATIO_BITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ResizedCropSpec:
-    """Which random resized crops exist."""
+    """Specification of a set of random resized crops."""
 
     size: int
     """Side in pixels that crops are resized to."""
@@ -57,7 +57,7 @@ class ResizedCropSpec:
     centre: float = 0.875
     """Share of the shorter side that the clean view shows."""
     count: int = 0
-    """Views beside the clean one: 0 none, n by seed, `ALL` a new one in every epoch."""
+    """Views besides the clean one: 0 none, n by seed, `ALL` a new one in every epoch."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,24 +76,24 @@ class ResizedCropSpec:
 
     @property
     def num_views(self) -> int:
-        """Views beside the clean one."""
+        """Number of views besides the clean one."""
         return 2**31 if self.count == ALL else self.count
 
     @property
     def clean(self) -> "ResizedCropSpec":
-        """The clean view alone, which networks are evaluated on."""
+        """Spec of the clean view alone, which networks are evaluated on."""
         return ResizedCropSpec(size=self.size, centre=self.centre)
 
     @property
     def name(self) -> str:
-        """Short name for people: ``rrc224-flip x 4``."""
+        """Short readable name, such as ``rrc224-flip x 4``."""
         if self.count == 0:
             return f"centre{self.size}"
         count = "fresh" if self.count == ALL else str(self.count)
         return f"rrc{self.size}{'-flip' if self.flip else ''} x {count}"
 
     def as_json(self) -> dict[str, int | bool | float | str]:
-        """What identifies the spec: only what its views depend on."""
+        """Fields that identify the spec: only those that its views depend on."""
         clean: dict[str, int | bool | float | str] = {
             "kind": KIND,
             "size": self.size,
@@ -114,7 +114,7 @@ class ResizedCropSpec:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, int | bool | float | str]) -> "ResizedCropSpec":
-        """The spec that `as_json` told."""
+        """The spec from the fields of `as_json`."""
         clean = cls(size=int(stored["size"]), centre=float(stored["centre"]))
         count = int(stored["count"])
         if count == 0:
@@ -137,14 +137,16 @@ def crop_boxes(
     sizes: NDArray[np.int64],
     seed: int | None = None,
 ) -> Boxes:
-    """What view ``views[i]`` shows of the sample with key ``keys[i]``.
+    """Crops that view ``views[i]`` shows of the sample with key ``keys[i]``.
 
     Args:
-        spec: the views that exist.
+        spec: the set of views.
         keys: sample keys, (N, 16) uint8.
         views: view numbers in 0..spec.num_views, (N,) int64; one number may be broadcast.
         sizes: height and width of each image, (N, 2) int64.
-        seed: of a training, where it sees a new crop in every epoch; otherwise the spec's is used.
+        seed: seed of a training that sees a new crop in every epoch; None: the spec's seed.
+    Returns:
+        Boxes, (N, 5) int32: top, left, height, width, flip.
     Raises:
         ValueError: if a view number is outside the spec.
     """
@@ -164,7 +166,7 @@ def crop_boxes(
 
 
 def _drawn(spec: ResizedCropSpec, state: Words, sizes: NDArray[np.int64]) -> Boxes:
-    """The first try that fits, or else the fallback."""
+    """The first try that fits, or the fallback."""
     boxes = _fallback(spec, sizes)
     left_over = np.arange(len(state))
     for attempt in range(TRIES):
@@ -181,7 +183,7 @@ def _drawn(spec: ResizedCropSpec, state: Words, sizes: NDArray[np.int64]) -> Box
 def _try(
     spec: ResizedCropSpec, state: Words, sizes: NDArray[np.int64], attempt: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Crops (N, 4), and which of them lie in their images."""
+    """Crops (N, 4), and a mask (N,) of those that are inside their images."""
     words = [folded(state, np.uint64(1 + 4 * attempt + i)) for i in range(4)]
     height, width = sizes[:, 0], sizes[:, 1]
     share = (words[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -197,7 +199,7 @@ def _try(
 
 
 def _fallback(spec: ResizedCropSpec, sizes: NDArray[np.int64]) -> Boxes:
-    """The largest central crop of admissible ratio; no flip."""
+    """The largest central crop of admissible ratio, without a flip."""
     height, width = sizes[:, 0], sizes[:, 1]
     ratio = width / height
     smallest, largest = spec.ratio
@@ -221,7 +223,7 @@ def _centred(sizes: NDArray[np.int64], h: NDArray[np.float64], w: NDArray[np.flo
 
 @lru_cache(maxsize=8)
 def _ratios(smallest: float, largest: float) -> NDArray[np.float64]:
-    """A log-uniform table, (2^16,), by roots alone: an exponential rounds differently elsewhere."""
+    """A log-uniform table, (2^16,), from square roots: exp is not bit-identical across machines."""
     table, root = np.array([smallest]), np.float64(largest) / np.float64(smallest)
     for _ in range(_RATIO_BITS):
         root = np.sqrt(root)

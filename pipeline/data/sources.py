@@ -1,7 +1,7 @@
-"""Where images come from: image folders, torchvision data sets, scikit-learn's digits.
+"""Sources of images: image folders, torchvision data sets, scikit-learn's digits.
 
-A source is two splits of samples that can be read one by one, in any order, from any thread. What
-the samples are called and what their keys are made of is settled here; what is written is not.
+A source has two splits, whose samples can be read one by one, in any order, from any thread. This
+module defines the names and keys of the samples; other modules decide how they are stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,13 +37,13 @@ class Split:
     labels: NDArray[np.int64]
     """Class ids, (N,)."""
     name: Callable[[int], str]
-    """What a person calls sample i: its path, or its place in the data set."""
+    """Readable name of sample i: its path, or its position in the data set."""
     read: Callable[[int], tuple[bytes, Pixels]]
     """Sample key, 16 bytes, and pixels, (H, W, 3) uint8, of sample i."""
     jpeg: Callable[[int], bytes | None]
-    """The file of sample i where it is a JPEG of the very pixels that ``read`` gives."""
+    """Content of the file of sample i if it is a JPEG of exactly the pixels of ``read``."""
     listing: Callable[[], Json]
-    """What differs once the split may have changed, told without decoding an image."""
+    """State of the files, which differs if the split may have changed; decodes no image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Source:
     class_names: tuple[str, ...]
     train: Split
     test: Split | None
-    """None where the source has one split only."""
+    """None if the source has only one split."""
 
 
 def image_folder(
@@ -72,10 +72,10 @@ def image_folder(
         train: name of the training split's folder.
         test: name of the test split's folder, or None.
         resize: side in pixels; the shorter side is resized to it and the centre is kept.
-        max_side: longest side in pixels; larger images are shrunk to it, others left as they are.
+        max_side: longest side in pixels; larger images are shrunk to it, others are unchanged.
     Raises:
         ArtefactNotFound: if a folder is missing.
-        ArtefactMismatch: if a class folder is empty, or the splits have other classes.
+        ArtefactMismatch: if a class folder is empty, or the splits have different classes.
     """
     classes = _class_folders(root / train)
     splits = [train] if test is None else [train, test]
@@ -85,7 +85,7 @@ def image_folder(
             differing = sorted(set(found) ^ set(classes))
             raise ArtefactMismatch(
                 f"{root / split} has other classes than {root / train}: {_some(differing)} in only "
-                "one of them (expected the same class folders). Rename or add the folders."
+                "one of the two (expected the same class folders). Rename or add the folders."
             )
     size = SizeRule(resize=resize, max_side=max_side)
     read = [_folder_split(root / split, classes, size) for split in splits]
@@ -100,7 +100,12 @@ def image_folder(
 def torchvision_dataset(
     name: str, *, root: Path, download: bool, resize: int | None = None
 ) -> Source:
-    """CIFAR10, CIFAR100 or FashionMNIST as torchvision stores them under ``root``."""
+    """CIFAR10, CIFAR100 or FashionMNIST as torchvision stores them under ``root``.
+
+    Raises:
+        ConfigError: if there is no such data set.
+        ArtefactNotFound: if its files are missing or damaged, or cannot be downloaded.
+    """
     from torchvision import datasets
 
     if name not in TORCHVISION:
@@ -109,10 +114,10 @@ def torchvision_dataset(
     try:
         parts = [make(root=root, train=train, download=download) for train in (True, False)]
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
-        told = "could not be downloaded to" if download else "is missing or damaged under"
+        problem = "could not be downloaded to" if download else "is missing or damaged under"
         way_out = "try again" if download else "set `prepare.download = true`"
         raise ArtefactNotFound(
-            f"{name} {told} {root} (expected torchvision's files). "
+            f"{name} {problem} {root} (expected torchvision's files). "
             f"Copy them there, or {way_out} on a machine with internet."
         ) from error
     train, test = (
@@ -203,7 +208,7 @@ def _array_split(
 ) -> Split:
     """A split held in memory: (N, H, W) grey or (N, H, W, 3) uint8.
 
-    Keys are hashes of the source's pixels, whatever size they are brought to, as a file's are.
+    Keys are hashes of the source's pixels before resizing, as a file's keys are of its bytes.
     """
 
     def read(i: int) -> tuple[bytes, Pixels]:

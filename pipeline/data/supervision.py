@@ -16,21 +16,21 @@ from pipeline.methods.sparse_labels import packed_width
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A borrowed batch; B samples. Indices are on the host, all else where the loader puts it."""
+    """A borrowed batch of B samples. Indices are on the host, all else on the loader's device."""
 
     images: Tensor
     """(B, 3, H, W) uint8, channels_last in memory."""
     labels: Tensor
-    """(B,) int64"""
+    """Class ids, (B,) int64."""
     indices: Tensor
     """Sample indices, (B,) int64."""
     soft_labels: Tensor | None
-    """Rows of the loader's tables as stored, where it was given any: (B, C) float16 probabilities,
-    or packed rows, (B, W) uint16, for `sparse_labels.unpack`."""
+    """Rows of the loader's tables as stored: (B, C) float16 probabilities, or packed rows,
+    (B, W) uint16, for `sparse_labels.unpack`; None if the loader has no tables."""
     selected: Tensor | None
-    """(B,) bool: distil this sample."""
+    """True for samples to distil, (B,) bool."""
     features: Tensor | None = None
-    """The teacher's, (B, D) float16, where the loader was given any."""
+    """The teacher's features, (B, D) float16; None if the loader has none."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,21 +44,25 @@ class Supervision:
     """Probabilities of V views, memory-mapped or not; row i is sample index i. (N, C) float16 each,
     or packed rows, (N, W) uint16."""
     selected: NDArray[np.bool_]
-    """(N,)"""
+    """True for samples to distil, (N,)."""
     labels: NDArray[np.int64]
-    """The labels that these were made for, (N,); the first epoch checks every one."""
+    """Class ids that the soft labels were made with, (N,); the first epoch checks each of them."""
     by_view: bool
-    """Slot v belongs to view v + 1; otherwise slot 0 serves every view."""
+    """True: slot v belongs to view v + 1; False: slot 0 is used for every view."""
     num_classes: int
     """C"""
     top_k: int = 0
-    """Classes listed in a packed row beside the label; 0: rows are dense."""
+    """Classes listed in a packed row in addition to the label; 0: rows are dense."""
     features: Sequence[NDArray[np.float16]] = ()
-    """The teacher's penultimate features of the same views, (N, D) each; none: not needed."""
+    """The teacher's penultimate features of the same views, (N, D) each; empty if not needed."""
 
 
 def require_fitting(supervision: Supervision, beton: Beton, spec: Views) -> None:
-    """Refuse what a gather by position would read wrong numbers from."""
+    """Reject a supervision from which a gather by position would read wrong numbers.
+
+    Raises:
+        ArtefactMismatch: if rows, views, classes or the layout do not fit the beton and the views.
+    """
     found = {len(table) for table in supervision.soft_labels}
     found |= {len(supervision.selected), len(supervision.labels)}
     found |= {len(table) for table in supervision.features}
@@ -73,13 +77,13 @@ def require_fitting(supervision: Supervision, beton: Beton, spec: Views) -> None
     assert len(supervision.features) in (0, num_tables), "features are of the soft labels' views"
     if num_tables != wanted:
         raise ArtefactMismatch(
-            f"the soft labels are of {num_tables} views (expected {wanted}, as {spec.name}). "
+            f"the soft labels are of {num_tables} views (expected {wanted}, as in {spec.name}). "
             "Run `heartcut select` with the views of the cache."
         )
 
 
 def _require_layout(supervision: Supervision) -> None:
-    """Refuse rows that would be read as something else: all have 16-bit numbers."""
+    """Reject rows of another layout, which would be misread because all hold 16-bit numbers."""
     top_k, num_classes = supervision.top_k, supervision.num_classes
     wanted = f"{packed_width(top_k)} uint16" if top_k else f"{num_classes} float16"
     found = {f"{table.shape[1]} {table.dtype}" for table in supervision.soft_labels}
@@ -98,7 +102,7 @@ def _require_layout(supervision: Supervision) -> None:
 
 
 def gathers(supervision: Supervision | None) -> list[Gather]:
-    """One for soft labels, one for features where there are any."""
+    """Gather operations: one for soft labels, and one for features if there are any."""
     if supervision is None:
         return []
     tables = [supervision.soft_labels] + ([supervision.features] if supervision.features else [])

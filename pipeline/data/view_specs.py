@@ -1,7 +1,7 @@
-"""The kinds of views, and what they have in common.
+"""The kinds of views, and their common interface.
 
-Every kind tells `num_views` beside the clean one, its `clean` part, a `name` for people, and
-`as_json`, what identifies it; views are numbers, and 0 is the clean one.
+Every kind has `num_views`, the number of views besides the clean one; `clean`, the spec of the
+clean view alone; a readable `name`; and `as_json`, its identity. Views are numbers; 0 is clean.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ Views: TypeAlias = ViewSpec | ResizedCropSpec
 
 
 def views_from_json(stored: Mapping[str, int | bool | float | str]) -> Views:
-    """The views that `as_json` told.
+    """The views from the fields of `as_json`.
 
     Raises:
-        ValueError, KeyError: if it told no views.
+        ValueError, KeyError: if ``stored`` does not describe views.
     """
     kind = stored.get("kind", "crop-flip")
     if kind == KIND:
@@ -35,8 +35,8 @@ def views_from_json(stored: Mapping[str, int | bool | float | str]) -> Views:
 def views_of_epoch(spec: Views, keys: Keys, *, epoch: int, seed: int) -> NDArray[np.int64]:
     """View number of every sample in one epoch of training, (N,) int64.
 
-    Seeded views are walked through. Without a seed every sample sees a new random resized crop in
-    every epoch, or draws its own among the crops that there are.
+    Seeded views are used in turn. With `ALL`, every sample sees a new random resized crop in every
+    epoch, or draws its own among all crops and flips.
     """
     if isinstance(spec, ViewSpec):
         return views.views_of_epoch(spec, keys, epoch=epoch, seed=seed)

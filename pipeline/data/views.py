@@ -2,8 +2,8 @@
 
 View 0 is the clean image. Views 1..count are crops of the zero-padded image, flipped or not, so an
 image of any size has only (2p + 1)^2 views, twice as many with flips (p = 4 with flips: 162).
-A view is keyed by the sample's *content*, never by its position, so any order, batch size, thread
-count, beton or machine sees the same pixels. Specified to the bit; golden digests pin it.
+A view is keyed by the sample's *content*, never by its position, so it has the same pixels with any
+order, batch size, thread count, beton or machine. Golden digests test that it is bit-identical.
 
     code     = (dy * (2p + 1) + dx) * F + flip          F = 2 with flips, else 1; dy, dx in 0..2p
     pixel    = padded[dy + y, dx + x], then mirrored along x where flip = 1
@@ -11,8 +11,8 @@ count, beton or machine sees the same pixels. Specified to the bit; golden diges
     seeded   : code = bounded(hash(VIEW, seed, key_lo, key_hi, view), codes)
     all      : code = view - 1
 
-Hash, bounded and the words of a key are those of `hashing`. Random resized crops are another kind
-of view: `resized_crops`.
+`hashing` defines hash, bounded and the words of a key. Random resized crops are another kind of
+view: `resized_crops`.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from pipeline.data.hashing import Keys, bounded, hash_words, key_words
 Codes = NDArray[np.int32]
 
 ALL = -1
-"""``count`` of a spec that holds every view there is."""
+"""``count`` of a spec of all views."""
 
 _VIEW_DOMAIN = 1
 _EPOCH_DOMAIN = 2
@@ -35,13 +35,13 @@ _EPOCH_DOMAIN = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """Which views exist."""
+    """Specification of a set of views."""
 
     padding: int = 0
     """Zero pixels on each side before the crop."""
     flip: bool = False
     count: int = 0
-    """Views beside the clean one: 0 none, n by seed, `ALL` every crop and flip once."""
+    """Views besides the clean one: 0 none, n by seed, `ALL` every crop and flip once."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,30 +63,30 @@ class ViewSpec:
 
     @property
     def clean_code(self) -> int:
-        """The code that leaves an image as it is."""
+        """The code that leaves an image unchanged."""
         side = 2 * self.padding + 1
         return (self.padding * side + self.padding) * (2 if self.flip else 1)
 
     @property
     def num_views(self) -> int:
-        """Views beside the clean one."""
+        """Number of views besides the clean one."""
         return self.num_codes if self.count == ALL else self.count
 
     @property
     def clean(self) -> "ViewSpec":
-        """The clean view alone, which networks are evaluated on: the image as it is."""
+        """Spec of the clean view alone, the unchanged image, which networks are evaluated on."""
         return ViewSpec()
 
     @property
     def name(self) -> str:
-        """Short name for people: ``crop4-flip x 4``."""
+        """Short readable name, such as ``crop4-flip x 4``."""
         if self.count == 0:
             return "clean"
         size = "all" if self.count == ALL else str(self.count)
         return f"crop{self.padding}{'-flip' if self.flip else ''} x {size}"
 
     def as_json(self) -> dict[str, int | bool | float | str]:
-        """What identifies the spec: only what its views depend on."""
+        """Fields that identify the spec: only those that its views depend on."""
         if self.count == 0:
             return {"count": 0}
         fields: dict[str, int | bool | float | str] = asdict(self)
@@ -96,7 +96,7 @@ class ViewSpec:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, int | bool]) -> "ViewSpec":
-        """The spec that `as_json` told."""
+        """The spec from the fields of `as_json`."""
         return cls(
             padding=int(stored.get("padding", 0)),
             flip=bool(stored.get("flip", False)),
@@ -109,7 +109,7 @@ def view_codes(spec: ViewSpec, keys: Keys, views: NDArray[np.int64]) -> Codes:
     """Code of view ``views[i]`` of the sample with key ``keys[i]``.
 
     Args:
-        spec: the views that exist.
+        spec: the set of views.
         keys: sample keys, (N, 16) uint8.
         views: view numbers in 0..spec.num_views, (N,) int64; one number may be broadcast.
     Returns:
@@ -132,8 +132,8 @@ def view_codes(spec: ViewSpec, keys: Keys, views: NDArray[np.int64]) -> Codes:
 def views_of_epoch(spec: ViewSpec, keys: Keys, *, epoch: int, seed: int) -> NDArray[np.int64]:
     """View number of every sample in one epoch of training, (N,) int64.
 
-    Seeded views are walked through, ``1 + epoch mod count``, the same number for every sample.
-    Where all views exist each sample draws its own, as ordinary random augmentation does.
+    Seeded views are used in turn, ``1 + epoch mod count``, the same number for every sample.
+    With `ALL`, each sample draws its own view, as in ordinary random augmentation.
     """
     if spec.count == 0:
         return np.zeros(len(keys), dtype=np.int64)

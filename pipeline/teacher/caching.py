@@ -1,7 +1,7 @@
 """The teacher's one pass: every view of a beton through the frozen network, into a cache.
 
-The work is cut into units, the rows of one shard in one view. Any worker computes any unit, to the
-same bits on the same hardware, and the last one to finish seals the cache.
+The work is divided into units, the rows of one shard in one view. Any worker can compute any unit,
+with bit-identical results on the same hardware, and the last one to finish seals the cache.
 """
 
 import logging
@@ -49,14 +49,14 @@ from pipeline.teacher.summary import storage_fidelity, summarise_cache
 logger = logging.getLogger(__name__)
 
 UnitChoice: TypeAlias = Callable[[list[Unit]], list[Unit]]
-"""The units, among all, that a worker computes."""
+"""Function from all units to those that a worker computes."""
 Arrays: TypeAlias = dict[str, NDArray[np.generic]]
 
 FIDELITY_ROWS = 1024
-"""Rows of each unit on which fidelity is measured."""
+"""Rows of each unit that fidelity is measured on."""
 FIDELITY_TEMPERATURES = (1.0, 4.0)
 HEAD_TOLERANCE = 0.02
-"""Share of the largest logit by which the head of the stored features may miss a logit."""
+"""Allowed error of the head of the stored features, as a share of the largest logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +65,17 @@ class TeacherPass:
 
     teacher: Teacher
     loader: BatchLoader
-    """All of `beton` in sequential order."""
+    """Loader of all of `beton` in sequential order."""
     beton: Beton
     views: Views
-    """The views to store beside the clean one."""
+    """The views to store besides the clean one."""
     runtime: Runtime
     held_out: NDArray[np.int64]
     """Sample indices whose accuracy is computed separately, (M,) int64; may be empty."""
 
 
 def cache_shape(teacher: Teacher, *, beton: Beton, views: Views) -> CacheShape:
-    """Sizes of what `cache_views` stores."""
+    """Sizes of the arrays that `cache_views` stores."""
     head = teacher.model.head
     return CacheShape(
         num_views=views.num_views + 1,
@@ -86,7 +86,7 @@ def cache_shape(teacher: Teacher, *, beton: Beton, views: Views) -> CacheShape:
 
 
 def cache_contents(teacher: Teacher, beton: Beton) -> CacheContents:
-    """What is stored beside the views."""
+    """Arrays that are stored besides the views: labels, keys, pixel hashes and the head."""
     head = teacher.model.head
     return CacheContents(
         labels=beton.samples.labels,
@@ -105,16 +105,16 @@ def cache_views(
     layout: CacheLayout,
     share: UnitChoice | None = None,
 ) -> int:
-    """Run the teacher over what is missing of a cache; seal it when nothing is.
+    """Compute the missing units of a cache; seal it when none is missing.
 
     Args:
-        store: where the cache lies or will lie.
-        planned: the teacher, and what it sees.
-        identity: what `cache_identity` gives for the pass.
-        layout: how a new cache is cut into objects; one that exists keeps its own.
-        share: which units this worker computes; None: whatever is missing.
+        store: the place of the cache, existing or new.
+        planned: the teacher and its images.
+        identity: result of `cache_identity` for the pass.
+        layout: division of a new cache into objects; an existing cache keeps its own.
+        share: the units that this worker computes; None: all missing ones.
     Returns:
-        Number of units that are still missing, of other workers' shares; 0: the cache is sealed.
+        Number of missing units in other workers' shares; 0 if the cache is sealed.
     Raises:
         PipelineError: if an output is not finite or does not fit float16, or the disk is full.
         ArtefactMismatch: if the head of the features does not give the logits, or another worker
@@ -128,7 +128,7 @@ def cache_views(
         layout=layout,
         contents=cache_contents(teacher, beton),
     )
-    with _telling_what_is_left(writer):
+    with _reporting_missing_shards(writer):
         _Worker(planned=planned, writer=writer).compute(share)
         left = len(writer.missing())
         if left == 0:
@@ -144,12 +144,12 @@ def cache_views(
 
 
 @contextmanager
-def _telling_what_is_left(writer: CacheWriter) -> Iterator[None]:
+def _reporting_missing_shards(writer: CacheWriter) -> Iterator[None]:
     try:
         yield
     except BaseException:
         total = left = len(writer.units)
-        with suppress(PipelineError):  # the place may be what failed
+        with suppress(PipelineError):  # the store itself may have failed
             left = len(writer.missing())
         if 0 < left < total:
             logger.warning(
@@ -164,13 +164,13 @@ def _telling_what_is_left(writer: CacheWriter) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Worker:
-    """The teacher over a share of the units."""
+    """Worker that runs the teacher over a share of the units."""
 
     planned: TeacherPass
     writer: CacheWriter
 
     def compute(self, share: UnitChoice | None) -> None:
-        """Compute and keep every unit of the share that nobody has kept yet."""
+        """Compute and store every unit of the share that is not stored yet."""
         missing = self.writer.missing()
         mine = set(missing if share is None else share(self.writer.units))
         todo = [unit for unit in self._apart(missing, share) if unit in mine]
@@ -193,7 +193,7 @@ class _Worker:
                     write(unit, *self._outputs(unit, bar))
 
     def _apart(self, missing: list[Unit], share: UnitChoice | None) -> list[Unit]:
-        """In an order of this worker's own, where others may be at work on the same cache."""
+        """Missing units, in a random order if other workers may compute the same cache."""
         if share is None and self.writer.joined:
             return random.Random().sample(missing, len(missing))
         return missing
@@ -204,7 +204,7 @@ class _Worker:
 
     @torch.inference_mode()
     def _outputs(self, unit: Unit, bar: Progress) -> tuple[Arrays, Note]:
-        """What is stored of a unit."""
+        """Arrays to store for a unit, and its note."""
         started = monotonic()
         start, stop = self.writer.manifest.rows_of(unit.shard)
         teacher, runtime = self.planned.teacher, self.planned.runtime
@@ -241,7 +241,7 @@ class _Worker:
             arrays: Arrays = {LOGITS: stored}
             kept = {tau: torch.from_numpy(stored[:FIDELITY_ROWS]) for tau in FIDELITY_TEMPERATURES}
         else:
-            # Of the rounded logits, so that what is listed and the sum of all fit each other.
+            # From the rounded logits, so that the listed logits and the sum of all are consistent.
             sparse = summarise(
                 torch.from_numpy(stored),
                 labels,
@@ -271,7 +271,7 @@ class _Worker:
         ]
 
     def _head_error(self, logits: Tensor, features: Tensor) -> float:
-        """How far the head of the features, as stored where they are, is from the logits.
+        """Largest error of the head of the features, rounded if they are stored, in a logit.
 
         Raises:
             ArtefactMismatch: if the features are not the classifier's input.

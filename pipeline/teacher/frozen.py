@@ -1,5 +1,5 @@
-"""A frozen teacher: its network, what it expects of images, what it says of them, and what
-that depends on."""
+"""A frozen teacher: its network, its normalisation of images, its outputs, and the identity of a
+cache of these outputs."""
 
 from dataclasses import dataclass
 
@@ -18,21 +18,21 @@ from pipeline.runtime.device import Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A frozen network, what it expects of images, and where it comes from."""
+    """A frozen network, the normalisation of its images, and its origin."""
 
     model: Classifier
     digest: str
-    """Of its weights."""
+    """Digest of its weights."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """The normalisation that it was trained with, pixels / 255."""
     target_in_sample: bool
-    """Its own training saw the held-out images."""
+    """True if its own training saw the held-out images."""
     description: str
-    """What a person calls it."""
+    """Readable name."""
 
     def normaliser(self, device: torch.device) -> Normaliser:
-        """What makes bytes its inputs."""
+        """Converter from uint8 images to its inputs."""
         return Normaliser(mean=self.mean, std=self.std, device=device)
 
 
@@ -42,9 +42,9 @@ class KeptOutputs:
 
     features: bool
     top_k: int = 0
-    """Logits of each row; 0: all."""
+    """Logits kept of each row; 0: all."""
     temperatures: tuple[float, ...] = ()
-    """Temperatures at which the sum over all logits is kept beside the top k."""
+    """Temperatures at which the log-sum-exp of all logits is kept in addition to the top k."""
 
 
 def cache_identity(
@@ -72,7 +72,7 @@ def teacher_outputs(
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, C) and features (B, D) of a batch, float32.
 
-    The head runs in float32 whatever the trunk runs in, so logits are exact in the features.
+    The head always runs in float32, so logits can be recomputed from the features.
     """
     with runtime.autocast():
         features = model.features(normalise(batch.images))

@@ -1,4 +1,4 @@
-"""The teacher in the loop, as distillation without a cache runs it: a yardstick for the cache."""
+"""The teacher in the training loop, as without a cache; a baseline to compare the cache with."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -17,7 +17,7 @@ from pipeline.teacher.frozen import Teacher, teacher_outputs
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineTeacher:
-    """What a cache would hold of the images of a batch, computed when the batch is trained on."""
+    """A teacher that computes a batch's soft labels during training, as a cache would hold them."""
 
     teacher: Teacher
     runtime: Runtime
@@ -26,16 +26,16 @@ class OnlineTeacher:
     revise_at: float
     """Temperature of the teacher's probabilities."""
     standardise: bool
-    """The logits are standardised before the softmax."""
+    """True if the logits are standardised before the softmax."""
 
     def taught(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """The batches, with soft labels and features of the teacher on their very images."""
+        """The batches, with the teacher's soft labels and features of exactly their images."""
         normalise = self.teacher.normaliser(self.runtime.device)
         with closing(batches):
             for batch in batches:
                 yield self._taught(batch, normalise)
 
-    @torch.no_grad()  # not inference_mode: the student's loss keeps what comes out for its gradient
+    @torch.no_grad()  # not inference_mode: the student's loss saves these outputs for backward
     def _taught(self, batch: Batch, normalise: Normaliser) -> Batch:
         logits, features = teacher_outputs(
             self.teacher.model, normalise, batch, runtime=self.runtime

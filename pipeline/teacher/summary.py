@@ -1,4 +1,4 @@
-"""What a cache says of its teacher, from the stored numbers; told when it is sealed."""
+"""Summary of a cache's teacher, computed from the stored numbers when the cache is sealed."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +27,14 @@ def summarise_cache(
     target_in_sample: bool,
     description: str,
 ) -> CacheSummary:
-    """What the stored numbers say of the teacher; every logit is read back and checked for it.
+    """Summarise the teacher from the stored numbers; every logit is read back and checked.
 
     Args:
-        writer: a cache of which every unit is kept.
-        labels: of all samples, (N,) int64.
-        held_out: sample indices whose accuracy is told apart, (M,) int64; may be empty.
-        target_in_sample: the teacher's own training saw the held-out images.
-        description: what a person calls the teacher.
+        writer: a cache with all units stored.
+        labels: class ids of all samples, (N,) int64.
+        held_out: sample indices whose accuracy is reported apart, (M,) int64; may be empty.
+        target_in_sample: True if the teacher's own training saw the held-out images.
+        description: readable name of the teacher.
     """
     notes = writer.notes()
     is_held_out = np.zeros(len(labels), dtype=bool)
@@ -61,13 +61,13 @@ def summarise_cache(
 def _counts(
     writer: CacheWriter, labels: NDArray[np.int64], is_held_out: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Per view: rows right, held-out rows right, rows in which the clean view's class is top."""
+    """Per view, (V+1,): correct rows, correct held-out rows, rows with the clean view's class."""
     num_views = writer.manifest.shape.num_views
     correct, held_out, agreeing = (np.zeros(num_views, dtype=np.int64) for _ in range(3))
     reader, is_sparse = writer.reader(), writer.manifest.identity.top_k > 0
 
     def outcome(unit: Unit) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Top class and whether the label is first, a tie counting as right, of each row."""
+        """Top class of each row, and True if the label is first; a tie counts as correct."""
         own = labels[slice(*writer.manifest.rows_of(unit.shard))]
         if is_sparse:
             top = reader.shard(TOP_LOGIT, unit.view, unit.shard)[:, 0]
@@ -104,7 +104,7 @@ def _overall(notes: list[Note], number: int) -> Fidelity:
 
 
 def storage_fidelity(exact: Tensor, stored: Tensor, *, temperature: float) -> Fidelity:
-    """KL(float32 || stored) of softened probabilities."""
+    """KL(float32 || stored) of softened probabilities, nats, mean and maximum over rows (B, C)."""
     exact = (exact.double() / temperature).log_softmax(dim=1)
     stored = (stored.double() / temperature).log_softmax(dim=1)
     kl = (exact.exp() * (exact - stored)).sum(dim=1).clamp_min(0.0)
