@@ -1,1 +1,1 @@
-"""What the papers say: pure tensor maths, no files, no devices, no randomness of its own."""
+"""The methods of the papers: pure tensor maths without files, devices or hidden randomness."""

@@ -1,6 +1,6 @@
-"""What there is to distil with: every method, its paper, what it needs and its weights.
+"""Catalogue of the distillation methods: paper, requirements and weights of each.
 
-Loads without torch, so that a configuration and `heartcut methods` can read it.
+It does not import torch, so a configuration and `heartcut methods` can read it quickly.
 
 The loss that the weights belong to (n_s of the B rows are distilled, s marks them):
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Revision: TypeAlias = Literal["none", "wrong", "all", "swap", "drop-wrong"]
-"""The rows of soft labels that are moved towards the label, or a baseline's way to treat them."""
+"""Rows of soft labels that are moved towards the label, or the name of a baseline."""
 Strategy: TypeAlias = Literal[
     "influence",
     "class-balanced",
@@ -25,41 +25,41 @@ Strategy: TypeAlias = Literal[
     "all",
     "none",
 ]
-"""A way to choose the samples that are distilled."""
+"""Strategies that choose the samples to distil."""
 Kind = Literal["logits rows", "logits batch", "features"]
-"""Distils soft labels row by row, or all of a batch's together; or penultimate features."""
+"""Inputs of a method: soft labels row by row or by batch, or penultimate features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method of distillation."""
+    """A distillation method."""
 
     name: str
-    """As `train_student.method` spells it."""
+    """Value of `train_student.method`."""
     title: str
     kind: Kind
     paper: str
     """Authors and year."""
     arxiv: str
-    """Its id; "" where the paper is not there."""
+    """arXiv id of the paper; "" if it has none."""
     needs_features: bool
-    """Whether it distils the penultimate features that a teacher cache keeps."""
+    """True if it distils the penultimate features of a teacher cache."""
     lambda_ce: float
     """Weight of cross-entropy on distilled samples."""
     lambda_kd: float
-    """Weight of its term of the soft labels; for a method of features, of vanilla distillation."""
+    """Weight of its soft-label term; for a method of features, weight of vanilla distillation."""
     lambda_feature: float
-    """Weight of its term of the features."""
+    """Weight of its feature term."""
     description: str
-    """What the student learns, one sentence."""
+    """The knowledge that the student learns, in one sentence."""
     settings: tuple[str, ...] = ()
-    """Keys of its own table, [train_student.<name>]."""
+    """Keys of the table [train_student.<name>]."""
     standardise: bool = False
-    """Whether logit standardisation applies to it."""
+    """True if logit standardisation applies to it."""
     sparse: str = ""
-    """Why the soft labels of a top-k cache do not serve it; "": they do."""
+    """Reason why it cannot use the soft labels of a top-k cache; "" if it can."""
     sparse_temperature: float | None = None
-    """The only temperature at which they do serve it, where there is a reason why not."""
+    """The only temperature at which it can use them although ``sparse`` has a reason."""
 
 
 def refusal(
@@ -70,36 +70,37 @@ def refusal(
     temperature: float,
     standardised: bool,
 ) -> str | None:
-    """Why a method cannot be trained from a cache and its soft labels, in one line.
+    """Check if a method can be trained from a cache and its soft labels.
 
     Args:
-        method: its name.
-        has_features: whether the cache keeps penultimate features.
-        is_sparse: whether the soft labels are of a top-k cache.
-        temperature: at which they were taken.
-        standardised: whether they are of standardised logits.
+        method: name of the method.
+        has_features: True if the cache keeps penultimate features.
+        is_sparse: True if the soft labels are of a top-k cache.
+        temperature: temperature of the soft labels.
+        standardised: True if they are of standardised logits.
 
     Returns:
-        The reason and what to do next; None: nothing is in the way.
+        One line with the reason why not and the next step; None if it can be trained.
     """
     chosen = METHODS[method]
     if chosen.needs_features and not has_features:
         return (
             f"{method} distils penultimate features, and the cache has none. Set "
-            "`cache_teacher.features = true` and cache again, or choose a method of logits."
+            "`cache_teacher.features = true` and run `heartcut cache-teacher` again, or choose a "
+            "method of logits."
         )
     if standardised:
-        return _refusal_of_standardised(chosen, is_sparse=is_sparse)
+        return _against_standardised(chosen, is_sparse=is_sparse)
     if is_sparse and chosen.sparse and temperature != chosen.sparse_temperature:
-        return _refusal_of_sparse(chosen, temperature)
+        return _against_sparse(chosen, temperature)
     return None
 
 
-def _refusal_of_standardised(chosen: Method, *, is_sparse: bool) -> str | None:
+def _against_standardised(chosen: Method, *, is_sparse: bool) -> str | None:
     if is_sparse:
         return (
-            "standardisation takes the mean and deviation of all logits, and a top-k cache has "
-            "not got them. Set `select.standardise = false` or `cache_teacher.top_k = 0`."
+            "standardisation needs the mean and deviation of all logits, which a top-k cache does "
+            "not have. Set `select.standardise = false` or `cache_teacher.top_k = 0`."
         )
     if not chosen.standardise:
         able = " and ".join(name for name, method in METHODS.items() if method.standardise)
@@ -110,14 +111,14 @@ def _refusal_of_standardised(chosen: Method, *, is_sparse: bool) -> str | None:
     return None
 
 
-def _refusal_of_sparse(chosen: Method, temperature: float) -> str:
+def _against_sparse(chosen: Method, temperature: float) -> str:
     only = chosen.sparse_temperature
     remedy = "" if only is None else f"set `select.temperature = {only:g}` (now {temperature:g}), "
     able = ", ".join(
         name for name, method in METHODS.items() if not (method.sparse or method.needs_features)
     )
     return (
-        f"{chosen.name} cannot use the soft labels of a top-k cache: {chosen.sparse}. To go on, "
+        f"{chosen.name} cannot use the soft labels of a top-k cache: {chosen.sparse}. To continue, "
         f"{remedy}set `cache_teacher.top_k = 0`, or choose {able} or a method of features."
     )
 
@@ -205,8 +206,8 @@ _OF_FEATURES = (
         needs_features=True,
         lambda_ce=1.0,
         lambda_kd=0.0,
-        # mdistiller and RepDistiller have 100, for a hint amid the network. On the last feature,
-        # with rates like 0.1, the network then learns nothing else.
+        # mdistiller and RepDistiller have 100, for a hint in the middle of the network. On the
+        # last feature and at rates near 0.1, that weight keeps the network from learning more.
         lambda_feature=1.0,
         description="The teacher's features, through a trained linear map.",
     ),
@@ -272,7 +273,7 @@ _OF_FEATURES = (
         lambda_ce=1.0,
         lambda_kd=0.0,
         lambda_feature=0.8,  # RepDistiller, which is the paper's code
-        description="To tell a sample's teacher from the teacher of other samples.",
+        description="To recognise a sample's teacher features among those of other samples.",
         settings=("dim", "negatives", "temperature", "momentum"),
     ),
     Method(
@@ -290,4 +291,4 @@ _OF_FEATURES = (
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in (*_OF_LOGITS, *_OF_FEATURES)}
-"""By name, methods of logits first."""
+"""All methods by name, methods of logits first."""

@@ -1,7 +1,7 @@
-"""Contrastive representation distillation: tell a sample's teacher from other samples'.
+"""Contrastive representation distillation: recognise a sample's teacher features among others.
 
-Tian et al. 2020, "Contrastive Representation Distillation", arXiv:1910.10699. All that a
-resumed training needs is in the `state_dict`, as tensors: weights, banks, normalisers, and
+Tian et al. 2020, "Contrastive Representation Distillation", arXiv:1910.10699. The `state_dict`
+holds everything that a resumed training needs, as tensors: weights, banks, normalisers, and
 the number of batches seen, which seeds the draw of the next one.
 
 Shapes: B batch (1 or more), N samples, K negatives, D_s and D_t dimensions of the features.
@@ -19,16 +19,16 @@ from pipeline.methods.feature_distillation import unit_rows
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastSettings:
-    """The numbers of the method."""
+    """Settings of the method."""
 
     dim: int
-    """Features of both embeddings; the paper's is 128."""
+    """Dimensions of both embeddings; 128 in the paper."""
     negatives: int
-    """K, limited to the samples outside the largest class; 16,384."""
+    """K, limited to the samples outside the largest class; 16,384 in the paper."""
     temperature: float
-    """Above 0; the published code's is 0.07, the paper's 0.1 for CIFAR-100."""
+    """Above 0; 0.07 in the published code, 0.1 in the paper for CIFAR-100."""
     momentum: float
-    """Momentum of the banks, in [0, 1); the published code's is 0.5."""
+    """Momentum of the banks, in [0, 1); 0.5 in the published code."""
 
 
 class ContrastiveDistillation(nn.Module):
@@ -47,7 +47,7 @@ class ContrastiveDistillation(nn.Module):
     what there is), and logarithms are of sigmoids, exact without the code's 1e-7.
 
     Memory: two banks of (N, dim), and (B, N) products at a time, rather than (B, K, dim).
-    Parameters are the student's optimiser's to train; evaluation does not need the module.
+    The student's optimiser must train the parameters; evaluation does not need the module.
     """
 
     student_bank: Tensor
@@ -70,15 +70,15 @@ class ContrastiveDistillation(nn.Module):
         """Start the banks and embeddings at random.
 
         Args:
-            labels: class ids, (N,) int64; below 0: never a negative, for samples that are
-                never distilled, whose rows of the banks stay random.
+            labels: class ids, (N,) int64; a label below 0 marks a sample that is never distilled.
+                It is never a negative, and its rows of the banks stay random.
             student_dim: D_s.
             teacher_dim: D_t.
-            settings: the method's own.
-            seed: fixes banks, embeddings and draws.
+            settings: settings of the method.
+            seed: seed of banks, embeddings and draws.
 
         Raises:
-            ValueError: if ``labels`` are not of two classes at least.
+            ValueError: if ``labels`` have fewer than two classes.
         """
         super().__init__()
         self.temperature, self.momentum, self.seed = settings.temperature, settings.momentum, seed
@@ -95,7 +95,7 @@ class ContrastiveDistillation(nn.Module):
     def forward(
         self, student_features: Tensor, teacher_features: Tensor, indices: Tensor, labels: Tensor
     ) -> Tensor:
-        """The loss of a batch; draws its negatives, then moves its rows of the banks.
+        """Compute the loss of a batch, draw its negatives, then update its rows of the banks.
 
         Args:
             student_features: (B, D_s), any floating dtype.
@@ -118,10 +118,10 @@ class ContrastiveDistillation(nn.Module):
         return loss
 
     def _list_classes(self, labels: Tensor) -> int:
-        """Hold the samples class by class; returns how many the largest class leaves."""
+        """Store the samples class by class; return the number outside the largest class."""
         counts = labels[labels >= 0].bincount()
         if (counts > 0).sum() < 2:
-            raise ValueError(f"labels must be of 2 classes at least, got {int((counts > 0).sum())}")
+            raise ValueError(f"labels must have at least 2 classes, got {int((counts > 0).sum())}")
         order = labels.argsort(stable=True)[(labels < 0).sum() :]
         self.register_buffer("class_order", order, persistent=False)
         self.register_buffer("class_starts", counts.cumsum(0) - counts, persistent=False)
@@ -131,8 +131,8 @@ class ContrastiveDistillation(nn.Module):
     def _draw_negatives(self, labels: Tensor) -> Tensor:
         """Indices of samples of other classes, (B, K), each equally likely.
 
-        Positions among the other classes' samples; those from the row's class on lie
-        behind that class.
+        Drawn as positions among the samples of other classes; positions from the row's class
+        on are shifted behind that class.
         """
         seed = _mixed_seed(self.seed, 1 + int(self.batches_seen))
         generator = torch.Generator(labels.device).manual_seed(seed)
@@ -143,9 +143,9 @@ class ContrastiveDistillation(nn.Module):
         return self.class_order[positions + counts * (positions >= starts)]
 
     def _contrast(self, anchors: Tensor, bank: Tensor, drawn: Tensor, *, direction: int) -> Tensor:
-        """L(v, bank), its gradient with respect to the anchors taken at once.
+        """L(v, bank), with its gradient with respect to the anchors computed immediately.
 
-        By the time of the backward pass the bank has moved, and copying it would cost N rows.
+        The bank has changed by the time of the backward pass, and a copy would cost N rows.
         """
         scores = (anchors.detach() @ bank.T).gather(1, drawn) / self.temperature
         sign = -torch.ones_like(scores)
@@ -173,14 +173,14 @@ def _embedded(features: Tensor, embedding: nn.Linear) -> Tensor:
 
 
 def _mixed_seed(seed: int, step: int) -> int:
-    """A seed below 2^32, the part that a CPU generator reads, unlike those of other steps."""
+    """A seed for one step, below 2^32, the part that a CPU generator reads."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**64
     mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 % 2**64
     return mixed >> 32
 
 
 def _linear(dim_in: int, dim_out: int, generator: torch.Generator) -> nn.Linear:
-    """`nn.Linear` as it starts by default, but drawn from ``generator``."""
+    """`nn.Linear` with its default initialisation, drawn from ``generator``."""
     linear = nn.Linear(dim_in, dim_out, device="meta")
     linear.weight = nn.Parameter(_uniform((dim_out, dim_in), 1 / dim_in, generator))
     linear.bias = nn.Parameter(_uniform((dim_out,), 1 / dim_in, generator))

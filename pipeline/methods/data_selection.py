@@ -1,29 +1,29 @@
-"""Data selection: which samples are distilled; the rest are supervised by their labels.
+"""Data selection: the choice of samples to distil; the rest are supervised by their labels.
 
-Lan et al. 2024, arXiv:2404.03693 (the set D^t). A strategy puts the candidates into an order and
-keeps its beginning: a ``fraction`` of the candidates, or the rows that pass its own threshold.
+Lan et al. 2024, arXiv:2404.03693 (the set D^t). A strategy orders the candidates and keeps the
+first ones: a ``fraction`` of the candidates, or the rows that pass its own threshold.
 
-    influence         held-out loss falls most by distilling them; own threshold:
+    influence         rows whose distillation lowers held-out loss most; own threshold:
                       score - num_errors * error > threshold (0 unless set)
-    class-balanced    the same by fraction, but the same share of every class
+    class-balanced    as influence with a fraction, but the same share of every class
     beta              drawn around a percentile of self-influence (IF-Beta, arXiv:2606.25488)
-    param-change      the head would move most without their soft labels (Yang et al. 2023,
+    param-change      rows whose soft labels move the head most (Yang et al. 2023,
                       arXiv:2205.09329)
-    label-issue-free  no label issue; all of those, or these first
-    correct           the teacher is right; all of those, or these first
-    el2n              lowest EL2N; own threshold: EL2N < threshold
-    random            a draw of the same size, which every score has to beat
-    all, none         without regard to anything
+    label-issue-free  rows without a label issue; all of them, or these first
+    correct           rows that the teacher gets right; all of them, or these first
+    el2n              rows of lowest EL2N; own threshold: EL2N < threshold
+    random            a draw of the same size, the baseline for every score
+    all, none         every row, or no row
 
-No class collapses: ``class_quota`` q keeps at least ceil(q * kept_share * n_class) rows of each
-class, where kept_share is the share of the candidates that the strategy keeps on its own. A
-threshold adds the best-ranked rows of a class that falls short; a fraction reserves the quotas
-first and fills up by rank, so that its count stays exact. "class-balanced" keeps its own shares
-and "all" and "none" have nothing to mend: no quota is applied to them.
+``class_quota`` q protects small classes: at least ceil(q * kept_share * n_class) rows of each
+class are kept, where kept_share is the share of the candidates that the strategy keeps on its own.
+A threshold adds the best-ranked rows of a class that falls short; a fraction reserves the quotas
+first and fills up by rank, so that its count stays exact. No quota applies to "class-balanced",
+which keeps its own shares, nor to "all" and "none".
 
-Nested (10 % is inside 20 %, whatever the strategy; a higher threshold inside a lower one): always
-without a quota, and always for "class-balanced", whose count is exact as well and whose every
-class is kept to within one row of its share. With a quota, at most
+Selections are nested (10 % is inside 20 % for every strategy; a higher threshold inside a lower
+one) without a quota. They are always nested for "class-balanced", whose count is exact too and
+keeps every class to within one row of its share. With a quota, at most
 max(0, C - (1 - q)(k2 - k1)) rows of the smaller set of k1 rows are missing from the larger
 one of k2, because every ceil can round up by one; so the sets are nested once
 (1 - q)(k2 - k1) >= C. (Fill up by rank to the depth reached at k1: the quotas have grown by
@@ -60,16 +60,16 @@ BY_FRACTION = ("top fraction", "below fraction")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """What becomes of each sample, each (N,)."""
+    """Outcome for each sample, each (N,)."""
 
     selected: Bools
-    """Distilled."""
+    """True for samples to distil."""
 
     rank: Ints
-    """0 = best; a permutation of 0 ... N - 1 with the held-out rows last."""
+    """Rank of each row, 0 = best; a permutation of 0 ... N - 1 with the held-out rows last."""
 
     reason: Strings
-    """Why the row is selected or not, two or three words."""
+    """Reason for selecting the row or not, in two or three words."""
 
 
 def select_samples(
@@ -78,10 +78,10 @@ def select_samples(
     """Apply a strategy by its name.
 
     Args:
-        strategy: see the module.
+        strategy: name of the strategy, see the module.
         samples: labels, candidates and the score that the strategy reads.
-        rule: how much to keep.
-        seed: of draws and of the order among equal scores, both by row position.
+        rule: fraction, threshold and quota to keep.
+        seed: seed of draws and of the order among equal scores, both by row position.
 
     Raises:
         ValueError: if a setting is out of range, missing, or without effect; if the shapes
@@ -120,8 +120,8 @@ def select_samples(
 
 
 def _influence(samples: SelectionCandidates, *, rule: Rule, seed: int) -> Selection:
-    """The fraction that helps most, or all that help by ``num_errors`` standard errors (negative:
-    all but those that harm by as many)."""
+    """Keep the fraction that helps most, or all rows that help by ``num_errors`` standard errors
+    (negative: all except those that harm by that many)."""
     scores, name = _scores(samples), "score"
     if samples.errors is not None:
         scores = scores - rule.num_errors * samples.errors
@@ -154,7 +154,7 @@ def _beta(samples: SelectionCandidates, *, rule: Rule, seed: int) -> Selection:
 
 
 def _flagged(samples: SelectionCandidates, *, rule: Rule, seed: int, words: Reasons) -> Selection:
-    """The rows of score 1, or the fraction with these first."""
+    """Keep the rows of score 1, or the fraction with these first."""
     scores = _scores(samples)
     if not np.isin(scores[samples.candidates], (0.0, 1.0)).all():
         raise ValueError("scores must be 0 or 1 for this strategy, got others")
@@ -175,7 +175,7 @@ def _el2n(samples: SelectionCandidates, *, rule: Rule, seed: int) -> Selection:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Order:
-    """Candidates in the order in which a strategy would keep them."""
+    """Candidates in the order in which a strategy keeps them."""
 
     rows: Ints
     """Positions of the n candidates, best first, (n,)."""
@@ -215,7 +215,7 @@ class _Order:
         """Rows that each class must keep when the strategy keeps ``num_kept``, (C,)."""
         sizes = np.bincount(self.samples.labels[self.rows])
         exact = self.rule.class_quota * num_kept * sizes / max(len(self.rows), 1)
-        # 0.55 * 27000 / 10 comes out a hair above 1485, which must not become 1486.
+        # 0.55 * 27000 / 10 is slightly above 1485 in float64, and ceil must not make it 1486.
         return np.ceil(exact - 1e-9).astype(np.int64)
 
     def _best_of_each_class(self, counts: Ints) -> Bools:
@@ -227,7 +227,7 @@ class _Order:
         return best
 
     def _selection(self, kept: Bools, *, wanted: Bools, words: Reasons) -> Selection:
-        """Word the outcome: ``wanted`` rows would be kept without a quota."""
+        """The outcome with reasons; ``wanted`` rows would be kept without a quota."""
         yes, no = words
         candidates = self.samples.candidates
         reason = np.where(kept, np.where(wanted, yes, CLASS_QUOTA), no)

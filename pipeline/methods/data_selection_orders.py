@@ -1,6 +1,6 @@
-"""Orders in which a selection keeps rows: by score, class by class alike, or drawn.
+"""Orders in which a selection keeps rows: by score, in equal shares of classes, or drawn.
 
-An order does not know how many rows will be kept, so its beginnings lie inside one another.
+An order does not depend on how many rows are kept, so the kept sets are nested.
 
 Shapes: N samples, n candidates, C classes.
 """
@@ -19,13 +19,13 @@ Floats: TypeAlias = NDArray[np.floating]
 def best_first(scores: Floats, *, candidates: Bools, seed: int) -> Ints:
     """Positions of the candidates, the highest score first, (n,).
 
-    Equal scores come in an order drawn from ``seed`` by position alone: holding rows out does
-    not reorder the others.
+    Equal scores are ordered by a draw from ``seed`` that depends only on position: holding rows
+    out does not reorder the others.
 
     Args:
-        scores: (N,) float; those of other rows than candidates are not read.
+        scores: (N,) float; scores of rows that are not candidates are not read.
         candidates: (N,) bool.
-        seed: of the order among equal scores.
+        seed: seed of the order among equal scores.
 
     >>> best_first(np.array([0.2, -0.1, 0.3]), candidates=np.ones(3, bool), seed=0)
     array([2, 0, 1])
@@ -36,11 +36,11 @@ def best_first(scores: Floats, *, candidates: Bools, seed: int) -> Ints:
 
 
 def classes_alike(rows: Ints, *, labels: Ints) -> Ints:
-    """The rows in an order whose every beginning has the same share of every class.
+    """Order rows so that the first k rows have the same share of every class, for every k.
 
     The first k rows have floor(k n_c / n) or ceil(k n_c / n) of class c, its first ones in
-    ``rows``. Largest remainders would not do: there a class can lose a row as k grows. The next
-    row is that of the class that is due first, (rows so far + 1) / n_c, among the classes with
+    ``rows``. Largest remainders would not work: with them a class can lose a row as k grows. The
+    next row is of the class with the lowest (rows so far + 1) / n_c among the classes with
     less than ceil((k + 1) n_c / n) rows; ties go to the lower class id (the quota method of
     Balinski and Young 1975, Amer. Math. Monthly 82, which keeps within both bounds).
 
@@ -62,7 +62,7 @@ def classes_alike(rows: Ints, *, labels: Ints) -> Ints:
 
 
 def places_in_class(rows: Ints, *, labels: Ints) -> Ints:
-    """How many rows of its own class come before each row, (n,).
+    """Number of rows of its own class before each row, (n,).
 
     Args:
         rows: positions, (n,).
@@ -82,7 +82,7 @@ def places_in_class(rows: Ints, *, labels: Ints) -> Ints:
 def drawn_by_percentile(
     rows: Ints, *, mean: float, concentration: float, num_samples: int, seed: int
 ) -> Ints:
-    """The rows in the order of draws without replacement, weighted by their percentile.
+    """Order rows by draws without replacement, weighted by their percentile.
 
     The lowest of n rows has percentile 0.5 / n and the highest (n - 0.5) / n, so that the
     density stays finite. The first k rows are k successive draws with chances in proportion to
@@ -90,17 +90,17 @@ def drawn_by_percentile(
         w = Beta(s; a, b),  a = mean * concentration,  b = (1 - mean) * concentration
 
     (IF-Beta, arXiv:2606.25488). The keys are u^(1/w) of Efraimidis and Spirakis 2006, as
-    logarithms of logarithms, where no weight is too small: log w - log(-log u).
+    logarithms of logarithms to avoid underflow of small weights: log w - log(-log u).
 
     Args:
         rows: positions by descending score, (n,).
         mean: percentile around which rows are drawn, in (0, 1).
         concentration: a + b, positive.
         num_samples: N; every sample has its own u, by position.
-        seed: of u.
+        seed: seed of u.
     """
     percentiles = (len(rows) - 0.5 - np.arange(len(rows))) / len(rows)
-    # [seed, 1]: the order among equal scores is drawn from `seed`.
+    # [seed, 1], because the order among equal scores is drawn from `seed`.
     gumbel = np.random.default_rng([seed, 1]).gumbel(size=num_samples)
     keys = beta_log_density(percentiles, mean=mean, concentration=concentration) + gumbel[rows]
     return rows[np.argsort(-keys, kind="stable")]
@@ -121,7 +121,7 @@ def beta_log_density(percentiles: Floats, *, mean: float, concentration: float) 
 
 def _earliest_free_slots(allowed: Ints) -> Ints:
     """The earliest slot at or after ``allowed`` that no earlier row of the queue took, (n,)."""
-    # free[s] leads to the first free slot at or after s; halving the paths makes it linear.
+    # free[s] points towards the first free slot at or after s; path halving keeps this fast.
     free = list(range(len(allowed) + 1))
     slots = np.empty_like(allowed)
     for place, wanted in enumerate(allowed.tolist()):

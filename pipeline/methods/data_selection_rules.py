@@ -1,4 +1,6 @@
-"""What a selection reads: samples, and a rule of how much to keep. What has no effect is refused.
+"""Inputs of a selection: samples, and a rule for how much to keep.
+
+A setting without effect is an error.
 
 Shapes: N samples.
 """
@@ -39,12 +41,12 @@ class SelectionCandidates:
     """Ground-truth class ids."""
 
     candidates: Bools
-    """Rows that may be selected; the others are held out."""
+    """True for rows that may be selected; the others are held out."""
 
     scores: Floats | None = None
-    """Higher = keep. influence, class-balanced: predicted rise of the held-out loss without the
-    row's distillation. beta: self-influence. param-change: place in `undistil_order`.
-    label-issue-free, correct: 1 or 0. el2n: minus EL2N. The others read none."""
+    """Scores, higher = keep. influence, class-balanced: predicted rise of the held-out loss if the
+    row is not distilled. beta: self-influence. param-change: position in `undistil_order`.
+    label-issue-free, correct: 1 or 0. el2n: minus EL2N. The others read no score."""
 
     errors: Floats | None = None
     """Standard errors of the scores, for influence with ``num_errors``."""
@@ -52,30 +54,30 @@ class SelectionCandidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How much a strategy keeps; what it does not read is refused."""
+    """Rule for how much a strategy keeps; a setting that it does not read is an error."""
 
     fraction: float | None = None
-    """Share of the candidates, in (0, 1]; None keeps what passes the strategy's threshold."""
+    """Share of the candidates, in (0, 1]; None keeps the rows above the strategy's threshold."""
 
     threshold: float | None = None
-    """Of the score for influence, of EL2N itself for el2n."""
+    """Threshold of the score for influence, of EL2N itself for el2n."""
 
     num_errors: float = 0.0
-    """Standard errors by which a score has to be above the threshold; negative: by which it may
-    be below, so that only what harms beyond doubt is left out."""
+    """Standard errors that a score must be above the threshold. If negative, the score may be that
+    far below it, so only clearly harmful samples are left out."""
 
     class_quota: float = 0.0
-    """q, in [0, 1], see the module."""
+    """q, in [0, 1], see `data_selection`."""
 
     beta: tuple[float, float] | None = None
-    """Mean, in (0, 1), and concentration, positive, of beta's percentiles."""
+    """Mean, in (0, 1), and concentration, positive, of the percentiles of strategy beta."""
 
 
 def require_readable(strategy: Strategy, samples: SelectionCandidates, *, rule: Rule) -> None:
-    """Refuse what is missing, without effect, out of range, NaN or of another shape.
+    """Reject settings that are missing, without effect, out of range, NaN or of another shape.
 
     Raises:
-        ValueError: with one line that names it.
+        ValueError: with a message of one line that names the setting.
     """
     if strategy not in NEEDS:
         raise ValueError(f"strategy {strategy!r} is unknown (expected one of {', '.join(NEEDS)})")
@@ -92,7 +94,7 @@ def require_readable(strategy: Strategy, samples: SelectionCandidates, *, rule: 
 
 
 def _given(samples: SelectionCandidates, rule: Rule) -> frozenset[str]:
-    """Names of the settings that differ from none."""
+    """Names of the settings that are set."""
     values = {
         "scores": samples.scores,
         "errors": samples.errors,
@@ -105,7 +107,7 @@ def _given(samples: SelectionCandidates, rule: Rule) -> frozenset[str]:
 
 
 def _require_one_bound(given: frozenset[str]) -> None:
-    """A fraction or a threshold; errors and their number together."""
+    """Require a fraction or a threshold but not both, and errors only with their number."""
     if "fraction" in given and given & {"threshold", "num_errors"}:
         raise ValueError("fraction excludes threshold and num_errors; remove one of them")
     if ("errors" in given) != ("num_errors" in given):
@@ -131,12 +133,12 @@ def _require_in_range(rule: Rule) -> None:
 
 
 def _require_vectors(samples: SelectionCandidates) -> None:
-    """One value per sample; numbers where they are read."""
+    """Require one value per sample, and no NaN where a value is read."""
     for values in (samples.candidates, samples.scores, samples.errors):
         if values is not None and values.shape != samples.labels.shape:
             raise ValueError(
                 f"inputs must have one value per sample, got {values.shape} "
-                f"beside {samples.labels.shape} labels"
+                f"for {samples.labels.shape} labels"
             )
     for name, numbers in (("scores", samples.scores), ("errors", samples.errors)):
         if numbers is not None and (missing := np.isnan(numbers[samples.candidates])).any():

@@ -1,7 +1,7 @@
 """The student's loss: cross-entropy on every row, distillation on the selected ones.
 
-Lan et al. 2024, arXiv:2404.03693, figure 1 (losses 1, 2 and 3); the distillation term is
-that of Hinton et al. 2015, arXiv:1503.02531. Computed in float32 also under autocast.
+Lan et al. 2024, arXiv:2404.03693, figure 1 (losses 1, 2 and 3), with the distillation term of
+Hinton et al. 2015, arXiv:1503.02531. Computed in float32 even under autocast.
 
 Shapes: B batch, C classes.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.methods.precision import at_least_float32
 
-IGNORED = -100  # what F.nll_loss skips: the row adds nothing to the value or the gradient
+IGNORED = -100  # label that F.nll_loss skips: the row adds nothing to the value or the gradient
 
 
 def kd_loss_rows(student_logits: Tensor, soft_labels: Tensor, *, temperature: float) -> Tensor:
@@ -48,14 +48,14 @@ def distillation_loss(
     temperature: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The mean loss of a batch of which only the selected rows are distilled.
+    """Mean loss of a batch in which only the selected rows are distilled.
 
         L = (1/B) sum_i [ (1 - s_i) CE_i + s_i (lambda_ce CE_i + lambda_kd KD_i) ]
                                                            (Lan et al. 2024, figure 1)
 
-    With nothing selected this is `F.cross_entropy` to the bit, and with everything
-    selected vanilla distillation to the bit, in value and gradient (float32, CPU). Hence
-    the three masked sums: blending per row before summing would round differently.
+    Value and gradient are bit-identical (float32, CPU) to `F.cross_entropy` if nothing is
+    selected, and to vanilla distillation if everything is. This needs the three masked sums:
+    blending per row before summing would round differently.
 
     Args:
         student_logits: (B, C), any floating dtype.
@@ -64,8 +64,8 @@ def distillation_loss(
         selected: s, (B,) bool.
         lambda_ce: weight of the cross-entropy of a selected row.
         lambda_kd: weight of its distillation term.
-        temperature: above 0; the one at which ``soft_labels`` were taken.
-        label_smoothing: of both cross-entropies, in [0, 1).
+        temperature: temperature of ``soft_labels``, above 0.
+        label_smoothing: smoothing of both cross-entropies, in [0, 1).
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
@@ -96,7 +96,7 @@ def supervised_loss(
     lambda_ce: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The part of `distillation_loss` that the labels give: its first two sums.
+    """Cross-entropy part of `distillation_loss`: its first two sums.
 
         (1/B) sum_i [ (1 - s_i) CE_i + s_i lambda_ce CE_i ]
 
@@ -105,7 +105,7 @@ def supervised_loss(
         labels: ground-truth class ids, (B,) int64 in [0, C).
         selected: s, (B,) bool.
         lambda_ce: weight of the cross-entropy of a selected row.
-        label_smoothing: of both cross-entropies, in [0, 1).
+        label_smoothing: smoothing of both cross-entropies, in [0, 1).
 
     Returns:
         Scalar, float32 (float64 for float64 logits).

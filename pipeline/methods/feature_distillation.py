@@ -1,12 +1,12 @@
-"""Distillation of penultimate features: how far the student's are from the teacher's.
+"""Distillation of penultimate features: distances of the student's from the teacher's.
 
 FitNets' hint compares vectors, so the student's are first mapped to the teacher's dimension.
-The others compare what holds between the samples of a batch (distances, angles,
-similarities), which needs no map: the two dimensions may differ. Where papers sum and the
-field's weights belong to means, the mean is taken and the docstring says so. Everything is
-computed in float32 at least, also under autocast.
+The others compare relations between the samples of a batch (distances, angles, similarities),
+which needs no map: the two dimensions may differ. If a paper sums but the field's weight belongs
+to a mean, the mean is taken and the docstring says so. Everything is computed in float32 at
+least, even under autocast.
 
-A vector of length zero has no direction: it is taken as 0, and so is its gradient.
+The direction of a zero vector, which is undefined, is taken as 0, and so is its gradient.
 
 Shapes: B batch (1 or more), D_s and D_t dimensions of the student's and teacher's features.
 """
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.methods.precision import at_least_float32
 
 CHUNK_ELEMENTS = 2**23  # of the tensors of `rkd_loss`: 32 MiB; smaller ones fragment glibc's heap
-PKT_EPSILON = 1e-7  # keeps the logarithm finite where features point in opposite directions
+PKT_EPSILON = 1e-7  # keeps the logarithm finite if features point in opposite directions
 
 
 def feature_map(student_dim: int, teacher_dim: int) -> nn.Linear:
@@ -41,7 +41,7 @@ def fitnet_rows(mapped_features: Tensor, teacher_features: Tensor) -> Tensor:
         F_i = (1/D_t) |r(f^s_i) - f^t_i|^2               (Romero et al. 2015, arXiv:1412.6550)
 
     The paper has |.|^2 / 2, a convolution for r, and a hint from the middle of the network,
-    in a stage of its own; the mean over D_t is what the field's weight of 100 belongs to.
+    in a stage of its own; the field's weight of 100 belongs to the mean over D_t.
 
     Args:
         mapped_features: r(f^s), (B, D_t): the student's features after `feature_map`.
@@ -66,9 +66,9 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance: float, angle: float)
         h(x, y) = (x - y)^2 / 2 where |x - y| <= 1, else |x - y| - 1/2
                                                            (Park et al. 2019, arXiv:1904.05068)
 
-    The paper sums over tuples of distinct samples; its published code takes means over all
-    B^2 and B^3 of them, the field's weights of 25 and 50 belong to those, and so do we.
-    Kept for the backward pass: O(B^2); the rest is made a chunk of vertices at a time.
+    The paper sums over tuples of distinct samples. Its published code takes means over all
+    B^2 and B^3 tuples; the field's weights of 25 and 50 belong to these means, used here too.
+    Memory for the backward pass: O(B^2); the rest is recomputed a chunk of vertices at a time.
 
     Args:
         student: (B, D_s).
@@ -93,15 +93,15 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
         L = mean_ij p^t_ij log[ (p^t_ij + e) / (p^s_ij + e) ],   e = 1e-7
                                                 (Passalis and Tefas 2018, arXiv:1803.10837)
 
-    The paper sums over pairs of distinct samples; its published code takes the mean over all
-    B^2 pairs, i = j among them, the field's weight of 30,000 belongs to that, and so do we.
+    The paper sums over pairs of distinct samples. Its published code takes the mean over all
+    B^2 pairs, including i = j; the field's weight of 30,000 belongs to this mean, used here too.
 
     Args:
         student: (B, D_s).
         teacher: (B, D_t).
 
     Returns:
-        Scalar, 0 where all angles agree, whatever the lengths of the rows.
+        Scalar, 0 where all angles agree, for any lengths of the rows.
     """
     p_student, p_teacher = _neighbour_probs(student), _neighbour_probs(teacher)
     ratio = (p_teacher + PKT_EPSILON) / (p_student + PKT_EPSILON)
@@ -135,8 +135,8 @@ def cc_loss(student: Tensor, teacher: Tensor, *, gamma: float, order: int = 2) -
         C_ij = sum_{p <= order} exp(-2 gamma) (2 gamma)^p / p! (f_i . f_j)^p
                                                             (Peng et al. 2019, arXiv:1904.01802)
 
-    C expands the Gaussian kernel exp(-gamma |f_i - f_j|^2), which holds for |f_i| = 1 alone,
-    hence rows are scaled to length 1. No embedding: kernels of different dimensions compare.
+    C expands the Gaussian kernel exp(-gamma |f_i - f_j|^2), which is valid only for |f_i| = 1,
+    so rows are scaled to length 1. Kernels are comparable without embeddings of one dimension.
     RepDistiller's `Correlation` is another formula, the mean over neighbours in the batch of
     |f^s_i - f^t_i| . |f^s_{i+1} - f^t_{i+1}| after two trained embeddings, which depends on
     the order of the batch: its weight of 0.02 does not fit this one, for which 100 is found.
@@ -144,11 +144,11 @@ def cc_loss(student: Tensor, teacher: Tensor, *, gamma: float, order: int = 2) -
     Args:
         student: (B, D_s).
         teacher: (B, D_t).
-        gamma: of the kernel, above 0; the field's is 0.4.
-        order: P, of the expansion; the field's is 2.
+        gamma: width parameter of the kernel, above 0; 0.4 in the field.
+        order: order P of the expansion; 2 in the field.
 
     Returns:
-        Scalar, 0 where all angles agree, whatever the lengths of the rows.
+        Scalar, 0 where all angles agree, for any lengths of the rows.
     """
     c_student = _expanded_kernel(_cosines(student), gamma, order)
     c_teacher = _expanded_kernel(_cosines(teacher), gamma, order)
@@ -156,7 +156,7 @@ def cc_loss(student: Tensor, teacher: Tensor, *, gamma: float, order: int = 2) -
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Vectors scaled to length 1 along the last dimension; zero vectors stay, without gradient.
+    """Scale vectors to length 1 along the last dimension; zero vectors stay, without gradient.
 
     Args:
         vectors: (..., D), float32 or float64.
@@ -224,7 +224,7 @@ def _angle_sum(student: Tensor, vertices: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _differences(features: Tensor, vertices: Tensor) -> Tensor:
-    """From some samples to all of them, (V, B, D); subtracted, for Gram matrices cancel."""
+    """Differences from some samples to all, (V, B, D); a Gram matrix would lose precision."""
     return features - features[vertices][:, None]
 
 
@@ -237,5 +237,5 @@ def _vertex_chunks(features: Tensor) -> list[Tensor]:
 
 
 def _recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """What ``function`` returns, its intermediates made again for the backward pass."""
+    """Result of ``function``, whose intermediates are recomputed in the backward pass."""
     return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)

@@ -1,7 +1,7 @@
-"""Folds: equal parts of every class, decided by what the samples are and not by where they lie.
+"""Folds: equal parts of every class, decided by the samples' content, not by their positions.
 
-A part that is predicted by a model of the others must not share an image with them, so equal
-images, which have equal keys, fall into one part as far as the counts allow.
+A part that is predicted by a model of the others must not share an image with them. So equal
+images, which have equal keys, are in the same part as far as the counts allow.
 
 Shapes: N samples, C classes, F parts.
 """
@@ -16,13 +16,13 @@ Keys = NDArray[np.uint8]
 
 
 def stratified_folds(labels: Ints, keys: Keys, *, num_folds: int, seed: int) -> Ints:
-    """Parts of which each can be left out in turn: every class stays in what is left.
+    """Assign samples to folds; each fold can be left out and every class still has samples.
 
     See `stratified_parts`.
 
     Raises:
         ValueError: if there are fewer than 2 folds or fewer samples than folds, or if a class has
-            a single sample, so that the fold with it would leave none to learn from.
+            a single sample, so that no sample is left to train on without its fold.
     """
     if num_folds < 2:
         raise ValueError(f"num_folds must be at least 2, got {num_folds}")
@@ -30,26 +30,26 @@ def stratified_folds(labels: Ints, keys: Keys, *, num_folds: int, seed: int) -> 
     if (counts == 1).any():
         raise ValueError(
             f"class {int(np.argmax(counts == 1))} has a single sample (expected at least 2): "
-            "without the fold that has it there is none to learn from"
+            "without its fold there is no sample to train on"
         )
     return stratified_parts(labels, keys, num_parts=num_folds, seed=seed)
 
 
 def stratified_parts(labels: Ints, keys: Keys, *, num_parts: int, seed: int) -> Ints:
-    """The part of every sample, equal parts of every class.
+    """Assign samples to equal parts of every class.
 
     The sizes of two parts differ by at most 1, and so do their numbers of samples of a class.
-    Within these counts, samples of equal keys are in the same part, whatever their labels. The
-    part depends on (keys, labels, seed) and not on the order of the samples; only where the
-    counts tear equal samples apart, their order says which of them goes where.
+    Within these counts, samples of equal keys are in the same part, even with different labels.
+    The part depends on (keys, labels, seed) and not on the order of the samples. The order only
+    matters if the counts force equal samples into different parts.
 
     Args:
         labels: class ids, (N,) int64, not negative.
         keys: sample keys, (N, 16) uint8: hashes of the images.
         num_parts: F.
-        seed: another one gives other parts.
+        seed: seed of the assignment.
     Returns:
-        (N,) int64 in [0, F).
+        Part of every sample, (N,) int64 in [0, F).
     Raises:
         ValueError: if there are fewer samples than parts.
     """
@@ -62,7 +62,7 @@ def stratified_parts(labels: Ints, keys: Keys, *, num_parts: int, seed: int) -> 
         _place_together(rows, labels, room=room, parts=parts)
     order = np.lexsort((rank, labels))
     left = order[parts[order] < 0]
-    # The room that is left, class by class, is exactly that of the samples that are left.
+    # The remaining room of each class equals its number of remaining samples.
     parts[left] = np.tile(np.arange(num_parts), len(room)).repeat(room.ravel())
     return parts
 
@@ -70,7 +70,7 @@ def stratified_parts(labels: Ints, keys: Keys, *, num_parts: int, seed: int) -> 
 def _room(counts: Ints, num_parts: int) -> Ints:
     """Samples of each class in each part, (C, F).
 
-    What a class has too much goes to the parts after those that the class before it filled up.
+    The surplus of a class goes to the parts after those that got the previous class's surplus.
     """
     size, extra = np.divmod(counts, num_parts)
     first = np.cumsum(extra) - extra
@@ -80,7 +80,7 @@ def _room(counts: Ints, num_parts: int) -> Ints:
 
 
 def _copies(rank: Ints) -> Iterator[Ints]:
-    """Samples of each key that more than one has; the largest groups first, as these fit worst."""
+    """Groups of samples with equal keys, the largest first, because they are hardest to place."""
     order = np.argsort(rank, kind="stable")
     sizes = np.bincount(rank)
     starts = np.cumsum(sizes) - sizes
@@ -89,7 +89,7 @@ def _copies(rank: Ints) -> Iterator[Ints]:
 
 
 def _place_together(rows: Ints, labels: Ints, *, room: Ints, parts: Ints) -> None:
-    """Put equal samples into the emptiest part that has room for all of them, if one has."""
+    """Put equal samples into the emptiest part that has room for all of them, if there is one."""
     classes, counts = np.unique(labels[rows], return_counts=True)
     spare = room[classes] - counts[:, None]
     if (spare >= 0).all(axis=0).any():
@@ -103,13 +103,13 @@ def _rank(keys: Keys, *, seed: int) -> Ints:
     words = np.ascontiguousarray(keys).view(">u8").astype(np.uint64)
     start = np.full(len(words), seed, dtype=np.uint64)
     drawn = _mixed(_mixed(_mixed(start) ^ words[:, 0]) ^ words[:, 1])
-    # The words themselves tell keys apart that were mixed into the same number.
+    # The words themselves order different keys that were mixed into the same number.
     unique = np.unique(np.column_stack([drawn, words]), axis=0, return_inverse=True)
     return unique[1].astype(np.int64).ravel()
 
 
 def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64 bits in which every bit depends on every other (splitmix64)."""
+    """Mix 64 bits by a bijection in which every bit depends on all others (splitmix64)."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

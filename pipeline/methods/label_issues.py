@@ -3,14 +3,14 @@
 Confident learning: Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset
 Labels", arXiv:1911.00068.
 
-    t_j   = mean of p_ij over the samples labelled j          what is usual for class j
-    guess = j   if p_ij >= t_j for this class only            a class as likely as is usual for it
+    t_j   = mean of p_ij over the samples labelled j          the usual confidence of class j
+    guess = j   if p_ij >= t_j for this class only            the only confident class
     guess = argmax_j p_ij   if for several
 
-The rules of cleanlab's ``filter_by="confident_learning"`` to the letter: probabilities within 1e-6
-are equal, a threshold is at least 2e-6, a class without samples is never the guess, and a sample
-whose label is at the top of its row is no issue. With several confident classes the guess is the
-top of the whole row, not only of these, which is where cleanlab leaves the paper.
+These are exactly the rules of cleanlab's ``filter_by="confident_learning"``: probabilities within
+1e-6 are equal, a threshold is at least 2e-6, a class without samples is never the guess, and a
+sample whose label is at the top of its row is not an issue. With several confident classes the
+guess is the top of the whole row, not only of these; here cleanlab differs from the paper.
 
 Shapes: N samples, C classes.
 """
@@ -20,15 +20,15 @@ from torch import Tensor
 
 CLOSE = 1e-6
 SMALLEST_THRESHOLD = 2e-6
-_UNREACHABLE = 2.0  # by a probability
+_UNREACHABLE = 2.0  # a threshold that no probability reaches
 _ROWS = 65_536  # 0.5 GB in float64 at 1000 classes
 
 
 def confident_thresholds(label_probs: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
-    """The mean probability of its label in each class; a class without samples has 2.
+    """Mean probability of the label over the samples of each class; 2 for a class without samples.
 
     Args:
-        label_probs: p of the label, (N,), any floating dtype; by a model that has not seen the row.
+        label_probs: p of the label, (N,), any floating dtype; from a model not trained on the row.
         labels: class ids, (N,) int64 in [0, C).
         num_classes: C.
     Returns:
@@ -51,9 +51,9 @@ def label_issues(probs: Tensor, labels: Tensor, *, thresholds: Tensor | None = N
     """Samples whose confident guess is another class than their label.
 
     Args:
-        probs: (N, C), any floating dtype, rows sum to 1; by a model that has not seen the row.
+        probs: (N, C), any floating dtype, rows sum to 1; from a model not trained on the row.
         labels: class ids, (N,) int64 in [0, C).
-        thresholds: t, (C,), where ``probs`` are only a part of the rows that it is the mean of.
+        thresholds: t, (C,), of all rows if ``probs`` are only a part of them; None: computed here.
     Returns:
         (N,) bool.
     Raises:
@@ -94,4 +94,4 @@ def _require(probs: Tensor, labels: Tensor, *, num_classes: int) -> None:
             f"labels must be in [0, {num_classes}), got {int(labels.min())} to {int(labels.max())}"
         )
     if not torch.isfinite(probs).all():
-        raise ValueError("probabilities must be finite, got some that are not")
+        raise ValueError("probabilities must be finite, got NaN or infinity")

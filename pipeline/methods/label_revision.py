@@ -2,7 +2,7 @@
 
 Lan et al. 2024, "Improve Knowledge Distillation via Label Revision and Data
 Selection", arXiv:2404.03693. The baselines `swap_labels` (Wen et al. 2019,
-arXiv:1911.07471) and `drop_wrong` ship beside it, because a claim needs them.
+arXiv:1911.07471) and `drop_wrong` are here too, for comparison.
 
 A tie for first place counts as right, so no result depends on how argmax breaks ties.
 Everything is computed in float32 at least: in float16 the margin 1 - eta can be lost.
@@ -22,13 +22,13 @@ from pipeline.methods.precision import at_least_float32
 
 
 def softened_probs(logits: Tensor, *, temperature: float) -> Tensor:
-    """The distribution that the logits describe at a temperature.
+    """Softmax of the logits at a temperature.
 
         p = softmax(z / temperature)                       (Hinton et al. 2015, arXiv:1503.02531)
 
     Args:
         logits: (B, C), any floating dtype.
-        temperature: finite, above 0; 1 leaves the logits as they are.
+        temperature: finite, above 0; 1 leaves the logits unchanged.
 
     Returns:
         Probabilities, (B, C) float32 (float64 for float64 logits), rows sum to 1.
@@ -45,7 +45,7 @@ def softened_probs(logits: Tensor, *, temperature: float) -> Tensor:
 
 
 def revision_beta(probs: Tensor, labels: Tensor, *, eta: float) -> Tensor:
-    """The share of the teacher that a revised row keeps.
+    """Share of the teacher's probabilities in a revised row.
 
         beta = eta / (p_max - p_y + 1)                     (Lan et al. 2024, arXiv:2404.03693)
 
@@ -82,9 +82,9 @@ def revise_labels(
         probs: teacher probabilities, (B, C), rows sum to 1.
         labels: ground-truth class ids, (B,) int64 in [0, C).
         eta: fraction of the largest admissible beta, in (0, 1).
-        rows: revise the rows that the teacher got "wrong", or "all", which is what `select` asks
-            for by default; right rows keep beta = eta under "all" and are returned unchanged
-            under "wrong".
+        rows: revise only the rows that the teacher got "wrong", or "all" rows, the default of
+            `select`; right rows have beta = eta under "all" and are returned unchanged under
+            "wrong".
 
     Returns:
         Revised probabilities, (B, C) float32 or float64, rows sum to 1.
@@ -110,7 +110,7 @@ def swap_labels(probs: Tensor, labels: Tensor) -> Tensor:
         labels: ground-truth class ids, (B,) int64 in [0, C).
 
     Returns:
-        (B, C) float32 or float64; every row holds the values it held before.
+        (B, C) float32 or float64; every row is a permutation of its input.
 
     Raises:
         ValueError: if a label is outside [0, C).
@@ -143,15 +143,15 @@ def drop_wrong(probs: Tensor, labels: Tensor) -> Tensor:
 def soft_labels(
     logits: Tensor, labels: Tensor, *, revision: Revision, eta: float, temperature: float
 ) -> Tensor:
-    """Teacher logits to the soft labels that a student is distilled from.
+    """Convert teacher logits to the soft labels that a student is distilled from.
 
     Args:
         logits: teacher logits, (B, C), any floating dtype.
         labels: ground-truth class ids, (B,) int64 in [0, C).
-        revision: "none" keeps the teacher; "wrong" and "all" revise those rows; "swap"
-            and "drop-wrong" are the baselines.
+        revision: "none" changes nothing; "wrong" and "all" revise those rows; "swap" and
+            "drop-wrong" are baselines.
         eta: in (0, 1), see `revise_labels`; the other revisions do not read it.
-        temperature: at which the probabilities are taken and revised.
+        temperature: temperature of the probabilities that are revised.
 
     Returns:
         Soft labels, (B, C) float32 (float64 for float64 logits), rows sum to 1.
@@ -186,7 +186,7 @@ def _is_wrong(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _top_and_label(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Top probability and that of the label, each (B, 1)."""
+    """Top probability and probability of the label, each (B, 1)."""
     _require_labels_in_range(labels, num_classes=probs.shape[1])
     return probs.amax(dim=1, keepdim=True), probs.gather(1, labels[:, None])
 

@@ -1,8 +1,8 @@
 """Distillation from soft labels beyond vanilla: by parts, by correlations, on several levels.
 
-The teacher enters as probabilities at one temperature; where a formula takes another one, the
+The teacher's outputs are probabilities at one temperature; if a formula needs another one, the
 probabilities are raised to a power, see `at_temperature`. Everything is computed in float32 at
-least, also under autocast. Gradients are finite for every soft label, with or without zeros.
+least, even under autocast. Gradients are finite for every soft label, with or without zeros.
 
 Shapes: B batch (1 or more), C classes (2 or more).
 """
@@ -17,7 +17,7 @@ from pipeline.methods.distillation import kd_loss_rows
 from pipeline.methods.feature_distillation import unit_rows
 from pipeline.methods.precision import at_least_float32
 
-DIST_EPSILON = 1e-8  # of DIST's published code: what hardly varies, as improbable classes, is quiet
+DIST_EPSILON = 1e-8  # of DIST's published code; damps classes whose probability hardly varies
 
 
 def dkd_rows(
@@ -29,16 +29,17 @@ def dkd_rows(
     alpha: float,
     beta: float,
 ) -> Tensor:
-    """Decoupled distillation: the label against the rest, and the rest among themselves.
+    """Decoupled distillation: the label against the other classes, and these among themselves.
 
         DKD_i = temperature^2 (alpha TCKD_i + beta NCKD_i)
         TCKD = KL([p_y, 1 - p_y] || [q_y, 1 - q_y]),   q = softmax(z / temperature)
         NCKD = KL(p^ || q^),   p^_j = p_j / (1 - p_y) for j != y, and q^ alike
                                                             (Zhao et al. 2022, arXiv:2203.08679)
 
-    Vanilla distillation is TCKD + (1 - p_y) NCKD. NCKD is 0 for a row that leaves nothing to
-    the other classes, as a one-hot label. The published code takes the label out of q^ by 1000
-    less on its logit; here it is left out. The field's weights: alpha 1, beta 2, 6 or 8 by pair.
+    Vanilla distillation is TCKD + (1 - p_y) NCKD. NCKD is 0 for a row whose other classes have
+    probability 0, such as a one-hot label. The published code removes the label from q^ by
+    subtracting 1000 from its logit; here it is left out. Weights in the field: alpha 1, beta 2, 6
+    or 8 by pair.
 
     Args:
         student_logits: z, (B, C), any floating dtype.
@@ -74,15 +75,15 @@ def nkd_rows(
     temperature: float,
     gamma: float,
 ) -> Tensor:
-    """Normalised distillation: the label by the teacher's trust in it, the rest normalised.
+    """Normalised distillation: the label weighted by the teacher's confidence, the rest normalised.
 
         NKD_i = -p1_y log q1_y - gamma temperature^2 sum_{j != y} p^_j log q^_j
         p1, q1 at temperature 1;   p^_j = p_j / (1 - p_y), and q^ alike, at temperature
                                                             (Yang et al. 2023, arXiv:2303.13005)
 
-    Cross-entropies, not divergences: a student that equals its teacher has a loss, and still
-    the gradient p1_y (q1 - onehot(y)) of the first term; the second's is 0 there. The second
-    term is 0 for a row that leaves nothing to the other classes. The published settings: gamma
+    These are cross-entropies, not divergences: a student that equals its teacher has a loss above
+    0, and the first term has the gradient p1_y (q1 - onehot(y)); the second has none there. The
+    second term is 0 for a row whose other classes have probability 0. Published settings: gamma
     1.5 at temperature 1 for ImageNet, 3.5 at temperature 3 for CIFAR-100.
 
     Args:
@@ -118,10 +119,10 @@ def dist_loss(
         r(u, v) = u' . v' / (|u'| |v'| + 1e-8),   u' = u - mean(u),   q = softmax(z / temperature)
                                                            (Huang et al. 2022, arXiv:2205.10536)
 
-    r is Pearson's, over the classes of a sample and over the samples of a class. What does not
-    vary, as every class in a batch of one, correlates with nothing: r = 0 adds a constant and
-    no gradient. The published settings: both weights 2 (1 where lambda_kd is 2), temperature 4
-    for CIFAR-100 and 1 for ImageNet.
+    r is Pearson's correlation, over the classes of a sample and over the samples of a class. If a
+    vector is constant, as every class in a batch of one, r = 0 adds a constant and no gradient.
+    Published settings: both weights 2 (1 if lambda_kd is 2), temperature 4 for CIFAR-100 and 1
+    for ImageNet.
 
     Args:
         student_logits: z, (B, C), any floating dtype.
@@ -153,9 +154,9 @@ def mlkd_loss(
         Q of the rows q_i = softmax(z_i / T), P of the rows p_i at temperature T
                                                             (Jin et al. 2023, CVPR, 24276-24285)
 
-    The logit part: the published code adds the same of a second, strongly augmented view, and
-    weighs the levels by shares of samples and classes of which the teacher is less sure. It
-    takes T in 2, 3, 4, 5, 6, and 0.9 of the sum to 0.1 of cross-entropy, for CIFAR-100.
+    This is the logit part. The published code adds the same loss for a second, strongly augmented
+    view, and restricts the levels to samples and classes by the teacher's confidence. For
+    CIFAR-100 it uses T in 2, 3, 4, 5, 6, and weights 0.9 for the sum and 0.1 for cross-entropy.
 
     Args:
         student_logits: z, (B, C), any floating dtype.
@@ -181,10 +182,10 @@ def standardised(logits: Tensor) -> Tensor:
         (z - mean(z)) / std(z),   std^2 = (1/C) sum_c (z_c - mean(z))^2
                                                              (Sun et al. 2024, arXiv:2403.01427)
 
-    Both teacher's and student's, before softmax(. / temperature): the student then learns how
-    classes relate, whatever the size of its logits. The published code has 1 / (C - 1), a
-    temperature larger by sqrt(C / (C - 1)), and adds 1e-7. Its settings are temperature 2 and
-    9 times the weight of distillation, for KD; 9 times alpha and beta, for DKD.
+    Applied to teacher and student before softmax(. / temperature), so that the student learns the
+    relations between classes independently of the scale of its logits. The published code has
+    1 / (C - 1), a temperature larger by sqrt(C / (C - 1)), and adds 1e-7. Its settings are
+    temperature 2 and 9 times the weight of distillation for KD, 9 times alpha and beta for DKD.
 
     Args:
         logits: z, (B, C), any floating dtype.
@@ -201,17 +202,17 @@ def standardised(logits: Tensor) -> Tensor:
 
 
 def at_temperature(probs: Tensor, *, found: float, wanted: float) -> Tensor:
-    """What a softmax gives at another temperature, from what it gave at one.
+    """Convert the probabilities of a softmax to another temperature.
 
         p_wanted proportional to p_found^(found / wanted)
 
-    Zeros stay zeros. Exact for a softmax of logits, up to how it was stored; for revised rows it
-    is what makes them sharper or softer.
+    Zeros stay zeros. The result is exact for a softmax of logits, up to the precision of storage;
+    revised rows become sharper or softer.
 
     Args:
         probs: (B, C), rows sum to 1.
         found: temperature of ``probs``, above 0.
-        wanted: temperature of what comes back, above 0.
+        wanted: temperature of the result, above 0.
 
     Returns:
         (B, C) float32 or float64, rows sum to 1.
@@ -220,13 +221,13 @@ def at_temperature(probs: Tensor, *, found: float, wanted: float) -> Tensor:
     tensor([[0.9412, 0.0588, 0.0000]])
     """
     probs = at_least_float32(probs)
-    # relative to the largest, for a high power of small ones alone would underflow
+    # relative to the largest, because a high power of small values would underflow
     powers = (probs / probs.amax(dim=1, keepdim=True)) ** (found / wanted)
     return powers / powers.sum(dim=1, keepdim=True)
 
 
 def _is_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """Where a row's label is, (B, C) bool."""
+    """Mask of each row's label, (B, C) bool."""
     return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
 
 
@@ -243,7 +244,7 @@ def _others_log_softmax(logits: Tensor, is_label: Tensor) -> Tensor:
 
 
 def _others_probs(probs: Tensor, is_label: Tensor) -> Tensor:
-    """p^ without the label's class, (B, C): rows sum to 1, or are 0 where nothing is left."""
+    """p^ without the label's class, (B, C): rows sum to 1, or are 0 if the others have no mass."""
     others = probs.masked_fill(is_label, 0.0)
     mass = others.sum(dim=1, keepdim=True)
     return others / mass.masked_fill(mass == 0, math.inf)
@@ -254,7 +255,7 @@ def _kl_rows(log_q: Tensor, p: Tensor) -> Tensor:
 
 
 def _centred(rows: Tensor) -> Tensor:
-    """Rows less their means; exactly 0, without gradient, where all of a row is equal."""
+    """Rows minus their means; exactly 0, without gradient, for a constant row."""
     is_constant = rows.amax(dim=1, keepdim=True) == rows.amin(dim=1, keepdim=True)
     return (rows - rows.mean(dim=1, keepdim=True)).masked_fill(is_constant, 0.0)
 

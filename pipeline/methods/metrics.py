@@ -1,4 +1,4 @@
-"""Metrics of classification: accuracy, loss, calibration by confidence, agreement."""
+"""Metrics of classification: accuracy, loss, calibration and agreement."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Reliability:
 
     counts: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    """Mean of the samples in the bin."""
+    """Mean confidence of the samples in the bin."""
     accuracy: NDArray[np.float64]
 
     @property
@@ -31,11 +31,11 @@ class Reliability:
 
 
 def reliability(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> Reliability:
-    """Bins (b / B, (b + 1) / B] of the confidence, as `calibration_error` has them.
+    """Bins (b / B, (b + 1) / B] of the confidence, the same as in `calibration_error`.
 
     Args:
         confidence: probability of the predicted class, (N,).
-        correct: whether that is the label, (N,).
+        correct: True if the predicted class is the label, (N,).
     """
     exact = confidence.astype(np.float64)
     bins = np.clip(np.ceil(exact * CALIBRATION_BINS).astype(int), 1, CALIBRATION_BINS) - 1
@@ -50,7 +50,7 @@ def reliability(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Of one network on one set of samples, in the clean view."""
+    """Evaluation of one network on one set of N samples, in the clean view."""
 
     accuracy: float
     loss: float
@@ -59,9 +59,9 @@ class Evaluation:
     predicted: Tensor
     """Top class of every sample in the order of the loader, (N,) int64."""
     confidence: Tensor
-    """Its probability, (N,) float32."""
+    """Probability of the top class, (N,) float32."""
     cross_entropy: Tensor
-    """Of the label, nats, (N,) float32."""
+    """Cross-entropy of the label, nats, (N,) float32."""
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
@@ -93,7 +93,11 @@ def calibration_error(probs: Tensor, labels: Tensor) -> float:
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
-    """Share of samples to which both give the same class; ``second`` is -1 where it gives none,
-    and gives one somewhere."""
+    """Share of samples with equal classes; samples with -1 in ``second`` are left out.
+
+    Args:
+        first: class ids, (N,) int64.
+        second: class ids, (N,) int64; -1 where there is none, but not everywhere.
+    """
     known = second >= 0
     return (first == second)[known].double().mean().item()

@@ -14,26 +14,26 @@ class Spread:
 
     num: int
     mean: float | None
-    """None where there is nothing."""
+    """None without values."""
     std: float | None
-    """Of the sample, with num - 1 in the denominator; None below two values."""
+    """Sample standard deviation, with num - 1 in the denominator; None below two values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much more one setting gives than another under the same seeds."""
+    """Difference between one setting and another under the same seeds."""
 
     num: int
     """Seeds that both have."""
     mean: float | None
-    """None without a common seed; positive = more than the baseline."""
+    """Mean difference, positive = more than the baseline; None without a common seed."""
     low: float | None
     """Confidence interval of the mean; None below two common seeds."""
     high: float | None
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Mean and standard deviation.
+    """Mean and sample standard deviation.
 
     Raises:
         ValueError: if a value is not finite.
@@ -58,16 +58,16 @@ def paired_difference(
 
         d_s = x_s - b_s,   mean(d) -+ t_{(1 + confidence) / 2, n - 1} std(d) / sqrt(n)
 
-    The seed makes a pair: it fixes the initial weights and the order of the samples, so what it
-    does to both cancels. Where all differences are equal the interval has no width.
+    Runs are paired by seed, which fixes the initial weights and the order of the samples, so its
+    common effect on both cancels. If all differences are equal, the interval has width 0.
 
     Args:
         values: one number for each seed.
-        baseline: the same of the setting to compare with.
+        baseline: one number for each seed, of the setting to compare with.
         confidence: probability that the interval covers the expected difference, in (0, 1), if the
             differences are normal.
     """
-    # The quantile behind scipy.stats.t, which takes a second longer to import.
+    # The quantile function of scipy.stats.t, which takes a second longer to import.
     from scipy.special import stdtrit
 
     found = spread(values[seed] - baseline[seed] for seed in values.keys() & baseline.keys())

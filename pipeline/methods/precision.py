@@ -1,9 +1,9 @@
-"""The floating type that sums and logarithms are taken in."""
+"""The floating type of sums and logarithms."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 where they are: what a half type would round away."""
+    """Convert half types to float32 and keep float32 and float64, to limit rounding."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,12 +1,12 @@
-"""Samples that several processes share out between them.
+"""Sums and decisions of several processes that divide the samples among themselves.
 
-Every process knows the whole problem, reads its own contiguous part of the rows, and adds up or
-gathers with the others what all have found. Rank 0 leads: what the rows are multiplied with is its
-numbers to the bit (`led`), and what is decided is its decision (`decided`). So processes whose
-machines round differently still go through the same steps, and none waits for one that is done.
+Every process knows the whole problem, reads its own contiguous part of the rows, and sums or
+gathers results with the others. Rank 0 leads: all processes multiply rows with its bit-identical
+numbers (`led`) and follow its decisions (`decided`). So processes whose machines round differently
+still take the same steps, and none waits for one that has finished.
 
-Every function here has to be called by all processes, in the same order. Alone, each is the
-identity.
+Every function here must be called by all processes, in the same order. With a single process, each
+returns its argument.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from torch import Tensor
 
 
 class Sharing(Protocol):
-    """Which process this is, and how it talks to the others."""
+    """Rank of this process, and communication with the others."""
 
     @property
     def rank(self) -> int:
-        """In [0, ``world``)."""
+        """Rank of this process, in [0, ``world``)."""
 
     @property
     def world(self) -> int:
         """Number of processes."""
 
     def part(self, total: int) -> slice:
-        """This process's contiguous share of ``total`` rows; perhaps an empty one."""
+        """This process's contiguous share of ``total`` rows; it may be empty."""
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum of all processes' contiguous tensors of one shape; may be in place."""
@@ -57,12 +57,12 @@ NOT_SHARED: Sharing = _NotShared()
 
 
 def summed(sharing: Sharing, values: Tensor) -> Tensor:
-    """The sum of all processes' tensors, bit for bit the same everywhere."""
+    """Sum of all processes' tensors, bit-identical on all of them."""
     return values if sharing.world == 1 else sharing.summed(values.contiguous())
 
 
 def summed_numbers(sharing: Sharing, *numbers: float) -> list[float]:
-    """The sums of all processes' numbers, in float64."""
+    """Sum of each number over all processes, in float64."""
     if sharing.world == 1:
         return list(numbers)
     sums: list[float] = sharing.summed(torch.tensor(numbers, dtype=torch.float64)).tolist()
@@ -70,7 +70,7 @@ def summed_numbers(sharing: Sharing, *numbers: float) -> list[float]:
 
 
 def led(sharing: Sharing, values: Tensor) -> Tensor:
-    """Rank 0's tensor; the others' has the same shape and dtype."""
+    """Rank 0's tensor; all processes pass the same shape and dtype."""
     if sharing.world == 1:
         return values
     if sharing.rank == 0:
@@ -84,7 +84,7 @@ def agreed(sharing: Sharing, number: float) -> float:
 
 
 def decided(sharing: Sharing, flag: bool) -> bool:
-    """What rank 0 says."""
+    """Rank 0's flag."""
     return flag if sharing.world == 1 else bool(agreed(sharing, float(flag)))
 
 
@@ -96,5 +96,5 @@ def largest(sharing: Sharing, number: float) -> float:
 
 
 def largest_share(sharing: Sharing, total: int) -> int:
-    """Rows of the process that has most."""
+    """Rows of the process with the most rows."""
     return -(-total // sharing.world)

@@ -1,7 +1,7 @@
-"""What the teacher's logits alone say about each sample: the baselines of data selection.
+"""Scores of each sample from the teacher's logits alone: the baselines of data selection.
 
-EL2N and GraNd are those of Paul et al. 2021, "Deep Learning on a Data Diet",
-arXiv:2107.07075, taken at one trained teacher instead of at many young networks.
+EL2N and GraNd are from Paul et al. 2021, "Deep Learning on a Data Diet", arXiv:2107.07075,
+computed for one trained teacher instead of many networks early in training.
 
 Shapes: B batch, C classes, D features.
 """
@@ -17,7 +17,7 @@ class SampleScores:
     """One value per sample, each (B,); p is the teacher's softmax at temperature 1."""
 
     teacher_class: Tensor
-    """int64; the teacher's top class, which is the label where the label ties for first."""
+    """int64; the teacher's top class; the label if it ties for first."""
 
     teacher_correct: Tensor
     """bool; a tie for first place counts as right."""
@@ -53,10 +53,10 @@ def score_samples(logits: Tensor, labels: Tensor, features: Tensor | None = None
     Args:
         logits: teacher logits, (B, C), any floating dtype, C at least 2.
         labels: ground-truth class ids, (B,) int64 in [0, C).
-        features: what the teacher's head reads, (B, D); None leaves out ``grand_head``.
+        features: input of the teacher's head, (B, D); None leaves out ``grand_head``.
 
     Returns:
-        One value per sample and score; the device is that of ``logits``.
+        One value per sample and score, on the device of ``logits``.
 
     Raises:
         ValueError: if there are fewer than two classes or a label is outside [0, C).

@@ -4,7 +4,7 @@ A packed row is 2 K + 3 numbers of 16 bits, so that it is one row of a flat uint
 
     class ids       K + 1    the top-k and the label; a label in the top-k is repeated at the end
     probabilities   K + 1    float16 bits; 0 for a repeated label
-    rest            1        float16 bits: the mass of all other classes, each has the same share
+    rest            1        float16 bits: the mass of all other classes, divided equally
 
 Shapes: B batch, C classes, K kept classes, W packed width.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 MOST_CLASSES = 1 << 16
-"""A class id is stored in 16 bits."""
+"""Limit on classes, because a class id is stored in 16 bits."""
 
 
 def packed_width(top_k: int) -> int:
@@ -22,7 +22,7 @@ def packed_width(top_k: int) -> int:
 
 
 def pack(dense_probs: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
-    """Soft labels to packed rows.
+    """Pack soft labels into rows of 16-bit numbers.
 
     Args:
         dense_probs: (B, C), rows sum to 1; classes that are not listed have equal probabilities.
@@ -33,8 +33,8 @@ def pack(dense_probs: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
         (B, W) uint16.
 
     Raises:
-        ValueError: if there are more classes than 16 bits can tell apart, or if the classes that
-            are not listed differ.
+        ValueError: if there are more classes than 16-bit ids, or if the probabilities of classes
+            that are not listed differ.
     """
     num_classes = dense_probs.shape[1]
     if num_classes > MOST_CLASSES:
@@ -49,23 +49,23 @@ def pack(dense_probs: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
     probs = dense_probs.gather(1, listed)
     probs[:, -1].masked_fill_(_is_repeated(listed), 0.0)
     bits = torch.cat([probs, rest], dim=1).half().view(torch.int16)
-    # uint16 tensors can hardly do more than be viewed and copied; int16 has the same bits
+    # torch supports little beyond views and copies of uint16; int16 has the same bits
     return torch.cat([listed.to(torch.int16), bits], dim=1).view(torch.uint16)
 
 
 def unpack(packed: Tensor, num_classes: int) -> Tensor:
-    """Packed rows to the distributions they describe.
+    """Unpack rows to probabilities.
 
     Args:
         packed: (B, W) uint16, of `pack`.
-        num_classes: C, that of the rows before they were packed.
+        num_classes: C, number of classes before packing.
 
     Returns:
-        (B, C) float32 on the device of ``packed``; rows sum to 1, the float16 rounding of the
-        probabilities is divided out.
+        (B, C) float32 on the device of ``packed``; rows sum to 1, because they are normalised after
+        the float16 rounding.
 
     Raises:
-        ValueError: if no row that was packed is that wide.
+        ValueError: if `pack` cannot give rows of this width.
     """
     width = packed.shape[1]
     if width < packed_width(1) or width % 2 == 0:
@@ -81,7 +81,7 @@ def unpack(packed: Tensor, num_classes: int) -> Tensor:
 
 
 def _is_repeated(listed: Tensor) -> Tensor:
-    """Whether the label, listed last, is also among the top-k, (B,) bool."""
+    """True if the label, listed last, is also among the top-k, (B,) bool."""
     return (listed[:, :-1] == listed[:, -1:]).any(dim=1)
 
 
@@ -91,7 +91,7 @@ def _num_others(listed: Tensor, num_classes: int) -> Tensor:
 
 
 def _require_even(others: Tensor, rest: Tensor, *, num_others: Tensor) -> None:
-    """Refuse rows whose rest an even share would not describe."""
+    """Reject rows whose other classes have unequal probabilities."""
     excess = others.amax(dim=1) * num_others - rest.squeeze(1)
     if (excess > 1e-3 * rest.squeeze(1)).any():
         row = int(excess.argmax())

@@ -1,11 +1,11 @@
-"""What a cache keeps of a row of logits where there are too many classes to keep them all.
+"""Sparse logits: the part of a row that a cache keeps if there are too many classes for all.
 
 Kept are the top-k logits, the label's logit and the logarithm of the softmax's denominator at
-every temperature of interest. So the probabilities of the label and of the top classes are known,
-and with them what label revision reads (Lan et al. 2024, arXiv:2404.03693); of the other classes
-only their mass is, which is spread evenly.
+every temperature of interest. So the probabilities of the label and of the top classes are exact,
+and these are the inputs of label revision (Lan et al. 2024, arXiv:2404.03693). Of the other
+classes only the total mass is known, and it is divided equally.
 
-A label outside the top-k is listed beside them. Its probability may be below that of a rest class.
+A label outside the top-k is listed in addition. Its probability may be below that of a rest class.
 
 Shapes: B batch, C classes, K kept classes, T temperatures.
 """
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 SMALLEST_REST = 2.0**-20
-"""Remaining mass that reconstruction assumes at least: a float32 logsumexp resolves no less, and
-none at all would be an infinite divergence."""
+"""Lower bound of the remaining mass in a reconstruction: the resolution of a float32 logsumexp. A
+mass of 0 would give an infinite divergence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class SparseLogits:
     classes: Tensor
     """The top-k class ids by descending logit, (B, K) int64."""
     logits: Tensor
-    """Theirs, (B, K) float16."""
+    """Logits of the top-k classes, (B, K) float16."""
     target: Tensor
     """The label's logit, (B,) float16."""
     logsumexp: Tensor
@@ -52,16 +52,16 @@ class SparseLogits:
 def summarise(
     logits: Tensor, labels: Tensor, *, top_k: int, temperatures: Sequence[float]
 ) -> SparseLogits:
-    """Keep of each row what `reconstruct` needs.
+    """Keep the part of each row that `reconstruct` needs.
 
-    The logsumexp is that of the logits as given, before the kept ones are rounded to float16.
-    Given ``logits.half()``, the sums fit the rounded logits, as those of a dense float16 row do.
+    The logsumexp is of the logits as given, before the kept ones are rounded to float16.
+    Given ``logits.half()``, the sums fit the rounded logits, as for a dense float16 row.
 
     Args:
         logits: (B, C), any floating dtype, finite.
         labels: ground-truth class ids, (B,) int64 in [0, C).
         top_k: K in [1, C]; equal logits rank by class id.
-        temperatures: the only ones at which rows can be reconstructed; finite, above 0.
+        temperatures: the temperatures at which rows can be reconstructed; finite, above 0.
 
     Raises:
         ValueError: if ``top_k``, a label or a temperature is out of range.
@@ -72,7 +72,7 @@ def summarise(
     if not temperatures or not all(math.isfinite(tau) and tau > 0.0 for tau in temperatures):
         raise ValueError(f"temperatures must be finite and above 0, got {list(temperatures)}")
     _require_labels_in_range(labels, num_classes=num_classes)
-    # topk breaks ties as it pleases, a stable sort by class id
+    # torch.topk breaks ties in any order, a stable sort by class id
     ranked, classes = logits.sort(dim=1, descending=True, stable=True)
     exact = logits.double()
     sums = [torch.logsumexp(exact / tau, dim=1) for tau in temperatures]
@@ -86,17 +86,17 @@ def summarise(
 
 
 def remaining_mass(sparse: SparseLogits, labels: Tensor, *, temperature: float) -> Tensor:
-    """The probability of all classes that are not listed.
+    """Total probability of the classes that are not listed.
 
         R_tau = 1 - sum_{j listed} exp(z_j / tau - logsumexp_tau)
 
     Args:
         sparse: rows of `summarise`.
-        labels: those that the rows were summarised with, (B,) int64.
+        labels: the labels given to `summarise`, (B,) int64.
         temperature: tau, one of the stored ones.
 
     Returns:
-        (B,) float64 in [0, 1]; 0 where the rounding of the listed logits exceeds what is left.
+        (B,) float64 in [0, 1]; 0 where the rounding of the listed logits exceeds the rest.
 
     Raises:
         ValueError: if nothing is stored for ``temperature``.
@@ -117,12 +117,12 @@ def reconstruct(
         r   = tau (log(R_tau / M) + logsumexp_tau)         of the M others
 
     Then softmax(z / tau) is exp(z_j / tau - logsumexp_tau) where listed and R_tau / M elsewhere.
-    Rounding is kept in bounds: R_tau is at least `SMALLEST_REST`, and r at most the last of the
-    top-k logits, so no rest class outranks one of them. With K = C these are the float16 logits.
+    Effects of rounding are bounded: R_tau is at least `SMALLEST_REST`, and r is at most the last of
+    the top-k logits, so no rest class outranks them. With K = C these are the float16 logits.
 
     Args:
         sparse: rows of `summarise`.
-        labels: those that the rows were summarised with, (B,) int64.
+        labels: the labels given to `summarise`, (B,) int64.
         num_classes: C.
         temperature: tau, one of the stored ones.
 
@@ -134,7 +134,7 @@ def reconstruct(
     """
     mass = remaining_mass(sparse, labels, temperature=temperature).clamp(min=SMALLEST_REST)
     num_listed = sparse.classes.shape[1] + (~_label_in_top(sparse, labels)).long()
-    num_others = (num_classes - num_listed).clamp(min=1)  # without others, r is of no class
+    num_others = (num_classes - num_listed).clamp(min=1)  # without others, r is not used
     rest = temperature * ((mass / num_others).log() + _logsumexp(sparse, temperature))
     rest = rest.float().minimum(sparse.logits[:, -1].float())
     dense = rest[:, None].repeat(1, num_classes)
@@ -154,7 +154,7 @@ def _logsumexp(sparse: SparseLogits, temperature: float) -> Tensor:
 
 
 def _label_in_top(sparse: SparseLogits, labels: Tensor) -> Tensor:
-    """(B,) bool"""
+    """True if the label is in the top-k, (B,) bool."""
     return (sparse.classes == labels[:, None]).any(dim=1)
 
 

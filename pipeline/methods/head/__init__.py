@@ -1,1 +1,1 @@
-"""The linear softmax head on cached features: its objective, its solver, influence by it."""
+"""The linear softmax head on cached features: its objective, its solver and influence scores."""

@@ -15,36 +15,36 @@ from pipeline.methods.head.preconditioner import Preconditioner
 from pipeline.methods.head.problem import Linearisation, centred
 from pipeline.methods.rank_sums import agreed, decided, led
 
-CYCLE = 1e-5  # float32 products carry a residual no further; then it is measured anew
+CYCLE = 1e-5  # float32 products reduce a residual no further; then it is recomputed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadSolution:
-    """H^-1 R."""
+    """An approximate solution of H V = R."""
 
     solution: Tensor
     """V, ([G,] C, D + 1) float64, centred over classes."""
 
     relative_residual: float
-    """||R - H V|| / ||R||, computed anew at the end; the largest of the G."""
+    """||R - H V|| / ||R||, recomputed at the end; the largest of the G."""
 
     iterations: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """The point at which a solution is good enough, or has cost enough."""
+    """Conditions at which a solution is accepted or the iteration is given up."""
 
     rtol: float
-    """Bound of ||R - H V|| / ||R||."""
+    """Upper bound of ||R - H V|| / ||R||."""
 
     max_iterations: int
     """Hessian products allowed."""
 
     certain: bool
-    """Compute the residual again in the problem's dtype before a solution is accepted.
+    """Recompute the residual in the problem's dtype before a solution is accepted.
 
-    The solver continues from that residual, which refines the rounding of float32 products."""
+    The solver continues from that residual, which removes the rounding of float32 products."""
 
 
 def conjugate_gradients(
@@ -54,7 +54,14 @@ def conjugate_gradients(
     preconditioner: Preconditioner,
     stopping: StoppingRule,
 ) -> HeadSolution:
-    """The best solution within the allowed products, converged or not."""
+    """Return the best solution within the allowed products, converged or not.
+
+    Args:
+        linear: the problem at fixed weights, which defines H.
+        right_side: R, ([G,] C, D + 1), centred over classes.
+        preconditioner: an approximate inverse of H.
+        stopping: tolerance and number of products.
+    """
     sharing, exact = linear.problem.sharing, linear.problem.products == linear.problem.dtype
     norms = _norms(right_side)
     bound = stopping.rtol * norms
@@ -88,7 +95,7 @@ def conjugate_gradients(
 
 
 def _all_below(residual: Tensor, bound: Tensor, linear: Linearisation) -> bool:
-    """Whether every right side is solved, as rank 0 has it."""
+    """True if every right side is solved, decided by rank 0."""
     return decided(linear.problem.sharing, bool((_norms(residual) <= bound).all()))
 
 
@@ -103,5 +110,5 @@ def _dots(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Their quotient; 0 where there is nothing left to divide."""
+    """Quotient of two tensors; 0 where the denominator is 0."""
     return torch.where(below == 0, 0.0, above / torch.where(below == 0, 1.0, below))

@@ -1,7 +1,7 @@
-"""Where a head problem reads its rows: tensors, or anything that yields a run of them when asked.
+"""Row sources of a head problem: tensors, or readers that return a run of rows on request.
 
-The features of a large cache stay on the disk, and its soft labels are made of the logits when
-they are needed, so a problem holds readers and never the numbers themselves.
+The features of a large cache stay on the disk, and its soft labels are computed from the logits
+when they are needed. So a problem holds readers and never the numbers themselves.
 
 Shapes: K views, N samples, n samples that are read at once, X columns.
 """
@@ -20,7 +20,7 @@ SamplePositions: TypeAlias = slice | Tensor
 
 
 def runs(part: slice, *, size: int) -> Iterator[slice]:
-    """``part`` of the samples, cut into runs of at most ``size``."""
+    """Split the samples of ``part`` into runs of at most ``size``."""
     for start in range(part.start, part.stop, size):
         yield slice(start, min(start + size, part.stop))
 
@@ -42,7 +42,7 @@ Rows: TypeAlias = Tensor | RowReader
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PickedRows:
-    """Some samples of other rows."""
+    """Rows of some samples of another source."""
 
     rows: Rows
     samples: Tensor
@@ -59,7 +59,7 @@ class PickedRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProjectedRows:
-    """Other rows seen in a subspace: (h - centre) basis."""
+    """Rows of another source projected to a subspace: (h - centre) basis."""
 
     rows: Rows
     centre: Tensor
@@ -79,7 +79,7 @@ class ProjectedRows:
 
 
 def read_rows(rows: Rows, samples: SamplePositions) -> Tensor:
-    """(K, n, X) of some samples."""
+    """Read the rows of some samples, (K, n, X)."""
     return rows[:, samples] if isinstance(rows, Tensor) else rows.read(samples)
 
 
@@ -90,13 +90,13 @@ def principal_components(
     rows_per_chunk: int = 4096,
     sharing: Sharing = NOT_SHARED,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and leading eigenvectors of the covariance of all rows.
+    """Compute the mean and the leading eigenvectors of the covariance of all rows.
 
     Args:
         rows: (K, N, D), any floating dtype.
         num_components: X, in [1, D].
         rows_per_chunk: samples read at once; changes the result by rounding only.
-        sharing: processes that read a part of the samples each.
+        sharing: processes that each read a part of the samples.
 
     Returns:
         The centre (D,) and the basis (D, X) of `ProjectedRows`, float64; the columns are
@@ -117,5 +117,5 @@ def principal_components(
     centre = summed(sharing, total) / (num_views * num_samples)
     products = summed(sharing, products) / (num_views * num_samples)
     vectors = torch.linalg.eigh(products - torch.outer(centre, centre)).eigenvectors
-    vectors = led(sharing, vectors)  # another machine's may point elsewhere
+    vectors = led(sharing, vectors)  # signs and rounding may differ between machines
     return centre, vectors.flip(1)[:, :num_components].contiguous()

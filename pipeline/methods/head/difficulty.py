@@ -1,4 +1,4 @@
-"""What the curvature says of every sample: how hard it is, and how much it decides.
+"""Difficulty of every sample by the curvature: self-influence and leverage.
 
 Shapes: N samples, K views, D features, C classes, n samples of a chunk.
 """
@@ -14,13 +14,13 @@ from pipeline.methods.head.problem import Linearisation
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Difficulty:
-    """What the curvature says of every sample, by EK-FAC."""
+    """Self-influence and leverage of every sample, by EK-FAC."""
 
     self_influence: Tensor
     """Predicted rise of the sample's own loss if it were left out, (N,) float64, >= 0."""
 
     leverage: Tensor
-    """Parameters that the sample decides, (N,) float64, >= 0; their sum is p_eff."""
+    """Effective parameters that the sample determines, (N,) float64, >= 0; their sum is p_eff."""
 
 
 def score_difficulty(linear: Linearisation, factors: Ekfac) -> Difficulty:
@@ -29,12 +29,12 @@ def score_difficulty(linear: Linearisation, factors: Ekfac) -> Difficulty:
         self_influence_i = (1/N) <g_i, F^-1 g_i>,  g_i = mean_k r_ik h~_ik^T
         leverage_i       = (1/N) mean_k tr(S_ik (h~_ik^T F^-1 h~_ik))
 
-    with F the EK-FAC Hessian, whose inverse is diagonal in its basis. The scores of several views
-    have K^2 cross terms, because the mean is inside.
+    F is the EK-FAC Hessian, whose inverse is diagonal in its basis. With several views,
+    self-influence has K^2 cross terms, because the mean is inside the product.
 
     Args:
         linear: the problem at its minimum.
-        factors: its EK-FAC.
+        factors: EK-FAC of ``linear``.
     """
     problem = linear.problem
     inverse = (1.0 / (factors.eigenvalues + factors.l2)).T

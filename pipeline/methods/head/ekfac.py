@@ -1,4 +1,4 @@
-"""EK-FAC of a softmax head: its Hessian, diagonal in a Kronecker-factored basis.
+"""EK-FAC of a softmax head: its Hessian, approximated as diagonal in a Kronecker-factored basis.
 
 George et al. 2018, arXiv:1806.03884. For a softmax head it needs no sampled labels: with
 A = mean h~ h~^T = Q a Q^T and G = mean S = U g U^T,
@@ -40,9 +40,9 @@ class Ekfac:
 
     @property
     def effective_parameters(self) -> float:
-        """p_eff = sum Lambda / (Lambda + l2): what the data, not l2, decides.
+        """p_eff = sum Lambda / (Lambda + l2): the parameters that the data, not l2, determine.
 
-        First-order scores mean little where this is not well below the number of samples.
+        First-order scores are unreliable unless this is well below the number of samples.
         """
         return float((self.eigenvalues / (self.eigenvalues + self.l2)).sum())
 
@@ -61,7 +61,7 @@ def ekfac(linear: Linearisation) -> Ekfac:
     return Ekfac(
         class_basis=classes,
         input_basis=inputs,
-        # A variance that rounding made negative would make the inverse indefinite.
+        # Rounding can make a variance negative, and the inverse would be indefinite.
         eigenvalues=(summed(sharing, total) / linear.problem.curvature.num_rows).clamp(min=0.0),
         l2=linear.problem.l2,
     )

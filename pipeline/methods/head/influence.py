@@ -1,11 +1,11 @@
-"""Influence scores: how held-out loss would move if one sample were supervised otherwise.
+"""Influence scores: predicted change of held-out loss if one sample's supervision changes.
 
 Koh & Liang 2017, arXiv:1703.04730, exact for the refitted linear softmax head of
 `head.problem`: with V = H^-1 dL_V one product per row scores every sample.
 
 Sign convention: every score is the predicted change of the MEAN held-out cross-entropy, so
-a negative score announces an improvement. The number of samples N in the objective stays
-fixed, and so does the regulariser.
+a negative score means an improvement. The number of samples N in the objective stays fixed,
+and so does the regulariser.
 
 Shapes: N samples, M held-out samples, K views, D features, C classes, G groups, n samples of a
 chunk.
@@ -22,12 +22,12 @@ from pipeline.methods.head.rows import LinearRows, with_bias_input
 from pipeline.methods.rank_sums import NOT_SHARED, Sharing, largest, led, summed
 
 SILENT = 1e-6
-"""Pull of soft labels, in probability, below which they are the head's own."""
+"""Largest difference in probability at which soft labels count as the head's own outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowScores:
-    """One score of every sample."""
+    """One score for every sample."""
 
     mean: Tensor
     """Mean over views, which is the score of the sample, (N,) float64."""
@@ -44,15 +44,15 @@ class HeadScores:
     """Predicted changes of mean held-out cross-entropy; see `score_rows` for the formulas."""
 
     dloss_remove: RowScores
-    """If the sample were left out. Positive: it helps where it is."""
+    """Change if the sample were left out. Positive: the sample helps."""
 
     dloss_swap: RowScores | None
-    """If the sample went from its hard label to distillation. Negative: distil it.
-    Meant for the all-hard point (s = 0). None without soft labels."""
+    """Change if the sample went from its hard label to distillation. Negative: distil it.
+    For the all-hard point (s = 0). None without soft labels."""
 
     dloss_undistill: RowScores | None
-    """If the sample went from distillation to its hard label. Positive: distil it.
-    Meant for the all-distilled point (s = 1). None without soft labels."""
+    """Change if the sample went from distillation to its hard label. Positive: distil it.
+    For the all-distilled point (s = 1). None without soft labels."""
 
 
 def heldout_gradient(
@@ -69,10 +69,10 @@ def heldout_gradient(
 
     Args:
         weight: W, (C, D + 1), bias last.
-        features: of the clean view, (M, D) or (1, M, D), any floating dtype.
+        features: features of the clean view, (M, D) or (1, M, D), any floating dtype.
         labels: (M,) int64 in [0, C).
         rows_per_chunk: samples read at once; changes the result by rounding only.
-        sharing: processes that read a part of the samples each.
+        sharing: processes that each read a part of the samples.
 
     Returns:
         (C, D + 1) float64, centred over classes, on the device of ``weight``.
@@ -116,10 +116,10 @@ def score_rows(
         linear: the problem at its minimum.
         solution: V = H^-1 dL_V there, (C, D + 1).
         group_solutions: V of G equal parts of the held-out samples, (G, C, D + 1), for standard
-            errors: the deviation of the G scores of a sample over the root of G.
+            errors: the deviation of the G scores of a sample divided by the root of G.
 
     Returns:
-        Scores of all N samples, float64; see the fields for what their signs mean.
+        Scores of all N samples, float64; the fields explain their signs.
     """
     solutions = _all_solutions(solution, group_solutions, sharing=linear.problem.sharing)
     remove = _Collected(linear, num_groups=len(solutions) - 1)
@@ -156,8 +156,8 @@ def score_added(linear: Linearisation, solution: Tensor) -> RowScores:
         solution: V = H^-1 dL_V there, (C, D + 1).
 
     Raises:
-        ValueError: without soft labels; or if they are the head's own, as at the teacher's head,
-            where the added term has no gradient and every score would be 0.
+        ValueError: without soft labels; or if they are the head's own outputs, as at the teacher's
+            head, where the added term has no gradient and every score would be 0.
     """
     if linear.problem.soft_labels is None:
         raise ValueError("soft_labels are missing: adding a term needs them")
@@ -172,14 +172,14 @@ def score_added(linear: Linearisation, solution: Tensor) -> RowScores:
     loudest = largest(sharing, loudest)
     if loudest < SILENT:
         raise ValueError(
-            "the soft labels are the head's own (the largest difference is "
+            "the soft labels are the head's own outputs (the largest difference is "
             f"{loudest:.1e}), so adding them has no gradient. Refit the head first."
         )
     return collected.scores()
 
 
 def swap_residuals(chunk: LinearRows, *, linear: Linearisation) -> Tensor:
-    """delta of `score_rows`: what distilling adds to a row's logit gradient, (M, C)."""
+    """delta of `score_rows`: change of a row's logit gradient by distillation, (M, C)."""
     soft = chunk.rows.soft
     assert soft is not None, "the problem has soft labels"
     return linear.problem.kd_weight * (chunk.soft_residuals(soft) - chunk.hard_residuals())
@@ -190,11 +190,11 @@ def sum_rule_error(scores: HeadScores, *, linear: Linearisation, solution: Tenso
 
         sum_i dloss_remove_i = -l2 < V, m o W >
 
-    It follows from dJ = 0 and checks sign, scale, bias and regulariser at once. It also
-    says that the sign of `dloss_remove` alone finds no harmful samples: the sum is tiny.
+    It follows from dJ = 0 and checks sign, scale, bias and regulariser at once. It also shows
+    that the sign of `dloss_remove` alone does not find harmful samples: the sum is near 0.
 
     Args:
-        scores: what `score_rows` returned for ``linear`` and ``solution``.
+        scores: result of `score_rows` for ``linear`` and ``solution``.
         linear: the problem at its minimum.
         solution: V, (C, D + 1).
 
@@ -209,7 +209,7 @@ def sum_rule_error(scores: HeadScores, *, linear: Linearisation, solution: Tenso
 
 
 class _Collected:
-    """A score of the own samples, chunk by chunk: of all held-out samples, then of each group."""
+    """A score of this process's samples, chunk by chunk: all held-out samples, then each group."""
 
     def __init__(self, linear: Linearisation, *, num_groups: int = 0) -> None:
         self._linear, self._problem, self._num_groups = linear, linear.problem, num_groups
@@ -218,7 +218,7 @@ class _Collected:
         self._groups: list[list[Tensor]] = []
 
     def add(self, values: Tensor, *, group: int = 0) -> None:
-        """One value of every row of a chunk, (K n,); group 0 is all held-out samples."""
+        """Add one value for every row of a chunk, (K n,); group 0 is all held-out samples."""
         scaled = values.double() / self._problem.num_samples
         views = scaled.view(self._problem.num_views, -1)
         if group == 0:
@@ -229,7 +229,7 @@ class _Collected:
             self._groups[-1].append(views.mean(dim=0))
 
     def scores(self) -> RowScores:
-        """Of the samples of all processes."""
+        """Scores of the samples of all processes."""
         error = None
         if self._num_groups:
             errors = [torch.stack(groups).std(dim=0) for groups in self._groups]
@@ -239,7 +239,7 @@ class _Collected:
         )
 
     def _gathered(self, parts: list[Tensor]) -> Tensor:
-        own = torch.cat([self._linear.weight.new_empty(0), *parts])  # perhaps without a sample
+        own = torch.cat([self._linear.weight.new_empty(0), *parts])  # a process may have no sample
         return self._problem.sharing.gathered(own)
 
 

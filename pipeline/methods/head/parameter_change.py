@@ -1,4 +1,4 @@
-"""An order in which samples can lose their soft labels while the head hardly moves.
+"""An order in which samples can lose their soft labels while the head changes least.
 
 Yang et al. 2023, "Dataset Pruning", arXiv:2205.09329, adapted: there a sample is removed, here it
 goes from distillation to its hard label. No held-out rows are needed. Vectors are summed, not
@@ -8,8 +8,8 @@ their lengths: samples that pull in opposite directions cancel.
     G_i       =  mean_k delta_ik h~_ik^T
     dW_i      =  (1/N) H^-1 G_i        moves the head if sample i goes to its hard label
 
-H is EK-FAC: the exact Hessian would need a linear solve per sample. 1/N changes no order and is
-left out.
+H is EK-FAC: the exact Hessian would need a linear solve per sample. 1/N does not change the order
+and is left out.
 
 Shapes: N samples, K views, D features, C classes, M = K n rows of a chunk of n samples.
 """
@@ -24,26 +24,26 @@ from pipeline.methods.rank_sums import led, summed
 
 
 def undistil_order(linear: Linearisation, *, factors: Ekfac, block: int | None = None) -> Tensor:
-    """Place of each sample in an order to take soft labels away, the most dispensable first.
+    """Position of each sample in an order of removing soft labels, the most dispensable first.
 
     Greedy: with R = sum of H^-1 G_j over the samples before, the next one has the least
 
         || R + H^-1 G_i ||^2 - || R ||^2  =  2 < G_i, H^-1 R > + || H^-1 G_i ||^2
 
     A block takes the best samples at once, with one pass over the data and another over the
-    block's samples; the matrices G_i are never held. Blocks ignore what their samples do to
-    one another. On 1,000 digits the norm of the default is at most 13 % above that of block = 1
+    block's samples; the matrices G_i are never stored. A block ignores interactions between its
+    samples. On 1,000 digits the norm of the default is at most 13 % above that of block = 1
     from the 50th sample on (400 random samples: up to twice in the first fifth, 11 % from a half
     on); random halves reach three times as much.
 
     Args:
         linear: the problem at its minimum with every sample distilled (s = 1).
-        factors: EK-FAC there.
-        block: samples that are taken at once, at least 1; 1 is the exact greedy order, None a
-            hundredth of them.
+        factors: EK-FAC of ``linear``.
+        block: samples that are taken at once, at least 1; 1 is the exact greedy order, None is
+            N / 100.
 
     Returns:
-        (N,) int64 on the CPU, a permutation of 0 ... N - 1; equal ones in order of position.
+        (N,) int64 on the CPU, a permutation of 0 ... N - 1; equal samples in order of position.
 
     Raises:
         ValueError: if there are no soft labels or ``block`` is less than 1.
@@ -97,7 +97,7 @@ def _products(linear: Linearisation, direction: Tensor) -> Tensor:
 
 
 def _gathered(parts: list[Tensor], linear: Linearisation) -> Tensor:
-    """One number of every sample, (N,) float64 on the CPU; a process may have no sample."""
+    """One number for every sample, (N,) float64 on the CPU; a process may have no sample."""
     own = torch.cat([linear.weight.new_empty(0), *parts])
     return linear.problem.sharing.gathered(own).cpu()
 
@@ -111,7 +111,7 @@ def _sum_of(linear: Linearisation, samples: Tensor) -> Tensor:
 
 
 def _deltas(chunk: LinearRows, linear: Linearisation) -> Tensor:
-    """delta: what distilling adds to a row's logit gradient, (M, C)."""
+    """delta: change of a row's logit gradient by distillation, (M, C)."""
     assert chunk.rows.soft is not None
     return linear.problem.kd_weight * (
         chunk.soft_residuals(chunk.rows.soft) - chunk.hard_residuals()
@@ -119,5 +119,5 @@ def _deltas(chunk: LinearRows, linear: Linearisation) -> Tensor:
 
 
 def _per_view(rows: Tensor, linear: Linearisation) -> Tensor:
-    """(K n, X) to (K, n, X)."""
+    """Reshape (K n, X) to (K, n, X)."""
     return rows.reshape(linear.problem.num_views, -1, rows.shape[1])

@@ -1,16 +1,16 @@
-"""What conjugate gradients on a head's Hessian are preconditioned with.
+"""Preconditioners of conjugate gradients on a head's Hessian.
 
-Softmax rows that are nearly certain hardly bend the objective, and each class is bent by its own
-few uncertain rows. No Kronecker product sees that, but the Hessian's diagonal blocks do, one of
-D + 1 columns for each class:
+Softmax rows that are nearly certain add almost no curvature, so each class has the curvature of its
+own few uncertain rows. A Kronecker product cannot represent that. The Hessian's diagonal blocks
+can, one of D + 1 columns for each class:
 
     B_c = (1/N) sum_i p_ic (1 - p_ic) h~_i h~_i^T + l2 I
 
-They are made of the rows of the largest weight p (1 - p), a few times as many as there are
-columns; the weight of all others goes to the mean of h~ h~^T. Measured on 50,000 rows, 100 classes,
-256 features and a sure teacher: 22 products to a residual of 1e-5 where EK-FAC needs 108. Where
-the blocks do not fit into memory EK-FAC serves. Several processes share the classes out: each makes
-the blocks of its own, of the rows of all.
+They are computed from the rows of the largest weight p (1 - p), a few times as many as there are
+columns; the weight of all others multiplies the mean of h~ h~^T. Measured on 50,000 rows, 100
+classes, 256 features and a confident teacher: 22 products to a residual of 1e-5 where EK-FAC needs
+108. If the blocks do not fit into memory, EK-FAC is used. Several processes divide the classes
+among themselves; each computes the blocks of its classes from the rows of all processes.
 
 Shapes: C classes, D features, M rows, G right sides.
 """
@@ -28,7 +28,7 @@ from pipeline.methods.rank_sums import Sharing, largest, summed
 BLOCK_BYTES = 3 * 2**29  # 1,000 classes and 512 features need 1.05 GB in float32
 DOUBLE_BYTES = 2**28  # blocks below this are factored in float64
 ROUGH_BYTES = 2**24  # inverses above this are rounded to float32
-ROWS_PER_COLUMN = 4  # 2 take a few more products, 8 take longer to make
+ROWS_PER_COLUMN = 4  # 2 need a few more products, 8 take longer to compute
 MOST_ROWS = 100_000
 JITTER = 1e-6  # of the diagonal, where float32 would lose positive definiteness
 
@@ -42,10 +42,11 @@ class Preconditioner(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassBlocks:
-    """Inverses of the diagonal blocks: one product is several times faster than two solves."""
+    """Inverses of the diagonal blocks: a product is several times faster than two solves."""
 
     inverses: Tensor
-    """Of the own classes, every world-th of C: symmetric, (c, D + 1, D + 1) float32 or float64."""
+    """Blocks of this process's classes, every world-th of C: (c, D + 1, D + 1), symmetric, float32
+    or float64."""
 
     sharing: Sharing
 
@@ -61,7 +62,7 @@ class ClassBlocks:
 
 
 def preconditioner(linear: Linearisation) -> Preconditioner:
-    """Class blocks where they fit into memory, else EK-FAC."""
+    """Class blocks if they fit into memory, else EK-FAC."""
     num_classes, num_inputs = linear.weight.shape
     if 4 * num_classes * num_inputs**2 > BLOCK_BYTES:
         return ekfac(linear)
@@ -85,14 +86,14 @@ def class_blocks(linear: Linearisation) -> ClassBlocks:
     sharing, l2 = linear.problem.sharing, linear.problem.l2
     size = largest(sharing, _largest_entry(blocks))
     inverses = torch.cholesky_inverse(_cholesky(blocks, l2=l2, sharing=sharing), out=blocks)
-    # Halving what is read pays where it is much, and float32 still tells l2 from nothing.
+    # Float32 halves the memory traffic of large inverses and still resolves l2.
     num_bytes = num_classes * num_inputs**2 * dtype.itemsize
     is_rough = num_bytes > ROUGH_BYTES and l2 > JITTER * size
     return ClassBlocks(inverses=inverses.float() if is_rough else inverses, sharing=sharing)
 
 
 def _reduced(linear: Linearisation) -> Linearisation:
-    """The same, of no more rows than fit into memory at once."""
+    """The same problem with at most as many rows as fit into memory at once."""
     problem = linear.problem.curvature
     stride = -(-problem.num_rows // MOST_ROWS)
     if stride == 1 and linear.kept is not None:
@@ -116,30 +117,30 @@ def _rows_and_weights(linear: Linearisation) -> tuple[Tensor, Tensor]:
 
 
 def _of_own_classes(weights: Tensor, sharing: Sharing) -> Tensor:
-    """The own rows in all classes, (m, C), to all rows in the own classes, (M, c)."""
+    """Convert own rows in all classes, (m, C), to all rows in the own classes, (M, c)."""
     if sharing.world == 1:
         return weights
     own = weights[:, :0]
-    for rank in range(sharing.world):  # one at a time: all rows in all classes would be much
+    for rank in range(sharing.world):  # one rank at a time saves memory: all rows are (M, C)
         columns = sharing.gathered(weights[:, rank :: sharing.world])
         own = columns if rank == sharing.rank else own
     return own
 
 
 def _of_all_classes(solved: Tensor, num_classes: int, sharing: Sharing) -> Tensor:
-    """Rows of the own classes, (G, c, D + 1), to those of all classes, (G, C, D + 1)."""
+    """Gather rows of the own classes, (G, c, D + 1), to all classes, (G, C, D + 1)."""
     whole = solved.new_zeros(len(solved), num_classes, solved.shape[2])
     whole[:, sharing.rank :: sharing.world] = solved
     return summed(sharing, whole)
 
 
 def _largest_entry(blocks: Tensor) -> float:
-    """0 where there are no blocks: a process may have no class."""
+    """Largest entry of the blocks; 0 if a process has no class."""
     return float(blocks.diagonal(dim1=1, dim2=2).max()) if len(blocks) else 0.0
 
 
 def _cholesky(blocks: Tensor, *, l2: float, sharing: Sharing) -> Tensor:
-    """Factors of blocks + l2; of a little more where rounding needs it. Overwrites ``blocks``."""
+    """Factors of blocks + l2, or of slightly more if rounding needs it; overwrites ``blocks``."""
     diagonal = blocks.diagonal(dim1=1, dim2=2)
     diagonal.add_(l2)
     factors: Tensor

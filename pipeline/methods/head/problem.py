@@ -14,12 +14,12 @@ true Fisher), and a product with it costs two matrix products. Views of a sample
 as losses; averaging p or h first would be another objective.
 
 Losses, gradients and scores are computed in ``dtype``, Hessian products in ``products``; sums over
-chunks are float64 always. With float32 products the solver measures its residual in ``dtype`` and
-refines, so the answer has the accuracy of ``dtype``.
+chunks are always float64. With float32 products the solver measures its residual in ``dtype`` and
+refines, so the result has the accuracy of ``dtype``.
 
-Several processes share the samples out (`rank_sums`): each passes over its own part, and sums over
-all rows are those of all processes. What is kept of a linearisation is kept by each for its part,
-so more processes keep more.
+Several processes can divide the samples (`rank_sums`): each passes over its own part, and sums over
+rows include all processes. Each process caches the linearisation of its part, so more processes
+have room for a larger one.
 
 Shapes: N samples, K views, D features, C classes, M = K n rows of a chunk of n samples.
 """
@@ -42,19 +42,19 @@ from pipeline.methods.rank_sums import (
     summed_numbers,
 )
 
-CACHE_BYTES = 2**30  # of a process; 50,000 samples, 100 classes, 256 features: 71 MB in float32
+CACHE_BYTES = 2**30  # a process; 50,000 samples, 100 classes, 256 features: 71 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadProblem:
-    """Cached features and what supervises each sample; see the module for the objective.
+    """Cached features and the supervision of each sample; see the module for the objective.
 
-    Rows are read a chunk at a time and moved to the device of the weights, so that the features
-    may be float16, on the disk or on another device. The weights are W, (C, D + 1), bias last.
+    Rows are read a chunk at a time and moved to the device of the weights, so the features may be
+    float16, on the disk or on another device. The weights are W, (C, D + 1), bias last.
     """
 
     features: Rows
-    """What the head reads, (K, N, D), any floating dtype."""
+    """Input of the head, (K, N, D), any floating dtype."""
 
     labels: Tensor
     """Ground-truth class ids, (N,) int64."""
@@ -75,16 +75,16 @@ class HeadProblem:
     """Samples read at once; changes the result by rounding only."""
 
     hessian_samples: Tensor | None = None
-    """Positions of the samples that the curvature is taken of, ascending; None is all."""
+    """Positions of the samples that the curvature is computed on, ascending; None: all."""
 
     dtype: torch.dtype = torch.float64
-    """Of losses, gradients and scores."""
+    """Type of losses, gradients and scores."""
 
     products: torch.dtype = torch.float64
-    """Of Hessian products."""
+    """Type of Hessian products."""
 
     sharing: Sharing = NOT_SHARED
-    """The processes that have the samples between them; all numbers here are of all samples."""
+    """The processes that divide the samples; all results here are over all samples."""
 
     def __post_init__(self) -> None:
         _require_shapes(self)
@@ -105,17 +105,17 @@ class HeadProblem:
 
     @property
     def own(self) -> slice:
-        """The samples whose rows this process reads; none where there are fewer than processes."""
+        """The samples whose rows this process reads; empty if there are fewer than processes."""
         return self.sharing.part(self.num_samples)
 
     @property
     def curvature(self) -> "HeadProblem":
-        """The problem whose Hessian stands for this one's: itself, or a part of it."""
+        """The problem whose Hessian is used for this one: itself, or a part of it."""
         return self if self.hessian_samples is None else self.part(self.hessian_samples)
 
     @property
     def bending(self) -> "HeadProblem":
-        """The least that has the same Hessian: at temperature 1 soft labels do not bend it."""
+        """The smallest problem with the same Hessian: at temperature 1, without soft labels."""
         if self.temperature != 1.0:
             return self.curvature
         return replace(self.curvature, soft_labels=None, distilled=None)
@@ -171,7 +171,7 @@ class HeadProblem:
         )
 
     def curvature_bytes(self, weight: Tensor) -> int:
-        """What keeping a linearisation costs a process."""
+        """Memory in bytes that a process needs to keep a linearisation."""
         num_classes, num_inputs = weight.shape
         softmaxes = 1 if self.soft_labels is None or self.temperature == 1.0 else 2
         columns = num_inputs + softmaxes * (num_classes + 1)
@@ -197,12 +197,12 @@ class HeadProblem:
         return mask
 
     def _fitting(self, weight: Tensor) -> Tensor:
-        """W in float64, the same in every process; one that does not fit the data is refused."""
+        """W in float64, the same in every process; ValueError if it does not fit the data."""
         _require_weight(self, weight)
         return led(self.sharing, weight.double())
 
     def _mean_loss(self, own: float, weight: Tensor) -> float:
-        """J of the sum of this process's rows; the same number on every process."""
+        """J from this process's sum over its rows; the same number on every process."""
         penalty = self._penalty(weight) if self.sharing.rank == 0 else 0.0
         total, penalty = summed_numbers(self.sharing, own, penalty)
         return total / self.num_rows + penalty
@@ -221,19 +221,19 @@ class HeadProblem:
         targets = self._flat(self.soft_labels, samples, device=device)
         soft = SoftSide(
             share=share.repeat(self.num_views)[:, None],
-            # Rounded rows would leave a gradient along the bias that no head can remove.
+            # Rows that do not sum to 1 would leave a bias gradient that no head can remove.
             targets=targets / targets.sum(dim=1, keepdim=True),
         )
         return HeadRows(inputs=inputs, labels=labels, soft=soft, temperature=self.temperature)
 
     def _flat(self, rows: Rows, samples: SamplePositions, *, device: torch.device) -> Tensor:
-        """(K, n, X) of any dtype to (K n, X)."""
+        """Read rows (K, n, X) of any dtype as (K n, X)."""
         return read_rows(rows, samples).to(device, self.dtype).reshape(-1, rows.shape[2])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Linearisation:
-    """A problem at a fixed W: what the solver and the scores read."""
+    """A problem at a fixed W, the input of the solver and of the scores."""
 
     problem: HeadProblem
     weight: Tensor
@@ -246,7 +246,7 @@ class Linearisation:
     """dJ(W), (C, D + 1) float64."""
 
     kept: tuple[BentRows, ...] | None
-    """The curvature of every own chunk, where memory allows; None computes it on each pass."""
+    """The curvature of every own chunk if memory allows; None: recomputed on each pass."""
 
     def chunks(self) -> Iterator[LinearRows]:
         """This process's chunks in order of the samples."""
@@ -270,7 +270,7 @@ class Linearisation:
         return self._product(direction, self.bends())
 
     def certain_hvp(self, direction: Tensor) -> Tensor:
-        """`hvp`, with products in the problem's ``dtype``: what a residual is measured with."""
+        """`hvp` with products in the problem's ``dtype``, for measuring residuals."""
         problem = self.problem
         if problem.products == problem.dtype:
             return self.hvp(direction)
@@ -288,12 +288,12 @@ class Linearisation:
 
 
 def centred(weight: Tensor) -> Tensor:
-    """W without the part that adds the same to every class, which no softmax sees."""
+    """W without the part that is equal for all classes, which does not change a softmax."""
     return weight - weight.mean(dim=-2, keepdim=True)
 
 
 def _require_shapes(problem: HeadProblem) -> None:
-    """Refuse rows that do not belong together."""
+    """Reject rows of inconsistent shapes."""
     if len(problem.features.shape) != 3 or 0 in problem.features.shape:
         raise ValueError(
             f"features must be (views, samples, features), got {tuple(problem.features.shape)}"
@@ -312,7 +312,7 @@ def _require_shapes(problem: HeadProblem) -> None:
 
 
 def _require_settings(problem: HeadProblem) -> None:
-    """Refuse numbers outside their range."""
+    """Reject numbers outside their range."""
     if not 0.0 <= problem.kd_weight <= 1.0:
         raise ValueError(f"kd_weight must be in [0, 1], got {problem.kd_weight}")
     if not (math.isfinite(problem.temperature) and problem.temperature > 0.0):
@@ -333,7 +333,7 @@ def _require_settings(problem: HeadProblem) -> None:
 
 
 def _require_weight(problem: HeadProblem, weight: Tensor) -> None:
-    """Refuse a W that does not fit the data."""
+    """Reject a W that does not fit the data."""
     num_classes, num_inputs = weight.shape
     wanted = problem.features.shape[2] + 1
     if num_inputs != wanted:

@@ -1,8 +1,8 @@
-"""Descent of a head's objective: the step that lowers the loss, and directions without a Hessian.
+"""Descent of a head's objective: line search, and quasi-Newton directions.
 
-A Hessian of few samples misjudges the directions in which only others bend the objective, and
-Newton steps with it overshoot for ever. Limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.5)
-begins with the same preconditioner and learns those directions from the gradients of all samples.
+A Hessian of few samples has too little curvature where only other samples contribute, and Newton
+steps with it overshoot forever. Limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.5) starts
+with the same preconditioner and learns the missing curvature from the gradients of all samples.
 
 Shapes: C classes, D features.
 """
@@ -19,7 +19,7 @@ from pipeline.methods.rank_sums import agreed, decided
 
 SMALLEST_STEP = 2.0**-40
 SUFFICIENT_DECREASE = 1e-4  # Armijo's constant, the customary value
-ROUNDING = 1e-14  # of a mean of float64 losses; a decrease below it cannot be seen
+ROUNDING = 1e-14  # of a mean of float64 losses; a smaller decrease cannot be measured
 ROUNDING_FLOAT32 = 1e-7
 MEMORY = 20  # pairs of (C, D + 1) matrices
 
@@ -41,7 +41,7 @@ def line_search(linear: Linearisation, direction: Tensor) -> Linearisation | Non
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pair:
-    """A step and what it did to the gradient, both (C, D + 1)."""
+    """A step and the change of the gradient by it, both (C, D + 1)."""
 
     step: Tensor
     change: Tensor
@@ -69,14 +69,14 @@ class QuasiNewton:
         return -result
 
     def learn(self, before: Linearisation, after: Linearisation) -> None:
-        """Take in a step that was made."""
+        """Update the inverse by a step from ``before`` to ``after``."""
         step, change = after.weight - before.weight, centred(after.slope - before.slope)
         product = agreed(after.problem.sharing, float((step * change).sum()))
         if product > 0.0:  # rounding can hide the curvature of a tiny step
             self._pairs.append(_Pair(step=step, change=change, product=product))
 
     def _scale(self) -> float:
-        """Of the preconditioner, by the last step."""
+        """Scale of the preconditioner, from the last step."""
         if not self._pairs:
             return 1.0
         last = self._pairs[-1]

@@ -1,6 +1,6 @@
 """A run of samples in the objective of a softmax head: losses, residuals and curvature per row.
 
-The symbols are those of `head.problem`.
+`head.problem` defines the symbols.
 
 Shapes: M rows (all views of a run of samples), D features, C classes, G directions.
 """
@@ -104,7 +104,7 @@ class LinearRows:
         return torch.lerp(self.hard_residuals(), self.soft_residuals(soft), soft.share)
 
     def bends(self) -> "BentRows":
-        """What a Hessian product needs of the chunk."""
+        """The part of the chunk that a Hessian product needs."""
         soft = self.rows.soft
         if soft is None or self.tempered is self.probs:
             curvatures: tuple[tuple[Tensor | None, Tensor], ...] = ((None, self.probs),)
@@ -113,7 +113,7 @@ class LinearRows:
         return BentRows(inputs=self.rows.inputs, softmaxes=curvatures)
 
     def curvatures(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(weight (M, 1), probabilities (M, C)) of each softmax that bends the objective."""
+        """(weight (M, 1), probabilities (M, C)) of each softmax with curvature."""
         yield from self.bends().curvatures()
 
 
@@ -128,7 +128,7 @@ class BentRows:
     """(weight (M, 1) or None for 1, probabilities (M, C)) of each softmax."""
 
     def curvatures(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(weight (M, 1), probabilities (M, C)) of each softmax that bends the objective."""
+        """(weight (M, 1), probabilities (M, C)) of each softmax with curvature."""
         for share, probs in self.softmaxes:
             yield torch.ones_like(probs[:, :1]) if share is None else share, probs
 
@@ -150,7 +150,7 @@ class BentRows:
         bent = None
         for share, probs in self.softmaxes:
             pull = (probs if share is None else share * probs)[:, None]
-            # One direction is the usual case; einsum would copy what a product can read.
+            # One direction is the usual case, and matmul avoids the copy that einsum makes.
             means = (logits * probs[:, None]).sum(dim=2, keepdim=True)
             part = (logits - means).mul_(pull)
             bent = part if bent is None else bent.add_(part)

@@ -1,7 +1,7 @@
-"""What happens to held-out loss when a whole set of samples loses its soft labels.
+"""Change of held-out loss when a set of samples loses its soft labels.
 
-Scores are first derivatives and add up; a large set moves the head far enough for the held-out
-loss to bend. The second-order term costs one more linear solve.
+Scores are first derivatives and add up. A large set moves the head so far that the curvature of the
+held-out loss matters. The second-order term costs one more linear solve.
 
 Shapes: N samples, C classes, D features.
 """
@@ -36,7 +36,7 @@ def undistil_effect(
     step: float = 1.0,
     rtol: float = 1e-4,
 ) -> SetEffect:
-    """Predict what supervising a set of samples by their hard labels does.
+    """Predict the effect of supervising a set of samples by their hard labels.
 
         dW = H^-1 (step / N) sum_i mean_k delta_ik h~_ik^T      over the set
         dL = <dL_V, dW> + (1/2) <dW, H_V dW>
@@ -45,8 +45,8 @@ def undistil_effect(
         linear: the problem at its minimum with the samples distilled.
         undistilled: the set, (N,) bool.
         target: the held-out samples as a problem of their own; only its data term is used.
-        step: how far the samples were distilled, which is how far they have to go.
-        rtol: of the linear solve.
+        step: degree to which the samples were distilled, in [0, 1].
+        rtol: tolerance of the linear solve.
 
     Raises:
         NotConverged: if the solve does not meet ``rtol``.

@@ -26,12 +26,12 @@ from pipeline.methods.head.problem import HeadProblem, Linearisation, centred
 from pipeline.methods.head.quasi_newton import QuasiNewton, line_search
 from pipeline.methods.rank_sums import agreed
 
-FIRST_PART = 8  # a fit begins on every eighth sample, which costs an eighth and leaves little to do
+FIRST_PART = 8  # a fit starts on every eighth sample, at an eighth of the cost of a step
 WORTH_A_PART = 16_384
-NEAR = 1e-3  # a gradient below it is a warm start, which a part would only lead away from
+NEAR = 1e-3  # a smaller gradient is a warm start, which a fit to a part would only spoil
 MOST_ROUGH_STEPS = 50
 SHRINKAGES = 10
-STALE_AFTER = 20  # products; a preconditioner that needs more is made anew
+STALE_AFTER = 20  # products; a preconditioner that needs more is recomputed
 
 
 class NotConverged(ValueError):
@@ -50,7 +50,7 @@ class HeadFit:
     """Newton steps with all samples."""
 
     preconditioner: Preconditioner | None
-    """What helped the last steps, and helps to solve at the minimum; None where there was none."""
+    """Preconditioner of the last steps, usable for solves at the minimum; None if none was made."""
 
     @property
     def weight(self) -> Tensor:
@@ -75,7 +75,7 @@ def solve(
     Args:
         linear: the problem at the weights whose Hessian is inverted.
         right_side: R, ([G,] C, D + 1), centred over classes as every data gradient is.
-        preconditioner: an approximate inverse of the same Hessian; None makes one.
+        preconditioner: an approximate inverse of the same Hessian; None: computed here.
         rtol: bound of ||R - H V|| / ||R||, for each of the G.
         max_iterations: Hessian products allowed.
 
@@ -105,13 +105,13 @@ def fit(
 ) -> HeadFit:
     """Minimise J by Newton-CG with a backtracking line search (Armijo).
 
-    A saturated start has hardly any curvature, so the search begins at the multiple of
+    A saturated start has almost no curvature, so the search begins at the multiple of
     ``start`` that has the lowest loss. Large problems are fitted to a part of the samples first.
-    Where the curvature is that of some samples, the steps are quasi-Newton ones.
+    If the curvature is computed on some samples only, the steps are quasi-Newton steps.
 
     Args:
         problem: strictly convex over the centred weights, because l2 > 0.
-        start: W to begin at, (C, D + 1), e.g. the teacher's head.
+        start: initial W, (C, D + 1), for example the teacher's head.
         gtol: bound of ||dJ||.
         max_iterations: Newton steps allowed.
 
@@ -138,14 +138,14 @@ def _first_guess(problem: HeadProblem, start: Tensor, *, gtol: float) -> Lineari
     small = _part(problem)
     linear = _best_multiple(small, start)
     if small is problem or problem.hessian_samples is not None:
-        return linear  # a part that the curvature is taken of may be too small to be fitted to
-    # The parts' minima differ by far more than this; the rest is left to all samples.
+        return linear  # the part for the curvature may be too small for a fit
+    # The minima of parts differ by far more than this tolerance; all samples do the rest.
     rough = max(gtol, 1e-2 * _slope_norm(linear))
     return _newton(linear, gtol=rough, max_iterations=MOST_ROUGH_STEPS).linear
 
 
 def _part(problem: HeadProblem) -> HeadProblem:
-    """Fewer of the samples, where that saves something; otherwise the problem."""
+    """A problem of fewer samples if that saves time; otherwise the same problem."""
     if problem.hessian_samples is not None:
         return problem.curvature
     if problem.num_rows < WORTH_A_PART:
@@ -160,7 +160,7 @@ def _slope_norm(linear: Linearisation) -> float:
 
 
 def _newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadFit:
-    """Newton steps until the gradient is small, the steps are spent or rounding stops them."""
+    """Newton steps until the gradient is small, the steps are used up or rounding stops them."""
     helper: Preconditioner | None = None
     for iteration in range(max_iterations + 1):
         norm = _slope_norm(linear)
@@ -172,7 +172,7 @@ def _newton(linear: Linearisation, *, gtol: float, max_iterations: int) -> HeadF
             linear,
             centred(linear.slope),
             preconditioner=helper,
-            # Solved only as well as the distance to the minimum deserves.
+            # The tolerance follows the distance to the minimum (inexact Newton).
             stopping=StoppingRule(
                 rtol=max(min(0.1, norm**0.5), 0.1 * gtol / norm), max_iterations=250, certain=False
             ),
@@ -203,9 +203,9 @@ def _quasi_newton(linear: Linearisation, *, gtol: float, max_iterations: int) ->
 
 
 def _best_multiple(problem: HeadProblem, weight: Tensor) -> Linearisation:
-    """The problem at W, W / 4, W / 16 ..., whichever has the lowest loss.
+    """The problem at the best of W, W / 4, W / 16, ... by loss.
 
-    The loss is convex along the ray, so the first one that is no better ends the search.
+    The loss is convex along the ray, so the search ends at the first one that is not better.
 
     Raises:
         ValueError: if no loss is finite.
@@ -218,7 +218,8 @@ def _best_multiple(problem: HeadProblem, weight: Tensor) -> Linearisation:
         best = smaller
     if not math.isfinite(best.loss):
         raise ValueError(
-            f"loss is not finite: {best.loss}. Features, soft labels or start are not."
+            f"loss is not finite: {best.loss}. Check features, soft labels and start for NaN and "
+            "infinity."
         )
     return best
 
@@ -245,7 +246,7 @@ def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
     """The problem in the precision that its size allows.
 
     Small: float64. Large: Hessian products in float32, refined until the float64 residual is small
-    enough. Larger still: float32 within chunks, float64 between them.
+    enough. Very large: float32 within chunks, float64 between them.
     """
     flop = 4.0 * problem.num_rows * num_classes * (problem.features.shape[2] + 1)
     if flop > _SINGLE_FROM:
@@ -258,7 +259,7 @@ def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
 def least_gradient(problem: HeadProblem) -> float:
     """Norm of the gradient below which a fit in the problem's precision ends."""
     if problem.hessian_samples is not None:
-        return 1e-4  # the curvature of some samples is not worth more
+        return 1e-4  # the curvature of some samples does not justify more
     return 1e-8 if problem.products == torch.float64 else 1e-6
 
 
@@ -266,11 +267,11 @@ def least_residual(problem: HeadProblem) -> float:
     """Relative residual below which a solve in the problem's precision ends."""
     if problem.dtype == torch.float32:
         return 1e-4
-    return 1e-6 if problem.products == torch.float64 else 1e-5  # scores rank alike from 1e-3 on
+    return 1e-6 if problem.products == torch.float64 else 1e-5  # rankings agree from 1e-3 on
 
 
 def describe_precision(problem: HeadProblem) -> str:
-    """In words, for records."""
+    """Describe the precision in words, for records."""
     if problem.dtype == torch.float32:
         return "float32"
     if problem.products == torch.float32:
