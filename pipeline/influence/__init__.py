@@ -1,1 +1,1 @@
-"""Influence of a cache's samples: what is scored, at which heads, and the repaired head."""
+"""Influence of a cache's samples: inputs, scores at refitted heads, and the repaired head."""

@@ -1,4 +1,4 @@
-"""Rows of a head problem that are read from a cache when they are asked for.
+"""Rows of a head problem that are read from a cache on request.
 
 Shapes: K views, N samples of a problem, n samples that are read at once, D features, C classes.
 """
@@ -25,10 +25,10 @@ class CachedFeatures:
 
     @classmethod
     def of(cls, cached: TeacherRows, views: tuple[int, ...], samples: Tensor) -> "CachedFeatures":
-        """Of a cache that keeps features.
+        """The features of some samples of a cache.
 
         Raises:
-            ArtefactMismatch: if it does not.
+            ArtefactMismatch: if the cache keeps no features.
         """
         mapped = tuple(torch.from_numpy(cached.features(view)) for view in views)
         return cls(views=mapped, samples=samples)
@@ -46,7 +46,7 @@ class CachedFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelling:
-    """How soft labels are made of logits."""
+    """Settings of the conversion from logits to soft labels."""
 
     revision: Revision
     eta: float
@@ -55,7 +55,7 @@ class Labelling:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CachedSoftLabels:
-    """The teacher's labels of some samples in some views, made of its logits."""
+    """The teacher's soft labels of some samples in some views, computed from its logits."""
 
     cached: TeacherRows
     views: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""Heads that have not seen the samples that they predict, and the L2 weight that fits a problem.
+"""Heads that are not fitted to the samples that they predict, and the choice of an L2 weight.
 
-The training rows are cut into folds; head f is fitted to the labels of all folds but f and predicts
-the rows of fold f. What is no training row, such as a held-out row, has fold -1 and is predicted by
-a head of all training rows. Likely label errors are found with these heads.
+The training rows are divided into folds; head f is fitted to the labels of all folds except f and
+predicts the rows of fold f. Other rows, such as held-out rows, have fold -1 and are predicted by a
+head of all training rows. Likely label errors are found with these heads.
 
 Shapes: N samples, F folds, K views, C classes, D features.
 """
@@ -30,7 +30,7 @@ from pipeline.methods.rank_sums import agreed
 logger = logging.getLogger(__name__)
 
 L2_GRID: Final = tuple(10 ** (-power / 2) for power in range(2, 15))
-"""1e-1, 3e-2, ... 1e-7"""
+"""L2 weights to try: 1e-1, 3e-2, ... 1e-7."""
 _ROWS: Final = 16_384
 
 
@@ -39,22 +39,22 @@ class CrossFit:
     """The heads of all folds."""
 
     weights: Tensor
-    """Head f has not seen fold f, (F, C, D + 1) float64."""
+    """Heads, (F, C, D + 1) float64; head f is not fitted to fold f."""
 
     overall: Tensor
-    """The head that has seen every fold, (C, D + 1) float64."""
+    """The head that is fitted to every fold, (C, D + 1) float64."""
 
     gradient_norm: float
     """The largest ||dJ|| of all heads."""
 
     def logits_of(self, features: Tensor, folds: Tensor) -> Tensor:
-        """Each row by the head that has not seen it.
+        """Logits of each row by the head that is not fitted to it.
 
         Args:
-            features: of some samples in any view, (n, D), any floating dtype.
-            folds: theirs, (n,) int64 in [-1, F); -1 is predicted by `overall`.
+            features: features of some samples in any view, (n, D), any floating dtype.
+            folds: folds of these samples, (n,) int64 in [-1, F); -1 is predicted by `overall`.
         Returns:
-            (n, C) float32, computed in float64.
+            Logits, (n, C) float32, computed in float64.
         """
         heads = torch.cat([self.weights, self.overall[None]])
         logits = torch.empty(len(features), heads.shape[1], dtype=torch.float32)
@@ -68,17 +68,17 @@ class CrossFit:
 
 
 def cross_fit(problem: HeadProblem, *, folds: Tensor, start: Tensor) -> CrossFit:
-    """Fit a head without each fold, and one with all.
+    """Fit one head without each fold, and one with all folds.
 
         J_f(W) = mean over the rows outside f of CE(y_i, W h~_i) + (l2/2) ||W without bias||^2
 
-    Every head begins at ``start``, so that not even rounding tells a head of its own fold.
+    Every head starts at ``start``, so that no head depends on its own fold, even by rounding.
 
     Args:
-        problem: of all N rows; the losses of several views of a sample are averaged. Fitted in the
-            precision that its size allows.
-        folds: (N,) int64; the rows of fold -1 are not read.
-        start: W to begin at, (C, D + 1), the teacher's head for example.
+        problem: the problem of all N rows; the losses of several views of a sample are averaged.
+            It is fitted in the precision that its size allows.
+        folds: fold of each row, (N,) int64; rows of fold -1 are not read.
+        start: initial W, (C, D + 1), for example the teacher's head.
     Raises:
         NotConverged: if a head cannot be fitted to tolerance.
         ValueError: if there are fewer than two folds, or one of them is empty.
@@ -103,15 +103,15 @@ def cross_fit(problem: HeadProblem, *, folds: Tensor, start: Tensor) -> CrossFit
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class L2Choice:
-    """The L2 weight whose head has the least loss on a target."""
+    """The L2 weight of the head with the lowest loss on a target."""
 
     l2: float
 
     weight: Tensor
-    """The problem's minimum there, (C, D + 1) float64."""
+    """The problem's minimum at this l2, (C, D + 1) float64."""
 
     losses: list[tuple[float, float]]
-    """(l2, target loss) of all that were tried, from large to small l2."""
+    """(l2, target loss) of each l2 that was tried, from large to small."""
 
 
 def choose_l2(
@@ -122,17 +122,17 @@ def choose_l2(
     grid: Sequence[float] = L2_GRID,
     gtol: float = 1e-6,
 ) -> L2Choice:
-    """Fit a problem at ever smaller l2 and keep the one with the least loss on a target.
+    """Fit a problem at decreasing l2 and keep the one with the lowest loss on a target.
 
-    Each fit begins at the last one. The path ends where the loss has risen twice in a row, or where
-    a head cannot be fitted any more; what follows is harder still.
+    Each fit starts at the previous head. The path ends when the loss has risen twice in a row, or
+    when a head cannot be fitted, because smaller l2 are even harder.
 
     Args:
-        problem_at: the problem at an l2.
-        target_loss: of weights (C, D + 1), on rows that the problem does not have.
-        start: W to begin at, (C, D + 1).
-        grid: of l2, falling.
-        gtol: bound of each head's gradient; a loss is not worth more.
+        problem_at: function from l2 to the problem.
+        target_loss: function from weights (C, D + 1) to the loss on rows outside the problem.
+        start: initial W, (C, D + 1).
+        grid: values of l2, decreasing.
+        gtol: bound of each head's gradient; enough to compare losses.
     Raises:
         NotConverged: if even the first head cannot be fitted.
         ValueError: if the target's loss is not finite, or the grid is empty or does not fall.
@@ -160,19 +160,19 @@ def choose_l2(
 
 
 def simplest_within_error(losses: Sequence[Tensor]) -> int:
-    """The first of several models whose loss is not shown to be above the least one.
+    """The first of several models whose loss is within one standard error of the lowest.
 
     The one-standard-error rule (Breiman et al. 1984; Hastie et al. 2009, section 7.10) on paired
-    differences: mean(d_i) <= sd(d_i) / sqrt(M), where d_i is the loss of model i minus that of the
-    best one, row by row.
+    differences: mean(d_i) <= sd(d_i) / sqrt(M), where d_i is the loss of model i minus the loss of
+    the best model, row by row.
 
     Args:
-        losses: of each model, the simplest first, on the same M rows, (M,) float64.
+        losses: losses of each model, the simplest first, on the same M rows, (M,) float64.
     Returns:
-        Its position.
+        Position of the model.
     """
     rows = torch.stack(list(losses))
-    if rows.shape[1] < 2:  # one row has no error
+    if rows.shape[1] < 2:  # one row has no standard error
         return int(rows.mean(dim=1).argmin())
     differences = rows - rows[rows.mean(dim=1).argmin()]
     errors = differences.std(dim=1) / differences.shape[1] ** 0.5
@@ -191,21 +191,21 @@ def _finite(loss: float, *, l2: float) -> float:
 
 
 def _has_risen(losses: list[float]) -> bool:
-    """The last two are each above the one before."""
+    """True if each of the last two losses is above the one before."""
     return len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]
 
 
 def issue_columns(rows: ScoredRows, *, l2: float) -> dict[str, NDArray[np.generic]]:
     """Confident learning on cross-fitted probabilities: columns of `artefacts.scores`, (N,)."""
     folds, ranks = rows.folds, rows.ranks
-    assert folds is not None, "there are some where issues are asked for"
+    assert folds is not None, "label issues need folds"
     problem = HeadProblem(features=rows.clean, labels=rows.labels, l2=l2, sharing=ranks)
     heads = cross_fit(problem, folds=folds, start=rows.start)
 
     def probs_of(part: slice) -> Tensor:
         return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)
 
-    # Twice, because the probabilities of all rows may be more than fits into memory.
+    # Two passes, because the probabilities of all rows may not fit into memory.
     parts = [(part, rows.labels[part]) for part in runs(ranks.part(len(rows.labels)), size=_ROWS)]
     probs = [probs_of(part).gather(1, labels[:, None]).squeeze(1) for part, labels in parts]
     own = ranks.gathered(torch.cat([torch.zeros(0), *probs]))

@@ -1,6 +1,6 @@
 """Inputs of influence: the samples to score, the solver's settings, and the target.
 
-The target is the loss that influence predicts, on rows that the refitted head has not seen.
+The target is the loss that influence predicts, on rows that the refitted head is not fitted to.
 
 Shapes: N scored samples, M samples of the target, G groups, K views, D features, C classes.
 """
@@ -35,7 +35,7 @@ class Target:
     groups: Tensor | None = None
     """Equal parts for standard errors, (M,) int64 in [0, G); None: no errors."""
     ranks: Ranks = ALONE
-    """Each reads a part of the samples; all numbers are of all samples."""
+    """Ranks that each read a part of the samples; all results are over all samples."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,15 +59,15 @@ class Target:
         return self.ranks.gathered(torch.cat(parts))
 
     def loss(self, weight: Tensor) -> float:
-        """Their mean."""
+        """Mean cross-entropy at W, nats."""
         return float(self.losses(weight).mean())
 
     def gradient(self, weight: Tensor) -> Tensor:
-        """Of the loss at W, (C, D + 1) float64."""
+        """Gradient of the loss at W, (C, D + 1) float64."""
         return heldout_gradient(weight, self.features, self.labels, sharing=self.ranks)
 
     def group_gradients(self, weight: Tensor) -> Tensor | None:
-        """Of the loss of each group, (G, C, D + 1) float64."""
+        """Gradient of the loss of each group, (G, C, D + 1) float64; None without groups."""
         if self.groups is None:
             return None
         members = [(self.groups == group).nonzero().squeeze(1) for group in self._group_names()]
@@ -75,29 +75,29 @@ class Target:
         return torch.stack([part.gradient(weight) for part in parts])
 
     def as_problem(self) -> HeadProblem:
-        """The target's loss as an objective; its regulariser is next to nothing."""
+        """The target's loss as an objective, with a negligible regulariser."""
         return HeadProblem(features=self.features, labels=self.labels, l2=1e-30, sharing=self.ranks)
 
     def _group_names(self) -> list[int]:
-        assert self.groups is not None, "asked for groups only where there are some"
+        assert self.groups is not None, "callers check that there are groups"
         names: list[int] = torch.unique(self.groups).tolist()
         return names
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
-    """What every scored row is held against: the same target for all, or a fold for the others."""
+    """Targets of the scored rows: one target for all, or each fold for the rows of the others."""
 
     target: Target
-    """All target samples; for a cross-fit the scored rows themselves."""
+    """All target samples; for a cross-fit, the scored rows themselves."""
     folds: Tensor | None = None
-    """(N,) int64: the target's fold of each scored row; None: they are others than the target."""
+    """Fold of each scored row, (N,) int64; None: the target has other samples."""
     choosing: Target
-    """Samples that choose l2; the scores do not use them."""
+    """Samples that l2 is chosen on; the scores do not use them."""
 
     def each(self, num_scored: int) -> Iterator[tuple[Tensor, Target]]:
-        """Positions of the rows that are fitted and scored, and the target that they are held
-        against; every row in one run, or every fold's others in turn."""
+        """Yield positions of rows to fit and score, and their target: all rows once, or for each
+        fold the rows of the others."""
         if self.folds is None:
             yield torch.arange(num_scored), self.target
             return
@@ -108,7 +108,7 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class InfluenceSettings:
-    """How influence is predicted; see `stages.config.select.InfluenceConfig`."""
+    """Settings of influence; see `stages.config.select.InfluenceConfig`."""
 
     l2: float | None
     kd_weight: float
@@ -134,10 +134,10 @@ class ScoredRows:
     labels: Tensor
     """(N,) int64"""
     start: Tensor
-    """A head to begin at, (C, D + 1)."""
+    """Initial head, (C, D + 1)."""
     clean: Rows
     """Features of the clean view, (1, N, D)."""
     folds: Tensor | None
-    """Of heads that are to predict rows that they have not seen, (N,) int64; None: none are."""
+    """Folds of a cross-fit for label issues, (N,) int64; None: no cross-fit."""
     ranks: Ranks = ALONE
-    """Each reads a part of the rows; every one has the scores of all."""
+    """Ranks that each read a part of the rows; every rank gets the scores of all rows."""

@@ -58,10 +58,10 @@ def score_point(
     """Fit a problem's head and score its rows against a target.
 
     Args:
-        problem: what is fitted; every one of its rows is scored.
-        target: rows that the problem does not have.
-        start: W to begin at, (C, D + 1).
-        name: of the head, for records and messages.
+        problem: the problem to fit; all of its rows are scored.
+        target: rows outside the problem.
+        start: initial W, (C, D + 1).
+        name: name of the head, for records and messages.
         solver: conjugate gradients to tolerance, or EK-FAC alone.
     Raises:
         PipelineError: if the head cannot be fitted or the system solved to tolerance.
@@ -102,7 +102,7 @@ def score_point(
         held_out_loss=target.loss(linear.weight),
         held_out_gradient_norm=float(torch.linalg.vector_norm(gradient)),
     )
-    _tell(record)
+    _log(record)
     return ScoredPoint(
         linear=linear, factors=factors, solution=solved.solution, scores=scores, record=record
     )
@@ -110,14 +110,14 @@ def score_point(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _InverseHessian:
-    """A way to apply the inverse of the Hessian."""
+    """Solver for systems with the Hessian."""
 
     solver: Solver
     factors: Ekfac
     preconditioner: Preconditioner | None
 
     def solved(self, linear: Linearisation, right_side: Tensor, *, rtol: float) -> HeadSolution:
-        """H^-1 R; EK-FAC's answer has the residual that it has."""
+        """H^-1 R; with EK-FAC alone, ``rtol`` is ignored."""
         if self.solver == "exact":
             return solve(linear, right_side, preconditioner=self.preconditioner, rtol=rtol)
         solution = centred(self.factors.inverse(right_side))
@@ -130,7 +130,7 @@ class _InverseHessian:
         )
 
 
-def _tell(record: SolveRecord) -> None:
+def _log(record: SolveRecord) -> None:
     logger.info(
         "head refitted %s: held-out loss %.4f, |gradient| %.4f, p_eff/N %.4f, %d Newton steps, "
         "%d iterations to %.0e",
@@ -146,7 +146,7 @@ def _tell(record: SolveRecord) -> None:
 
 @dataclass(kw_only=True)
 class ScoreSums:
-    """A score of every row, averaged over the targets that it is held against."""
+    """A score of every row, averaged over its targets."""
 
     means: list[Tensor] = field(default_factory=list)
     stds: list[Tensor] = field(default_factory=list)
@@ -170,7 +170,7 @@ class ScoreSums:
 
     @property
     def error(self) -> Tensor:
-        """Within one target, of its groups; over several, of the mean of independent targets."""
+        """Standard error: over the groups of one target, or of the mean of independent targets."""
         if not self.errors:
             return torch.full_like(self.means[0], torch.nan)
         squares = torch.stack(self.errors).square()

@@ -1,9 +1,9 @@
-"""The teacher's classifier, repaired from its cache.
+"""Repair of the teacher's classifier from its cache.
 
-The classifier is a linear map of the cached features, so it can be fitted again to the training
-labels without the network: with its L2 weight chosen on held-out rows, and cross-fitted, so that no
-sample is labelled by a head that was fitted to its own label. The logits of every view then come
-from these heads.
+The classifier is a linear map of the cached features, so it can be refitted to the training labels
+without the network. Its L2 weight is chosen on held-out rows. It is cross-fitted, so no sample gets
+a soft label from a head that was fitted to its own label. The logits of every view then come from
+these heads.
 """
 
 from collections.abc import Iterator
@@ -38,15 +38,15 @@ CLEAN = 0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepairedCache:
-    """A cache whose logits come from the refitted heads; everything else is the cache's own.
+    """A cache with logits of the refitted heads; everything else is unchanged.
 
-    Logits are float32: they are computed and not stored, so rounding them would save nothing.
+    Logits are float32, because they are computed when needed and never stored.
     """
 
     cached: HydratedCache
     heads: CrossFit
     folds: Tensor
-    """Of every sample, (N,) int64; -1 where no head has seen it."""
+    """Fold of every sample, (N,) int64; -1 if no head is fitted to it."""
     report: RepairReport
 
     @property
@@ -70,19 +70,19 @@ class RepairedCache:
         return self.cached.features(view)
 
     def logits(self, view: int, *, temperature: float) -> Tensor:
-        """Logits of one view, (N, C) float32, whatever the temperature."""
+        """Logits of one view, (N, C) float32; ``temperature`` is ignored."""
         return torch.cat(
             [block.logits for block in self.logit_blocks(view, temperature=temperature)]
         )
 
     def logit_blocks(self, view: int, *, temperature: float) -> Iterator[LogitBlock]:
-        """Logits of one view, a shard's worth of samples at a time; all classes, also where the
-        cache keeps the top k of the teacher's."""
-        del temperature  # all logits are there, so every one can be used
+        """Logits of one view, a shard's worth of samples at a time; all classes, even if the
+        cache keeps only the teacher's top k."""
+        del temperature  # all logits are known, so any temperature is possible
         yield from _blocks(self.cached, self.heads, self.folds, view=view)
 
     def logit_rows(self, view: int, samples: Tensor, *, temperature: float) -> Tensor:
-        """Logits of some samples in one view, (n, C) float32, whatever the temperature."""
+        """Logits of some samples in one view, (n, C) float32; ``temperature`` is ignored."""
         del temperature
         features = torch.from_numpy(self.features(view))[samples]
         return self.heads.logits_of(features, self.folds[samples])
@@ -97,15 +97,15 @@ def repair_head(
 ) -> RepairedCache:
     """Refit the teacher's classifier to the training rows' labels, on the clean view.
 
-    L2 is chosen by the loss of one half of the held-out rows; the report is of the other half, for
-    the old head and the new.
+    L2 is chosen by the loss on one half of the held-out rows; the report compares the old and the
+    new head on the other half.
 
     Args:
         cached: a teacher cache with features, in the order of ``dataset``.
-        dataset: whose labels are fitted.
-        num_folds: of the cross-fit.
-        seed: of the folds and of the halves.
-        ranks: each reads a part of the rows that are fitted; every one has the result.
+        dataset: the data set whose labels are fitted.
+        num_folds: folds of the cross-fit.
+        seed: seed of the folds and of the halves.
+        ranks: ranks that each read a part of the fitted rows; every rank gets the result.
     Raises:
         ArtefactMismatch: if the cache has no features.
         ConfigError: if there are too few rows to cut into folds or halves.
@@ -138,16 +138,16 @@ def repair_head(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rows:
-    """Which sample plays which part."""
+    """Roles of the samples: training rows by fold, and two halves of the held-out rows."""
 
     labels: Tensor
-    """Of all samples, (N,) int64."""
+    """Class ids of all samples, (N,) int64."""
     folds: Tensor
-    """(N,) int64; -1 but for the training rows."""
+    """Folds of the training rows, (N,) int64; -1 for other rows."""
     deciding: Tensor
-    """Held-out sample indices that decide on l2."""
+    """Held-out sample indices that l2 is chosen on."""
     reported: Tensor
-    """The other held-out ones."""
+    """The other held-out sample indices."""
 
     @classmethod
     def of(cls, cached: HydratedCache, dataset: Dataset, *, num_folds: int, seed: int) -> "_Rows":
@@ -187,7 +187,7 @@ def _teacher_head(cache: TeacherCache) -> Tensor:
 
 
 def _choose(features: Tensor, rows: _Rows, start: Tensor, *, ranks: Ranks) -> L2Choice:
-    """The L2 weight of a head of all training rows that fits the deciding rows best."""
+    """Choose the L2 weight whose head of all training rows fits the deciding rows best."""
     inputs = with_bias_input(features[rows.deciding].double())
     labels = rows.labels[rows.deciding]
     every = HeadProblem(features=features[None], labels=rows.labels, l2=1.0, sharing=ranks)
@@ -211,7 +211,7 @@ def _blocks(
 
 
 def _quality(blocks: Iterator[LogitBlock], rows: _Rows) -> HeadQuality:
-    """Of the logits of the clean view."""
+    """Quality of the logits of the clean view."""
     is_reported = torch.zeros(len(rows.labels), dtype=torch.bool)
     is_reported[rows.reported] = True
     reported, num_wrong = [], 0

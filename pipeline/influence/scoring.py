@@ -1,10 +1,10 @@
 """Influence of a cache's training rows: refit the head, solve once, score every row.
 
-Two heads are fitted on the cached features, one with every row distilled and one with none; each is
-the point at which its scores are exact first derivatives of the held-out loss. l2 is chosen by the
-held-out loss of a head on hard labels: the distilled head's own loss would choose it by how
-much it softens a teacher that is too sure (CIFAR-10, resnet56: 1e-2 instead of 1e-4, and an AUC for
-wrong rows of 0.79 instead of 0.92).
+Two heads are fitted on the cached features, one with every row distilled and one with none. The
+scores at each head are exact first derivatives of the held-out loss there. l2 is chosen by the
+held-out loss of a head on hard labels. The distilled head's own loss would favour an l2 that
+softens an overconfident teacher (CIFAR-10, resnet56: 1e-2 instead of 1e-4, and an AUC for wrong
+rows of 0.79 instead of 0.92).
 
 Shapes: N scored samples, K views, D features, C classes.
 """
@@ -36,9 +36,9 @@ from pipeline.runtime.progress import Progress, progress
 STABILITY_ROWS: Final = 50_000
 STABILITY_FACTORS: Final = {"l2 / 3": 1 / 3, "3 l2": 3.0}
 _WORTH_WHILE: Final = 25
-"""Newton steps after which a larger l2 is tried; six or so are usual."""
+"""Newton steps after which a larger l2 is tried; about six are usual."""
 _STRONGEST: Final = 1.0
-"""An l2 at which no fit is hard."""
+"""An l2 at which every fit is easy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def score_influence(rows: ScoredRows, targets: Targets, settings: InfluenceSetti
 
 
 class _Run:
-    """One scoring: the steps share rows, targets and a warm start."""
+    """One scoring, whose steps share rows, targets and a warm start."""
 
     def __init__(
         self, rows: ScoredRows, targets: Targets, settings: InfluenceSettings, bar: Progress
@@ -116,11 +116,11 @@ class _Run:
         )
 
     def _chosen_l2(self) -> float:
-        """The largest whose head on hard labels is not shown to be worse than the best one, by the
-        rows that choose: the more it is, the better first-order scores are."""
+        """The largest l2 whose head on hard labels is within one standard error of the best, on
+        the choosing rows. First-order scores are better at a larger l2."""
         self._bar.advance(1, note="l2")
         every = self._problem(1.0, distilled=None)
-        few = every.curvature  # of hessian_subsample rows, where that is set
+        few = every.curvature  # hessian_subsample rows, if that is set
         losses: list[Tensor] = []
 
         def mean_loss(weight: Tensor) -> float:
@@ -128,14 +128,14 @@ class _Run:
             return float(losses[-1].mean())
 
         tried = choose_l2(lambda l2: replace(few, l2=l2), mean_loss, self._start).losses
-        # A prior keeps its weight against one row, whatever their number: l2 N is what was chosen.
+        # A prior has a fixed weight against one row, so l2 times the number of rows is kept.
         scale = few.num_rows / every.num_rows
         self._l2_grid = [(l2 * scale, loss) for l2, loss in tried]
         simplest = int(agreed(self._ranks, simplest_within_error(losses)))
         return self._trusted(self._l2_grid[simplest][0])
 
     def _trusted(self, l2: float) -> float:
-        """l2, or the first larger one whose head is found and whose scores are to be trusted."""
+        """l2, or the first larger one whose head can be fitted and whose scores are reliable."""
         while True:
             problem = self._problem(l2, distilled=self._distilled)
             try:
@@ -145,7 +145,7 @@ class _Run:
                     gtol=least_gradient(problem),
                     max_iterations=_WORTH_WHILE,
                 ).linear
-            except NotConverged:  # rows that a head tells apart for sure leave no curvature but l2
+            except NotConverged:  # rows that a head separates with certainty add no curvature
                 if l2 > _STRONGEST:
                     raise
                 l2 *= 10.0
@@ -160,7 +160,7 @@ class _Run:
     def _problem(
         self, l2: float, *, distilled: Tensor | None, positions: Tensor | None = None
     ) -> HeadProblem:
-        """All rows, or some (positions, ascending), in the precision that they are worth."""
+        """The problem of all rows, or of some (positions, ascending), in a suitable precision."""
         rows, settings = self._rows, self._settings
         problem = HeadProblem(
             features=rows.features,
@@ -213,7 +213,7 @@ class _Run:
         }
 
     def _current(self, scores: Tensor) -> Tensor:
-        """Scores at what the scores select, fitted and scored again ``rounds`` times."""
+        """Scores after ``rounds`` rounds of selecting by them, refitting and scoring again."""
         current = torch.full_like(scores, torch.nan)
         for number in range(self._settings.rounds):
             self._bar.advance(1, note=f"round {number + 1}")
@@ -235,12 +235,12 @@ class _Run:
         fitted = fit(
             self._problem(self._l2, distilled=self._distilled),
             start=self._start,
-            gtol=1e-6,  # an order of blocks is not worth more
+            gtol=1e-6,  # precise enough for an order of blocks
         )
         return undistil_order(fitted.linear, factors=ekfac(fitted.linear)).numpy()
 
     def _details(self, positions: Tensor, target: Target, point: ScoredPoint) -> Details:
-        """Diagnostics of the first target: what holds there holds for the others."""
+        """Diagnostics of the first target, which stands for the others."""
         if not self._settings.diagnostics:
             return Details(target_weight_cosine=point.cosine)
         harmful = _undistilled(point) <= 0

@@ -1,1 +1,1 @@
-"""Architectures by name; checkpoints of the field, loaded and checked."""
+"""Architectures by name, and checked loading of published checkpoints."""

@@ -4,10 +4,10 @@
     any other name      torch.save of a state dict, or of a dict that holds one under
                         "state_dict", "model" or "model_state_dict"
 
-Files are untrusted: pickled code is refused, never run. Names lose the prefixes that wrappers
-add ("module.", "_orig_mod."). Of a whole distiller, as mdistiller saves under `latest` and `best`,
-the student is taken: names that begin with "student." are the network, and its teacher and what
-trained it are left out. Nothing is guessed: weights fit the architecture or are refused.
+Files are untrusted: pickled code is rejected and never run. Names lose the prefixes that wrappers
+add ("module.", "_orig_mod."). If a file holds a whole distiller, as mdistiller saves under `latest`
+and `best`, only the student is loaded: the names that begin with "student.". Nothing is guessed:
+weights that do not fit the architecture exactly are rejected.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ CONTAINERS = ("state_dict", "model", "model_state_dict")
 WRAPPER_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
 STUDENT = "student."
 BATCH_COUNTER = "num_batches_tracked"
-"""Batch normalisation counts batches; checkpoints from before torch 0.4.1 lack the count."""
+"""Batch counter of batch normalisation, which checkpoints from before torch 0.4.1 lack."""
 
 UNREADABLE = (
     SafetensorError,
@@ -50,7 +50,7 @@ UNREADABLE = (
     OSError,
     struct.error,
 )
-"""What the two readers raise on damaged bytes: they check little before they use them."""
+"""Errors of the two readers on damaged bytes, which they hardly check before use."""
 
 REFUSED_CODE = re.compile(
     r"GLOBAL (?P<name>\S+) (?:was not an allowed global|whose module)"
@@ -64,7 +64,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         ArtefactNotFound: if there is no such file.
-        ArtefactMismatch: if it is damaged, holds pickled code or anything but finite tensors.
+        ArtefactMismatch: if it is damaged, or holds pickled code or values that are not finite.
     """
     state = state_dict_of(read_checkpoint(path), path)
     kept = [key for key in state if plain_name(key).startswith(STUDENT)] or list(state)
@@ -78,7 +78,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if broken:
         raise ArtefactMismatch(
             f"{path} is damaged: {len(broken)} of {len(weights)} tensors hold NaN or infinity, "
-            f"first {printable(broken[0])} (expected finite float32). Fetch or train it again."
+            f"first {printable(broken[0])} (expected finite float32). Download or train it again."
         )
     return {key: value.detach() for key, value in weights.items()}
 
@@ -86,11 +86,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_into(model: Classifier, weights: Mapping[str, Tensor], *, source: Path) -> None:
     """Copy weights into the model, all or none; names and shapes must agree exactly.
 
-    Only batch counters may be missing, and only all of them; the model then keeps its own.
+    Batch counters may be missing if all of them are; the model then keeps its own.
 
     Args:
-        weights: what `load_weights` returned.
-        source: the checkpoint, to be named in an error.
+        model: the network to load into.
+        weights: result of `load_weights`.
+        source: path of the checkpoint, for messages.
 
     Raises:
         ArtefactMismatch: if a key is missing, unexpected or of another shape or kind.
@@ -111,7 +112,7 @@ def save_weights(model: Classifier, path: Path) -> None:
     described = {"arch": model.arch, "num_classes": model.head.out_features}
     # One entry only: safetensors writes several in a random order.
     data = safetensors.torch.save(weights, metadata={"heartcut": json.dumps(described)})
-    path.write_bytes(data)  # a full disk is an OSError here; safetensors' own writer hides that
+    path.write_bytes(data)  # raises OSError if the disk is full, unlike safetensors' own writer
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -130,9 +131,9 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def read_checkpoint(path: Path) -> object:
-    """Whatever the file holds, read without running code."""
+    """Read the content of a file without running code from it."""
     try:
-        data = path.read_bytes()  # no memory map: a file rewritten later must not change weights
+        data = path.read_bytes()  # not mapped: a later change of the file must not change weights
     except FileNotFoundError as error:
         raise ArtefactNotFound(
             f"{path} was not found (expected a checkpoint). Check the path."
@@ -150,29 +151,29 @@ def read_checkpoint(path: Path) -> object:
 
 
 def read_tensors_only(data: bytes) -> object:
-    """Read a torch file with the unpickler that knows tensors and containers and nothing else."""
+    """Read a torch file with an unpickler that allows only tensors and containers."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on odd protocols it warns first and refuses next
+        warnings.simplefilter("ignore")  # torch warns about odd protocols before it raises
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def unreadable(path: Path, num_bytes: int, error: BaseException) -> str:
-    """One line for what the readers refuse; their own words advise to run the code."""
+    """Message for a file that the readers reject; their own messages advise to run its code."""
     code = REFUSED_CODE.search(str(error))
     if code is None:
         return (
             f"{path} is not a readable checkpoint: {num_bytes:,} bytes, damaged or of another kind "
-            "(expected safetensors, or tensors written by torch.save). Fetch or save it again."
+            "(expected safetensors, or tensors written by torch.save). Download or save it again."
         )
     name = f" ({printable(code['name'])})" if code["name"] else ""
     return (
-        f"{path} holds pickled code{name} and is refused (expected tensors only). Where you trust "
+        f"{path} holds pickled code{name} and was not loaded (expected tensors only). If you trust "
         "it, save model.state_dict() with safetensors, or with torch.save as tensors only."
     )
 
 
 def state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
-    """The one state dict in what a checkpoint holds, bare or in a container."""
+    """The only state dict in the content of a checkpoint, bare or in a container."""
     if is_state_dict(content):
         return content
     nested = [content.get(key) for key in CONTAINERS] if isinstance(content, dict) else []
@@ -187,7 +188,7 @@ def state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
-    """Whether this is a non-empty dict of dense tensors, each under a name."""
+    """True for a non-empty dict of dense tensors by name."""
     return (
         isinstance(content, dict)
         and len(content) > 0
@@ -196,7 +197,7 @@ def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
 
 
 def is_dense(value: object) -> bool:
-    """Whether this is a tensor with plain numbers in memory: not sparse, quantised or meta."""
+    """True for a tensor with plain numbers in memory: not sparse, quantised or meta."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -206,7 +207,7 @@ def is_dense(value: object) -> bool:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers stay finite in float32, the type of the networks."""
+    """True if all numbers are finite in float32, the type of the networks."""
     return not tensor.is_floating_point() or bool(tensor.float().isfinite().all())
 
 
@@ -215,7 +216,7 @@ def is_batch_counter(key: str) -> bool:
 
 
 def plain_name(key: str) -> str:
-    """The name without what DistributedDataParallel and torch.compile put before it."""
+    """The name without the prefixes of DistributedDataParallel and torch.compile."""
     return WRAPPER_PREFIXES.sub("", key)
 
 
@@ -237,7 +238,7 @@ def misfit(
     *,
     source: Path,
 ) -> str:
-    """One line: how many keys differ, the first three with shapes; another class count apart."""
+    """Message with the number of differing keys and three of them, or with the class counts."""
     head = next(name for name, module in model.named_modules() if module is model.head)
     head_keys = {f"{head}.weight", f"{head}.bias"}
     num_classes = classes_of(weights, head, in_features=model.head.in_features)
@@ -252,7 +253,7 @@ def misfit(
         shown = "; ".join(difference(key, weights, expected) for key in differing[:3])
         sentences += [
             f"{source} does not fit {model.arch} in {len(differing)} of {num_keys} keys: {shown}.",
-            "Name the architecture that it was trained as.",
+            "Set the architecture that it was trained with.",
         ]
     else:
         sentences += ["Pass the checkpoint of a model trained on these classes."]
@@ -260,7 +261,7 @@ def misfit(
 
 
 def classes_of(weights: Mapping[str, Tensor], head: str, *, in_features: int) -> int | None:
-    """Number of classes of the checkpoint's head, or None where it is no head on these features."""
+    """Number of classes of the checkpoint's head; None if it does not fit these features."""
     weight, bias = weights.get(f"{head}.weight"), weights.get(f"{head}.bias")
     if weight is None or bias is None or bias.ndim != 1:
         return None
@@ -268,7 +269,7 @@ def classes_of(weights: Mapping[str, Tensor], head: str, *, in_features: int) ->
 
 
 def difference(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What is wrong with one key, e.g. ``bn1.bias is missing (expected [16] float32)``."""
+    """Describe the fault of one key: ``bn1.bias is missing (expected [16] float32)``."""
     found = kind(weights[key]) if key in weights else "missing"
     wanted = kind(expected[key]) if key in expected else "no such key"
     return f"{printable(key)} is {found} (expected {wanted})"
@@ -279,7 +280,7 @@ def kind(tensor: Tensor) -> str:
 
 
 def summary(content: object) -> str:
-    """What an unexpected content is, with its first keys."""
+    """Describe unexpected content by its type and first keys."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
     keys = ", ".join(printable(str(key)) for key in list(content)[:3])
@@ -287,5 +288,5 @@ def summary(content: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from an untrusted file, safe to show within one line."""
+    """A name from an untrusted file, made safe to print on one line."""
     return text if text.isprintable() else ascii(text)

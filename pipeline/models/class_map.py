@@ -1,8 +1,8 @@
-"""A teacher that knows more classes than the data set, or the same in another order.
+"""Class map for a teacher with more classes than the data set, or with another order.
 
-Every class of the data set is given its row of the teacher's head: by name, by a given table, or
-by place where there is nothing to tell. The other rows are left out, so that logits are of the data
-set's classes.
+Every class of the data set gets its row of the teacher's head: by a given table, by name, or by
+position if there are neither names nor a table. The other rows are left out, so the logits are of
+the data set's classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from pipeline.models.networks.classifier import Classifier
 
 
 def read_class_names(path: Path) -> list[str]:
-    """One name a line, in the order of the teacher's rows; empty lines at the end are left out.
+    """Read class names, one a line, in the order of the teacher's rows, without empty last lines.
 
     Raises:
         ArtefactNotFound: if there is no such file.
-        ArtefactMismatch: if it is not such a text.
+        ArtefactMismatch: if it is not a text of at least one name and without empty lines.
     """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
@@ -37,8 +37,8 @@ def read_class_names(path: Path) -> list[str]:
     if len(names) < 2 or "" in names:
         found = f"line {names.index('') + 1} is empty" if "" in names else f"{len(names)} names"
         raise ArtefactMismatch(
-            f"{path} is no list of class names: {found} (expected one a line, in the order of the "
-            "teacher's head)."
+            f"{path} is not a list of class names: {found} (expected one a line, in the order of "
+            "the teacher's head). Correct it."
         )
     return names
 
@@ -52,13 +52,18 @@ def teacher_rows(
 ) -> list[int]:
     """Row of the teacher's head for each class of the data set.
 
-    Names are looked up as they are, or else without regard to case, spaces and underscores.
+    Names must match exactly, or else up to case, spaces and underscores.
 
     Args:
-        class_names: of the data set, in its order.
+        class_names: class names of the data set, in its order.
         num_classes: rows of the teacher's head.
-        teacher_names: of its rows; none: places agree where nothing is mapped.
-        class_map: class of the data set to a row, or to a teacher's name; goes before names.
+        teacher_names: names of these rows; empty: classes without an entry in ``class_map`` keep
+            their position.
+        class_map: class of the data set to a row, or to a teacher's name; it has precedence over
+            names.
+
+    Returns:
+        Rows, one for each class of the data set.
 
     Raises:
         ConfigError: if a class has no row, or several, or shares one, or a row does not exist.
@@ -93,13 +98,13 @@ def _by_place(class_names: Sequence[str], num_classes: int) -> list[int]:
         raise ConfigError(
             f"the teacher knows {num_classes:,} classes and the data set has "
             f"{len(class_names):,} (expected as many). Set `cache_teacher.class_names` or "
-            "`cache_teacher.class_map`, which tell where the data set's are among them."
+            "`cache_teacher.class_map`, which map the data set's classes to the teacher's."
         )
     return list(range(num_classes))
 
 
 def _row(name: str, mapped: Mapping[str, int | str], teacher_names: Sequence[str]) -> int | None:
-    """Row of one class; None where there is none."""
+    """Row of one class; None if there is none."""
     wanted = mapped.get(name, name)
     if isinstance(wanted, int):
         return wanted
@@ -129,8 +134,8 @@ def _require_known(mapped: Mapping[str, int | str], class_names: Sequence[str]) 
     unknown = [name for name in mapped if name not in class_names]
     if unknown:
         raise ConfigError(
-            f"cache_teacher.class_map has {_some(unknown)}, which the data set has not (expected "
-            f"classes of the data set, as {_some(class_names)}). Correct or remove them."
+            f"cache_teacher.class_map has {_some(unknown)}, not in the data set (expected classes "
+            f"of the data set, such as {_some(class_names)}). Correct or remove them."
         )
 
 

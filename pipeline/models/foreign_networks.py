@@ -1,7 +1,7 @@
 """Networks by name from elsewhere: torchvision:NAME, timm:NAME, package.module:callable.
 
-All start from fresh weights; nothing is downloaded. A network of one's own is what the callable
-returns for `num_classes`; its module is imported, and so run, from the current folder or else from
+All have fresh weights; nothing is downloaded. The callable of a package.module:callable returns the
+network for `num_classes`. Its module is imported, and so run, from the current folder or else from
 the installed packages.
 """
 
@@ -21,10 +21,10 @@ TORCHVISION, TIMM = "torchvision", "timm"
 
 
 def foreign_network(arch: str, *, num_classes: int) -> nn.Module:
-    """The network that ``source:name`` means, freshly initialised from torch's global seed.
+    """The network of ``source:name``, freshly initialised from torch's global seed.
 
     Raises:
-        ConfigError: if the package or the name is unknown, or what it makes is no network.
+        ConfigError: if the package or the name is unknown, or the result is not a network.
     """
     source, _, name = arch.partition(":")
     if source == TORCHVISION:
@@ -37,11 +37,11 @@ def foreign_network(arch: str, *, num_classes: int) -> nn.Module:
 def _from_torchvision(name: str, *, num_classes: int) -> nn.Module:
     from torchvision import models
 
-    known = models.list_models(module=models)  # those that classify images
+    known = models.list_models(module=models)  # only classifiers of images
     if name not in known:
         raise ConfigError(_unknown(TORCHVISION, name, known))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of initial weights to come
+        warnings.simplefilter("ignore", FutureWarning)  # about a change of initial weights
         network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     return network
 
@@ -101,7 +101,7 @@ def _module(arch: str, name: str) -> object:
     except (ImportError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{arch} cannot be imported: {error} (expected a module {name!r} that is installed or "
-            f"lies in {here}). Correct arch, as package.module:callable."
+            f"is in {here}). Correct arch, as package.module:callable."
         ) from error
 
 
@@ -109,6 +109,6 @@ def _unknown(source: str, name: str, known: list[str]) -> str:
     close = get_close_matches(name, known)
     advice = f"Did you mean {' or '.join(close)}?" if close else "Choose one of them."
     return (
-        f"{source} has no network {name!r} (expected one of {len(known):,}, as "
-        f"{source}'s list_models() tells them). {advice}"
+        f"{source} has no network {name!r} (expected one of the {len(known):,} in "
+        f"{source}'s list_models()). {advice}"
     )

@@ -1,7 +1,7 @@
-"""Networks of others as classifiers: the linear head is found, or named, and proven.
+"""Foreign networks as classifiers: the linear head is found, or named, and verified.
 
-A head is proven by exchange: what it gives is, to the bit, what the network gives, and the network
-without it gives what it takes. So logits = head(features), for whatever weights.
+A head is verified by substitution: its output is bit-identical to the network's output, and the
+network without it returns its input. So logits = head(features), for any weights.
 """
 
 import torch
@@ -19,18 +19,18 @@ from pipeline.models.probing import (
 )
 
 TRIAL_SIZES = (32, 64, 224, 256, 299, 384, 512)
-"""Sides in pixels that are tried until a network takes one: smaller ones cost less."""
+"""Sides in pixels to try until a network accepts one; smaller ones cost less."""
 
 
 class HeadedNetwork(Classifier):
     """Any network whose logits are one linear module of a feature vector.
 
-    Names in the state dict are the network's own. Whatever else it returns, auxiliary logits say,
-    is left out. ``network`` is taken over.
+    Names in the state dict are the network's own. Other outputs, such as auxiliary logits, are
+    dropped. ``network`` must not be used afterwards.
 
     Args:
         network: images (B, 3, H, W) to logits (B, C), or to a tuple that begins with them.
-        head: dotted name of the linear module, as `found_head` tells.
+        head: dotted name of the linear module, from `found_head`.
         arch: name under which `build` makes the network.
     """
 
@@ -38,12 +38,12 @@ class HeadedNetwork(Classifier):
         super().__init__()
         self.arch = arch
         self.head_name = head
-        # The very tables of the network: every weight keeps its name and is held once.
+        # The same tables as the network's: every weight keeps its name and exists once.
         self._modules = network._modules
         self._parameters = network._parameters
         self._buffers = network._buffers
         self._non_persistent_buffers_set = network._non_persistent_buffers_set
-        # In a tuple, out of torch's sight: it is made of the same modules.
+        # In a tuple, so that torch does not register its modules, which are shared, twice.
         self._trunk = (without_module(network, head),)
 
     @property
@@ -54,11 +54,11 @@ class HeadedNetwork(Classifier):
         return head
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head takes (B, D) of images (B, 3, H, W)."""
+        """Input of the head (B, D) for images (B, 3, H, W)."""
         return first_output(self._trunk[0](images))
 
     def train(self, mode: bool = True) -> "HeadedNetwork":
-        """Set the mode; a network that keeps some of its modules in another one still does."""
+        """Set the mode; a network that keeps some modules in another mode still does."""
         super().train(mode)
         self._trunk[0].train(mode)
         return self
@@ -68,13 +68,13 @@ def found_head(network: nn.Module, *, num_classes: int, arch: str, head: str = "
     """Name of the linear module that gives the network's logits.
 
     Args:
-        network: to look at; it is left as it was.
+        network: the network to inspect; it is not changed.
         num_classes: number of logits.
-        arch: what the network is called in an error.
-        head: the name, to be proven; empty: the last one that can be proven.
+        arch: name of the network, for messages.
+        head: the name to verify; empty: the last module that can be verified.
 
     Raises:
-        ConfigError: if there is none, or the named one is not it.
+        ConfigError: if there is none, or the named module is not the head.
     """
     candidates = [
         name
@@ -92,23 +92,23 @@ def found_head(network: nn.Module, *, num_classes: int, arch: str, head: str = "
 
 
 def _why_not(network: nn.Module, head: str) -> str:
-    """Why a linear module is not the network's head; empty if it is."""
+    """Reason why a linear module is not the network's head; empty if it is."""
     if module_at(network, head).bias is None:
         return "it has no bias"
     trunk = without_module(network, head)
     with evaluating(network, trunk):
         torch.manual_seed(0)
-        told = ""
+        failure = ""
         for side in TRIAL_SIZES:
             try:
                 return _disproof(network, trunk, head, images=torch.randn(2, 3, side, side))
             except UNFIT as error:
-                told = first_line(error)
-    return f"the network fails on images of every size tried, at last with: {told}"
+                failure = first_line(error)
+    return f"the network fails on images of every size tried, last with: {failure}"
 
 
 def _disproof(network: nn.Module, trunk: nn.Module, head: str, *, images: Tensor) -> str:
-    """Let the head give random numbers: the network must give the same; empty if it does."""
+    """Replace the head's output by random numbers; empty if the network returns the same."""
     module = module_at(network, head)
     assert isinstance(module, nn.Linear)
     taken: list[Tensor] = []
@@ -126,19 +126,19 @@ def _disproof(network: nn.Module, trunk: nn.Module, head: str, *, images: Tensor
     if len(taken) != 1:
         return f"it is used {len(taken)} times for a batch"
     if logits.shape != given.shape or not torch.equal(logits, given.to(logits)):
-        return "what it gives is not what the network gives"
+        return "its output is not the network's output"
     return _trunk_disproof(trunk, images, taken[0])
 
 
 def _trunk_disproof(trunk: nn.Module, images: Tensor, taken: Tensor) -> str:
     if taken.ndim != 2:
-        return f"it takes {list(taken.shape)}, not a vector for each image"
+        return f"its input is {list(taken.shape)}, not a vector for each image"
     try:
         features = first_output(trunk(images))
     except UNFIT as error:
         return f"the network does not work without it ({first_line(error)})"
     if features.shape != taken.shape or not torch.allclose(features, taken):
-        return "without it the network does not give what it takes"
+        return "without it the network does not return its input"
     return ""
 
 
@@ -164,10 +164,10 @@ def _no_head(reasons: dict[str, str], candidates: list[str], num_classes: int, a
             f"{arch} has no linear module with {num_classes} outputs (expected one that gives its "
             "logits). Give it a torch.nn.Linear as its last module."
         )
-    told = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+    listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
     return (
-        f"{arch} has no head that was proven: {told} (expected one whose output is the logits, of "
-        f"{_one_of(candidates, num_classes)}). Name another, or choose another network."
+        f"{arch} has no verified head: {listed} (expected one whose output is the logits, of "
+        f"{_one_of(candidates, num_classes)}). Name another head, or choose another network."
     )
 
 

@@ -1,4 +1,4 @@
-"""Looking at a network without changing it: its modules by name, its output for trial images."""
+"""Inspection of a network without changing it: modules by name, outputs for trial images."""
 
 import copy
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from pipeline.errors import ConfigError
 from pipeline.models.networks.classifier import Classifier
 
 UNFIT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, ArithmeticError)
-"""What networks raise on images, or on values inside, that they are not made for."""
+"""Errors of networks on images, or on intermediate values, of a shape that they do not support."""
 
 
 def module_at(network: nn.Module, name: str) -> nn.Module:
-    """The module under a dotted name, also where an attribute of the same name hides it."""
+    """The module under a dotted name, even if an attribute of the same name hides it."""
     for part in name.split("."):
         child = network._modules[part]
         assert child is not None
@@ -41,10 +41,10 @@ def name_of(network: nn.Module, wanted: nn.Module) -> str:
 
 
 def first_output(output: object) -> Tensor:
-    """The logits in what a network returns: alone, first of several, or under ``logits``.
+    """The logits in a network's output: alone, first of several, or under ``logits``.
 
     Raises:
-        TypeError: if there is no tensor there.
+        TypeError: if there is no tensor.
     """
     if isinstance(output, tuple | list) and output:
         output = output[0]
@@ -56,7 +56,7 @@ def first_output(output: object) -> Tensor:
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients; modes and torch's random numbers are as before afterwards."""
+    """Evaluate without gradients; restore modes and torch's random state afterwards."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -69,28 +69,28 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 
 
 def require_image_size(model: Classifier, image_size: tuple[int, int]) -> None:
-    """Refuse images of a size (height, width) that the network cannot take.
+    """Reject a size (height, width) of images that the network does not accept.
 
     Raises:
         ConfigError: if two blank images of the size do not become two rows of features.
     """
     weight = model.head.weight
     images = torch.zeros(2, 3, *image_size, device=weight.device, dtype=weight.dtype)
-    told = "it gives no features"
+    reason = "it returns no features"
     try:
         with evaluating(model):
             if model.features(images).shape == (2, model.head.in_features):
                 return
     except UNFIT as error:
-        told = first_line(error)
+        reason = first_line(error)
     height, width = image_size
     raise ConfigError(
-        f"{model.arch} cannot take images of {height} x {width} pixels: {told} (expected a size "
-        "that it is made for). Set `prepare.resize`, or another arch."
+        f"{model.arch} cannot take images of {height} x {width} pixels: {reason} (expected a size "
+        "that it supports). Set `prepare.resize`, or another arch."
     )
 
 
 def first_line(error: BaseException) -> str:
-    """The start of what an error says, for a message of one line."""
-    told = str(error).strip().partition("\n")[0].rstrip(". ")
-    return told[:160] if told.isprintable() and told else type(error).__name__
+    """First line of an error's text, at most 160 characters, for use in a message."""
+    line = str(error).strip().partition("\n")[0].rstrip(". ")
+    return line[:160] if line.isprintable() and line else type(error).__name__

@@ -1,4 +1,4 @@
-"""A student that answers with its teacher's own classifier.
+"""A student that ends in its teacher's own classifier.
 
 Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier" (SimKD),
 arXiv:2203.14001.
@@ -12,24 +12,24 @@ from pipeline.models.probing import name_of, without_module
 
 SUFFIX = "+simkd"
 REDUCTION = 2
-"""The paper's r: the projector is narrower than the teacher's features by it."""
+"""The paper's r: the ratio of the teacher's features to the width of the projector."""
 
 
 class ReusedHead(Classifier):
-    """The trunk of a network, a trained projector, and a teacher's head that stays as it is.
+    """The trunk of a network, a trained projector, and a teacher's head with frozen weights.
 
         logits = W p(f) + b        f trunk features (D_s), p(f) projected features (D_t)
 
     In the paper the projector takes the last feature maps: convolutions of 1x1, 3x3 and 1x1 pixels
     through D_t / r channels, each with batch normalisation and ReLU, then the average over the
-    pixels. Here it takes averaged features, as the cache holds the teacher's: the same three layers
-    without pixels, and no ReLU after the last, so that it reaches teachers whose averaged features
-    are negative somewhere.
+    pixels. Here it takes averaged features, because the cache holds the teacher's averaged: the
+    same three layers without pixels, and no ReLU after the last, so that it can match averaged
+    features with negative values.
 
     Args:
         trunk: the student; its modules are shared, its own head is left out.
-        weight: of the teacher's head, (C, D_t).
-        bias: of the teacher's head, (C,).
+        weight: weight of the teacher's head, (C, D_t).
+        bias: bias of the teacher's head, (C,).
     """
 
     def __init__(self, trunk: Classifier, weight: Tensor, bias: Tensor) -> None:
@@ -38,7 +38,7 @@ class ReusedHead(Classifier):
         self.arch = f"{trunk.arch}{SUFFIX}{dim}"
         self.trunk = without_module(trunk, name_of(trunk, trunk.head))
         self.projector = projector(trunk.head.in_features, dim)
-        # Weights, not buffers, so that a head is the same thing everywhere; they never learn.
+        # Parameters, not buffers, as in any other head; they are never trained.
         self.teacher_head = nn.Linear(dim, num_classes).requires_grad_(False)
         self.teacher_head.weight.copy_(weight)
         self.teacher_head.bias.copy_(bias)
@@ -56,9 +56,9 @@ class ReusedHead(Classifier):
 
 
 class VectorNorm(nn.BatchNorm1d):
-    """Batch normalisation of vectors that takes the running statistics for a batch of one.
+    """Batch normalisation of vectors that uses the running statistics for a batch of one.
 
-    One vector has no spread, and the last batch of an epoch may hold one.
+    A single vector has no variance, and the last batch of an epoch can have a single sample.
     """
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -70,12 +70,12 @@ class VectorNorm(nn.BatchNorm1d):
         )
 
     def num_rows(self, vectors: Tensor) -> int:
-        """Of the batch; a batch that several processes share has more than are here."""
+        """Rows of the whole batch; with several ranks, a subclass counts those of all ranks."""
         return len(vectors)
 
 
 def projector(in_features: int, features: int) -> nn.Sequential:
-    """Student features (B, D_s) to the teacher's (B, D_t)."""
+    """Map from student features (B, D_s) to the teacher's (B, D_t)."""
     middle = max(1, features // REDUCTION)
     return nn.Sequential(
         nn.Linear(in_features, middle, bias=False),

@@ -1,10 +1,10 @@
-"""The architectures, by name.
+"""The architectures by name.
 
 resnet8 ... resnet110, resnet8x4, wrn_40_2, vgg8, ShuffleV1, MobileNetV2, ...
                                 the networks of RepDistiller and mdistiller, under their names
 resnet8a ... resnet110a         CIFAR ResNets with option-A shortcuts
 torchvision:NAME, timm:NAME     networks of these packages, freshly initialised
-package.module:callable         a network of one's own
+package.module:callable         a network from your own code
 ARCH+simkdD                     any of them under a reused head of D features
 """
 
@@ -50,18 +50,18 @@ ZOO: dict[str, Callable[..., Classifier]] = {
 
 
 def architectures() -> tuple[str, ...]:
-    """Every name that needs nothing else: `build` knows more by rule."""
+    """Names of the built-in architectures; `build` accepts more, by rules."""
     return tuple(ZOO)
 
 
 def build(arch: str, *, num_classes: int, head: str = "") -> Classifier:
-    """A freshly initialised network; the weights follow torch's global seed.
+    """Build a freshly initialised network; the weights follow torch's global seed.
 
     Args:
         arch: a name of the zoo, torchvision:NAME, timm:NAME or package.module:callable, each also
-            with +simkdD, a reused head of D features, which is to be loaded.
-        num_classes: of the head.
-        head: name of the classifier within the network, to be checked; empty: it is found.
+            with +simkdD, for a reused head of D features, whose weights must be loaded afterwards.
+        num_classes: classes of the head.
+        head: name of the classifier within the network, to be verified; empty: search for it.
 
     Raises:
         ConfigError: if ``arch`` is unknown, ``num_classes`` is below 2, or there is no such head.
@@ -94,7 +94,7 @@ def _of_zoo(arch: str, *, num_classes: int, head: str) -> Classifier:
 
 
 def unknown_architecture(arch: str) -> str:
-    """One line that names the close matches and every architecture."""
+    """Message that lists the close matches and every architecture."""
     close = get_close_matches(arch, architectures())
     advice = f"Did you mean {' or '.join(close)}?" if close else "Choose one of them."
     names = ", ".join(architectures())

@@ -21,7 +21,7 @@ def evaluate(
     runtime: Runtime,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Run a network over all samples once; several ranks have parts that follow each other."""
+    """Run a network over all samples once; with several ranks, each has a contiguous part."""
     model.eval()
     logits, labels = [], []
     for batch in batches:

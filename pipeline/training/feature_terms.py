@@ -1,6 +1,6 @@
-"""What a method of distillation adds for the teacher's penultimate features, and trains for it.
+"""Loss terms for the teacher's penultimate features, with the parameters that they train.
 
-Every term takes the distilled rows of a batch alone; `student_loss` weighs it by their share.
+Every term uses only the distilled rows of a batch; `student_loss` weights it by their share.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from pipeline.methods.feature_distillation import (
 from pipeline.methods.precision import at_least_float32
 
 Relation: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Of student and teacher features of the same rows, (n, D_s) and (n, D_t): a scalar."""
+"""Student and teacher features of the same rows, (n, D_s) and (n, D_t), to a scalar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +40,20 @@ class DistilledRows:
     indices: Tensor
     """Sample indices, (n,) int64."""
     labels: Tensor
-    """(n,) int64"""
+    """Class ids, (n,) int64."""
 
 
 class FeatureTerm(nn.Module):
     """A term of the loss from the features of the distilled rows of a batch."""
 
     compares_rows = False
-    """Whether it is not a mean over the rows."""
+    """True if it is not a mean over the rows."""
 
     def forward(self, features: Tensor, batch: Batch, labels: Tensor, selected: Tensor) -> Tensor:
-        """The share of the rows that are distilled, times the method's mean over them."""
+        """Mean of the method's term over the distilled rows, times their share of the batch."""
         num_selected = int(selected.sum())
         if num_selected == 0:
-            return features.sum() * 0.0  # a gradient exists
+            return features.sum() * 0.0  # keeps a gradient, of 0
         assert batch.features is not None
         student = at_least_float32(features)
         teacher = batch.features.to(student)
@@ -75,7 +75,7 @@ class FeatureTerm(nn.Module):
 
 
 class Mapped(FeatureTerm):
-    """FitNet: the teacher's features from a trained linear map of the student's."""
+    """FitNet: a trained linear map of the student's features matches the teacher's."""
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Related(FeatureTerm):
 class Contrasted(FeatureTerm):
     """CRD: embeddings of one sample agree, and differ from those of other classes.
 
-    A mean over rows, but its banks and its draws move with the whole batch.
+    It is a mean over rows, but its banks and draws depend on the whole batch.
     """
 
     compares_rows = True
@@ -130,14 +130,14 @@ def feature_term(
     labels: NDArray[np.int64],
     seed: int,
 ) -> FeatureTerm | None:
-    """What ``method`` adds for features; None where it adds nothing.
+    """Build the feature term of ``method``; None if it has none.
 
     Args:
-        method: its name in the catalogue.
-        settings: its own.
-        dims: features of the student, of the teacher.
-        labels: of all samples of the data set, by sample index; -1: it is never distilled.
-        seed: of what is drawn beside weights.
+        method: name of the method in the catalogue.
+        settings: settings of the method's own table.
+        dims: feature dimensions of the student and of the teacher.
+        labels: class ids of all samples of the data set, (N,) int64; -1: never distilled.
+        seed: seed of random draws other than weights.
     """
     relations: dict[str, Callable[..., Tensor]] = {
         "rkd": rkd_loss,

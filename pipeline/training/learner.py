@@ -1,9 +1,9 @@
-"""One epoch of training: its batches, steps and sums, and the learner that takes them.
+"""One epoch of training: its batches, steps and sums, and the learner.
 
 A loss that is not finite stops the training.
 
-Images arrive as uint8 and are normalised here; matrix products run in the runtime's precision,
-losses and weights stay in float32, or are in float64 as all else.
+Images arrive as uint8 and are normalised here. Matrix products run in the runtime's precision;
+losses and weights stay in float32, or in float64 if the runtime's precision is float64.
 """
 
 import time
@@ -28,13 +28,13 @@ from pipeline.training.rank_batches import JointNetwork, average_gradients, whol
 from pipeline.training.student_loss import Outputs, StudentLoss
 
 CHECK_EVERY = 50
-"""Batches between two looks at whether the loss is finite, where a look makes a device wait."""
+"""Batches between two checks for a finite loss, because a check makes a device wait."""
 SHOWN_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """Means over the samples of an epoch, taken while the weights moved."""
+    """Means over the samples of an epoch, computed while the weights change."""
 
     loss: float
     accuracy: float
@@ -43,16 +43,16 @@ class EpochMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSize:
-    """How an epoch is cut."""
+    """Size of an epoch and of its batches."""
 
     num_samples: int
     batch_size: int
 
 
 class Totals:
-    """Running sums of an epoch, kept on the device; a checkpoint holds them.
+    """Running sums of an epoch, kept on the device and stored in checkpoints.
 
-    Loss and right answers are of this rank's rows, the counts of all ranks'.
+    Loss and correct predictions are sums over this rank's rows, the counts over all ranks' rows.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,14 +63,14 @@ class Totals:
         self.seconds = 0.0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, *, num_samples: int) -> None:
-        """Count one more batch: this rank's rows of it, and the samples of all ranks."""
+        """Add a batch: this rank's rows of it, and its number of samples over all ranks."""
         self.loss += loss * len(labels)
         self.num_correct += (logits.argmax(dim=1) == labels).sum()
         self.num_samples += num_samples
         self.num_batches += 1
 
     def metrics(self, ranks: Ranks) -> EpochMetrics:
-        """Of the samples of all ranks."""
+        """Metrics over the samples of all ranks."""
         return EpochMetrics(
             loss=ranks.summed(self.loss.clone()).item() / self.num_samples,
             accuracy=ranks.summed(self.num_correct.clone()).item() / self.num_samples,
@@ -98,7 +98,7 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A batch among those of a step; samples of all ranks."""
+    """Position of a batch within a step, in samples of all ranks."""
 
     num_in_batch: int
     num_in_step: int
@@ -106,7 +106,7 @@ class Place:
 
     @classmethod
     def of(cls, totals: Totals, begun: int, *, size: EpochSize, accumulate: int) -> "Place":
-        """The next batch's, where the step began after ``begun`` samples."""
+        """Position of the next batch in a step that began after ``begun`` samples."""
         num_in_batch = min(size.batch_size, size.num_samples - totals.num_samples)
         num_in_step = min(accumulate * size.batch_size, size.num_samples - begun)
         return cls(
@@ -121,11 +121,11 @@ class StepRules:
     """The rules of one step of the optimiser."""
 
     accumulate: int = 1
-    """Batches of which the gradients are averaged, each by its samples."""
+    """Batches per step; their gradients are averaged, weighted by samples."""
     clip_norm: float | None = None
-    """Longest gradient over all weights."""
+    """Largest norm of the gradient over all weights; None: no limit."""
     ema_decay: float = 0.0
-    """Above 0: keep a moving average of the weights, for evaluation."""
+    """Decay of a moving average of the weights for evaluation; 0: no average."""
     compile: bool = False
     """Compile the forward pass."""
 
@@ -135,15 +135,15 @@ class Learner:
 
     Args:
         model: the network, on the runtime's device.
-        loss: what it minimises.
-        schedule: of an optimiser over the weights of both; advances by one for every step.
-        normalise: uint8 images to what the network takes.
+        loss: the loss to minimise.
+        schedule: learning rates of an optimiser over the weights of both; advances every step.
+        normalise: converter from uint8 images to the network's input.
         runtime: device and precision.
-        rules: of a step.
-        ranks: those that train together, each its part of every batch.
+        rules: rules of a step.
+        ranks: ranks that train together, each with its part of every batch.
     """
 
-    # Parts that are built apart: none of them holds another.
+    # The parts are built separately; none of them contains another.
     def __init__(
         self,
         model: Classifier,
@@ -177,7 +177,7 @@ class Learner:
 
     @property
     def evaluated(self) -> Classifier:
-        """The network to evaluate and to keep: the average of the weights, where there is one."""
+        """The network to evaluate and to save: the average of the weights, if there is one."""
         return self.model if self._average is None else self._average.module  # type: ignore[return-value]
 
     @property
@@ -196,10 +196,10 @@ class Learner:
         """Take the rest of an epoch's batches.
 
         Args:
-            batches: those that ``totals`` has not counted.
-            totals: of the epoch so far.
-            size: of the whole epoch.
-            on_step: told the number of samples after every step; the learner's state is whole then.
+            batches: the batches that ``totals`` has not counted.
+            totals: sums of the epoch so far.
+            size: size of the whole epoch.
+            on_step: called with the number of samples after every step, when the state is complete.
 
         Raises:
             PipelineError: if the loss is not finite.
@@ -221,10 +221,10 @@ class Learner:
         return totals.metrics(self._ranks)
 
     def require_finite(self) -> None:
-        """Look at the losses that were not looked at yet.
+        """Check the losses that were not checked yet.
 
         Raises:
-            PipelineError: naming the step and the samples of the first one that is no number.
+            PipelineError: if one is not finite; the message names its step and samples.
         """
         for step, loss, indices in self._unchecked:
             if not torch.isfinite(loss):
@@ -232,7 +232,7 @@ class Learner:
         self._unchecked.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, but the place among the batches."""
+        """Everything that the next steps depend on, except the position among the batches."""
         self.require_finite()
         return {
             "model": self.model.state_dict(),
@@ -245,7 +245,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what `state_dict` told."""
+        """Restore a state from `state_dict`."""
         self.model.load_state_dict(state["model"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
@@ -272,13 +272,13 @@ class Learner:
         )
 
     def _loss(self, outputs: Outputs, batch: Batch, place: Place) -> tuple[Tensor, float]:
-        """A loss, and its weight in the step, of which the ranks' gradients are averaged."""
+        """A loss, and its weight in the step; the ranks' gradients are averaged later."""
         if self._ranks.are_many and self.loss.compares_rows:
             outputs, batch = whole_batch(
                 outputs, batch, num_rows=place.num_in_batch, ranks=self._ranks
             )
             return self.loss(outputs, batch), len(batch) / place.num_in_step
-        if len(batch) == 0:  # the other ranks have rows, and average with this one
+        if len(batch) == 0:  # other ranks have rows, and average gradients with this one
             return at_least_float32(outputs.logits.sum() + outputs.features.sum()), 0.0
         return self.loss(outputs, batch), self._ranks.world * len(batch) / place.num_in_step
 
@@ -288,7 +288,7 @@ class Learner:
             self.require_finite()
 
     def _step(self) -> None:
-        """Move the weights, and the average and the rate with them."""
+        """Update the weights, their average and the learning rate."""
         average_gradients(list(self.loss.parameters()), self._ranks)
         if self.rules.clip_norm is not None:
             self._scaler.unscale_(self.optimizer)
@@ -299,14 +299,14 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
         if self._scaler.get_scale() < scale:
-            return  # float16 overflowed: the scaler left the step out and halved the scale
+            return  # float16 overflowed: the scaler skipped the step and halved the scale
         self.schedule.step()
         if self._average is not None:
             self._average.update_parameters(self.model)
 
 
 def outputs_of(model: Classifier, images: Tensor) -> Outputs:
-    """Logits and the features that they are made of."""
+    """Logits (B, C) and the features (B, D) that they are computed from."""
     features = model.features(images)
     return Outputs(logits=model.head(features), features=features)
 

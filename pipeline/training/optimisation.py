@@ -1,4 +1,4 @@
-"""How weights move: the optimiser, and its learning rate for every step."""
+"""The optimiser, and its learning rate for every step."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ class OptimiserSettings:
     lr: float
     """Peak learning rate."""
     momentum: float
-    """SGD alone reads it, and `nesterov`."""
+    """Momentum; only SGD reads it and `nesterov`."""
     nesterov: bool
     weight_decay: float
     decay_norms: bool = True
-    """False: weights of one dimension do not decay."""
+    """False: parameters of one dimension do not decay."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
-    """The course of the learning rate."""
+    """Schedule of the learning rate."""
 
     kind: Literal["one-cycle", "cosine", "multi-step", "constant"]
     epochs: int
     steps_per_epoch: int
     warmup: float
-    """Share of the steps in which one-cycle climbs."""
+    """Share of the steps in which one-cycle raises the rate."""
     milestones: tuple[int, ...]
     """Epochs after which multi-step multiplies the rate by `gamma`."""
     gamma: float
@@ -47,7 +47,7 @@ class ScheduleSettings:
 def make_optimizer(
     modules: Iterable[nn.Module], settings: OptimiserSettings
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over all weights that are trained."""
+    """SGD or AdamW over all trainable parameters."""
     lr, weight_decay = settings.lr, settings.weight_decay
     groups = weight_groups(modules, weight_decay=weight_decay, decay_norms=settings.decay_norms)
     if settings.kind == "adamw":
@@ -64,9 +64,9 @@ def make_optimizer(
 def weight_groups(
     modules: Iterable[nn.Module], *, weight_decay: float, decay_norms: bool
 ) -> list[dict[str, Any]]:
-    """All trained weights in one group, or those of one dimension apart and without decay.
+    """All trainable parameters in one group, or those of one dimension apart and without decay.
 
-    Biases and the scales and shifts of normalisation are the weights of one dimension.
+    Parameters of one dimension are biases and the scales and shifts of normalisation.
     """
     weights = [w for module in modules for w in module.parameters() if w.requires_grad]
     if decay_norms:
@@ -84,7 +84,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings) 
     kind, steps = settings.kind, settings.epochs * settings.steps_per_epoch
     peak = optimizer.param_groups[0]["lr"]
     if kind == "one-cycle":
-        # Where it climbs for one step, OneCycleLR divides by zero.
+        # OneCycleLR divides by zero if it raises the rate for a single step.
         climb = max(settings.warmup, 2 / (steps + 1))
         return OneCycleLR(
             optimizer, max_lr=peak, total_steps=steps + 1, pct_start=climb, cycle_momentum=False

@@ -1,9 +1,9 @@
-"""Batch normalisation over the batch that several ranks have a part of each.
+"""Batch normalisation over a batch that is divided among several ranks.
 
-Each rank normalises its rows by mean and variance of all rows, and its gradients are those of one
-process with the whole batch. A rank may have no rows at all. Torch's `SyncBatchNorm` does this on
-GPUs only, and only for torch's own modules; here it is done wherever a module of batch
-normalisation calls `batch_norm`, so state dicts and classes derived from torch's stay as they are.
+Each rank normalises its rows by mean and variance of all rows, and its gradients equal those of one
+process with the whole batch. A rank may have no rows. Torch's `SyncBatchNorm` works only on GPUs
+and only for torch's own modules. Here every call of `batch_norm` by a module of batch normalisation
+is replaced, so state dicts and classes derived from torch's stay unchanged.
 
 Shapes: B rows of this rank, N values of a channel over all ranks, C channels.
 """
@@ -28,7 +28,7 @@ _backward = torch.ops.aten.native_batch_norm_backward
 
 
 def join_norms(network: nn.Module, ranks: Ranks) -> None:
-    """Let every batch normalisation of a network see the batch of all ranks while it trains."""
+    """Make every batch normalisation of a network use the batch of all ranks in training."""
     if not ranks.are_many:
         return
     for module in network.modules():
@@ -39,15 +39,15 @@ def join_norms(network: nn.Module, ranks: Ranks) -> None:
 
 @cache
 def _joined(kind: type[nn.Module]) -> type[nn.Module]:
-    """A class of modules like ``kind``; the module itself stays where networks hold it."""
+    """A subclass of ``kind`` that joins ranks; changing a module's class keeps its identity."""
     base = _JoinedVectors if issubclass(kind, VectorNorm) else _Joined
-    # This imports all of torch's compiler, five seconds, so it waits until it is needed.
+    # Called only when needed, because it imports torch's compiler, which takes five seconds.
     eager = torch.compiler.disable(base.forward)  # type: ignore[no-untyped-call]
     return type(f"Joined{kind.__name__}", (base, kind), {"forward": eager})
 
 
 class _Joined(nn.Module):
-    """Put before a class of batch normalisation."""
+    """Mixin in front of a class of batch normalisation."""
 
     _ranks: Ranks
 
@@ -65,7 +65,7 @@ class _JoinedVectors(_Joined):
 
 
 class _OverAllRanks(TorchFunctionMode):
-    """Within it, `batch_norm` of a batch is that of all ranks' batches."""
+    """Mode in which `batch_norm` of a batch uses the statistics of all ranks' batches."""
 
     def __init__(self, ranks: Ranks) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -94,16 +94,16 @@ def joint_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm` of the batch that the ranks hold together.
+    """`torch.nn.functional.batch_norm` of the batch that all ranks hold together.
 
     Args:
-        ranks: all must call.
-        values: this rank's rows, (B, C, ...); B may be 0, and differ.
-        running_mean: (C,), moved as one process would.
-        running_var: (C,), moved as one process would.
+        ranks: the ranks; all must call this function.
+        values: this rank's rows, (B, C, ...); B may be 0 and differ between ranks.
+        running_mean: (C,), updated as by one process.
+        running_var: (C,), updated as by one process.
         weight: (C,)
         bias: (C,)
-        training: otherwise the running statistics are taken, and no rank is asked.
+        training: False: use the running statistics, without communication.
         momentum: share of this batch in the running statistics.
         eps: added to variances.
 
@@ -127,7 +127,7 @@ def joint_batch_norm(
 
 
 def _moments(values: Tensor, ranks: Ranks, *, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
-    """Mean and variance (C,) over the values of all ranks, and how many there are per channel."""
+    """Mean and variance (C,) over the values of all ranks, and their number per channel."""
     num_channels = values.shape[1]
     own = values.new_zeros(2 * num_channels + 1, dtype=torch.float64)
     if values.numel():

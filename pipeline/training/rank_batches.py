@@ -1,8 +1,8 @@
-"""A batch that several ranks have a part of each, and the network that they train together.
+"""A batch that is divided among several ranks, and the network that they train together.
 
-A loss that is a mean over rows is each rank's own mean, weighted by its rows. One that compares the
-rows of a batch is computed of the whole batch, by every rank to the same number. Gradients are
-averaged over the ranks as they come about (`DistributedDataParallel`).
+For a loss that is a mean over rows, each rank computes its own mean, weighted by its rows. A loss
+that compares the rows of a batch is computed on the whole batch, with the same result on every
+rank. Gradients are averaged over the ranks during the backward pass (`DistributedDataParallel`).
 
 Shapes: B rows of the batch over all ranks, C classes, D features.
 """
@@ -29,12 +29,12 @@ Forward: TypeAlias = Callable[[Classifier, Tensor], Outputs]
 
 
 class JointNetwork(nn.Module):
-    """A network of which every rank has the same weights, and shows it other images.
+    """A network with the same weights on every rank, and other images on each.
 
     Args:
-        network: on its device; all ranks take the weights of the first one.
-        forward: what it makes of images.
-        ranks: all must call alike.
+        network: network on its device; all ranks take the weights of the first one.
+        forward: function from the network and images to outputs.
+        ranks: the ranks; all must make the same calls.
     """
 
     def __init__(self, network: Classifier, forward: Forward, ranks: Ranks) -> None:
@@ -49,7 +49,7 @@ class JointNetwork(nn.Module):
             )
 
     def forward(self, images: Tensor, *, is_last: bool) -> Outputs:
-        """What it makes of this rank's images; gradients are averaged after the last batch."""
+        """Outputs for this rank's images; gradients are averaged after the last batch."""
         if isinstance(self._inner, DistributedDataParallel):
             self._inner.require_backward_grad_sync = is_last
         logits, features = self._inner(images)
@@ -68,14 +68,14 @@ class _Shown(nn.Module):
 
 
 def _without_buffers() -> dict[str, Any]:
-    """Not to send buffers before every batch, all ranks move them alike; renamed by torch 2.15."""
+    """Option to not send buffers, which are equal on all ranks; torch 2.15 renamed it."""
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return {name: False}
 
 
 def _may_idle(network: nn.Module) -> bool:
-    """Whether weights may have no gradient: those of auxiliary heads in networks of others."""
+    """True if some weights may have no gradient, such as auxiliary heads of foreign networks."""
     return any(isinstance(module, HeadedNetwork) for module in network.modules())
 
 
@@ -85,10 +85,10 @@ def whole_batch(
     """Outputs and supervision of all ranks' rows, without the images.
 
     Args:
-        outputs: of this rank's rows.
+        outputs: outputs of this rank's rows.
         batch: this rank's `Ranks.part` of the batch.
         num_rows: B
-        ranks: all must call.
+        ranks: the ranks; all must call this function.
     """
     device = outputs.logits.device
     tensors = (batch.labels, batch.indices, batch.soft_labels, batch.selected, batch.features)
@@ -113,10 +113,10 @@ def whole_batch(
 
 
 class _Gathered(torch.autograd.Function):
-    """Rows of all ranks; the gradient of this rank's ones counts ``world`` times, to be averaged.
+    """Rows of all ranks; this rank's gradients are multiplied by ``world``, for later averaging.
 
-    Every rank computes the same loss of the rows, so a mean over the ranks of what each adds for
-    its own rows would be the gradient divided by ``world``.
+    Every rank computes the same loss of the rows and keeps only the gradient of its own rows, so
+    the average over the ranks would be the gradient divided by ``world``.
     """
 
     @staticmethod
@@ -130,9 +130,9 @@ class _Gathered(torch.autograd.Function):
 
 
 def average_gradients(weights: list[Tensor], ranks: Ranks) -> None:
-    """Give all ranks the mean gradient of weights that `JointNetwork` does not hold.
+    """Average the gradients of weights that are not in `JointNetwork` over all ranks.
 
-    A rank without a gradient counts as zero; where none has one, none gets one.
+    A rank without a gradient counts as zero; if no rank has one, none gets one.
     """
     if not ranks.are_many or not weights:
         return
@@ -151,13 +151,13 @@ def average_gradients(weights: list[Tensor], ranks: Ranks) -> None:
 
 
 def _as_bytes(tensors: Iterable[Tensor]) -> Tensor:
-    """Rows of several tensors side by side, (b, bytes) uint8; gloo sends not every type."""
+    """Rows of several tensors side by side, (b, bytes) uint8; gloo does not send every type."""
     flat = [tensor.reshape(len(tensor), prod(tensor.shape[1:])).contiguous() for tensor in tensors]
     return torch.cat([tensor.view(torch.uint8) for tensor in flat], dim=1)
 
 
 def _from_bytes(packed: Tensor, like: list[Tensor | None]) -> list[Tensor | None]:
-    """The tensors that `_as_bytes` laid side by side, of types and shapes like those given."""
+    """Inverse of `_as_bytes`: tensors with the types and row shapes of ``like``."""
     found: list[Tensor | None] = []
     start = 0
     for tensor in like:

@@ -3,9 +3,9 @@
     L = (1/B) sum_i [ (1 - s_i) CE_i + s_i (lambda_ce CE_i + lambda_kd T_i) ]
         + lambda_feature (n_s / B) F                       (Lan et al. 2024, arXiv:2404.03693)
 
-s marks the n_s rows of the batch that are distilled. T is a method's term of the logits, F its term
-of the features, over the distilled rows alone. A term that compares the rows of a batch with each
-other counts as the mean of its rows, so that every method weighs by the share that is distilled.
+s marks the n_s rows of the batch that are distilled. T is a method's term of the logits and F its
+term of the features, both over the distilled rows only. A term that compares the rows of a batch
+counts as the mean of its rows, so every method is weighted by the share of distilled rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,17 +29,17 @@ from pipeline.methods.sparse_labels import unpack
 from pipeline.training.feature_terms import FeatureTerm
 
 MethodSettings: TypeAlias = Mapping[str, float | int | tuple[float, ...]]
-"""A method's own settings, by name."""
+"""Settings of a method's own table, by name."""
 
 RowTerm: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of logits (B, C), soft labels (B, C), labels (B,): (B,)."""
+"""Logits (B, C), soft labels (B, C) and labels (B,) to a loss for each row, (B,)."""
 BatchTerm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Of two tensors with a row for each distilled sample: a scalar."""
+"""Two tensors with a row for each distilled sample to a scalar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a network makes of a batch."""
+    """Outputs of a network for a batch."""
 
     logits: Tensor
     """(B, C)"""
@@ -48,15 +48,15 @@ class Outputs:
 
 
 class StudentLoss(nn.Module):
-    """A loss with what it trains beside the student, if anything."""
+    """A loss, with the parameters that it trains in addition to the student's, if any."""
 
     @property
     def compares_rows(self) -> bool:
-        """Whether it is not a mean over the rows of a batch, so that it must see all of them."""
+        """True if it is not a mean over the rows of a batch and so needs all of them at once."""
         return False
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell the epoch, counted from 0: some weights climb."""
+        """Set the epoch, counted from 0, because some weights rise with it."""
 
     def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss of the batch, a scalar, float32 (float64 for float64 logits)."""
@@ -64,9 +64,11 @@ class StudentLoss(nn.Module):
 
 
 class PlainLoss(StudentLoss):
-    """Cross-entropy with the labels: nothing is distilled.
+    """Cross-entropy with the labels, without distillation.
 
-    ``labels``: others than the images' own, by sample index, (N,) int64.
+    Args:
+        label_smoothing: in [0, 1).
+        labels: class ids by sample index, (N,) int64, that replace the images' own; None: do not.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, labels: Tensor | None = None) -> None:
@@ -83,7 +85,7 @@ class PlainLoss(StudentLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Of the terms of the loss, on distilled rows."""
+    """Weights of the terms of the loss, on distilled rows."""
 
     ce: float
     kd: float
@@ -92,16 +94,16 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
-    """A method with its numbers."""
+    """A method with its settings."""
 
     method: str = "kd"
-    """Its name in the catalogue."""
+    """Name in the catalogue."""
     own: MethodSettings = field(default_factory=dict)
-    """The method's own table."""
+    """Settings of the method's own table."""
     weights: Weights
     temperature: float
     standardise: bool = False
-    """Standardise the student's logits, as the soft labels' were."""
+    """Standardise the student's logits, as was done for the soft labels."""
     label_smoothing: float = 0.0
 
 
@@ -174,12 +176,12 @@ class DistillationLoss(StudentLoss):
     def _method_term(
         self, logits: Tensor, soft_labels: Tensor, labels: Tensor, selected: Tensor
     ) -> Tensor:
-        """The method's term of the logits, weighted by the share that is distilled."""
+        """The method's term of the logits, weighted by the share of distilled rows."""
         soft_labels = soft_labels.to(logits)
         if self._over_batch is not None:
             share = int(selected.sum()) / len(labels)
             if share == 0.0:
-                return logits.sum() * 0.0  # a gradient exists
+                return logits.sum() * 0.0  # keeps a gradient, of 0
             return share * self._over_batch(logits[selected], soft_labels[selected])
         if self._standardise:
             logits = standardised(logits)
@@ -191,12 +193,12 @@ class DistillationLoss(StudentLoss):
 
 
 def dense(soft_labels: Tensor, *, num_classes: int) -> Tensor:
-    """(B, C) probabilities of rows as stored; packed ones become dense on their device."""
+    """Probabilities (B, C) of stored rows; packed rows are unpacked on their device."""
     return soft_labels if soft_labels.is_floating_point() else unpack(soft_labels, num_classes)
 
 
 def _row_term(method: str, settings: MethodSettings, temperature: float) -> RowTerm | None:
-    """What a method adds for every row; None where it has no such term of its own."""
+    """A method's own term for every row; None if it has none."""
     if method == "dkd":
         return lambda logits, soft, labels: dkd_rows(
             logits,
@@ -214,7 +216,7 @@ def _row_term(method: str, settings: MethodSettings, temperature: float) -> RowT
 
 
 def _batch_term(method: str, settings: MethodSettings, temperature: float) -> BatchTerm | None:
-    """What a method adds for a batch of distilled rows; None where it has no such term."""
+    """A method's term for a batch of distilled rows; None if it has none."""
     if method == "dist":
         return lambda logits, soft: dist_loss(
             logits,

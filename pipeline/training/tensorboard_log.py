@@ -1,4 +1,4 @@
-"""Numbers of a training as events for TensorBoard, while it runs."""
+"""Metrics of a running training as events for TensorBoard."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from pipeline.provenance import Json
 
 @contextmanager
 def events_into(folder: Path, *, next_epoch: int) -> Iterator[Callable[[Mapping[str, Json]], None]]:
-    """Yield what writes an epoch's line of metrics as scalars.
+    """Yield a function that writes an epoch's line of metrics as scalars.
 
     Args:
-        folder: where the file of events is made, beside earlier ones of the same training.
-        next_epoch: the first one that will be told, from 1; TensorBoard forgets what an earlier,
-            killed attempt told of it and of later ones.
+        folder: folder of the event file, next to earlier ones of the same training.
+        next_epoch: the first epoch to write, from 1; TensorBoard drops events of this and later
+            epochs from an earlier, killed attempt.
     """
     purge = next_epoch if next_epoch > 1 else None
     with SummaryWriter(str(folder), purge_step=purge) as writer:
 
-        def tell(line: Mapping[str, Json]) -> None:
+        def write(line: Mapping[str, Json]) -> None:
             epoch = line["epoch"]
             assert isinstance(epoch, int)
             for name, value in line.items():
@@ -29,4 +29,4 @@ def events_into(folder: Path, *, next_epoch: int) -> Iterator[Callable[[Mapping[
                     writer.add_scalar(name, value, global_step=epoch)
             writer.flush()
 
-        yield tell
+        yield write

@@ -260,8 +260,8 @@ def test_a_head_of_zeros_is_still_told_from_another_of_zeros():
     [
         ("OwnLinear", "fc: it is used 0 times for a batch"),
         ("Twice", "fc: it is used 2 times for a batch"),
-        ("PerPixel", "fc: what it gives is not what the network gives"),
-        ("scaled", "2: what it gives is not what the network gives"),
+        ("PerPixel", "fc: its output is not the network's output"),
+        ("scaled", "2: its output is not the network's output"),
         ("without_bias", "2: it has no bias"),
         ("convolutional", "has no linear module with 4 outputs"),
         ("four_channels", "the network fails on images of every size tried"),

@@ -1,1 +1,1 @@
-"""The networks of the literature: one module for each architecture."""
+"""Published networks: one module for each architecture."""

@@ -1,4 +1,4 @@
-"""The kind of network that heartcut trains and distils: a linear head on features."""
+"""Interface of the networks that heartcut trains and distils: a linear head on features."""
 
 from abc import ABC, abstractmethod
 
@@ -17,11 +17,11 @@ class Classifier(nn.Module, ABC):
     @property
     @abstractmethod
     def head(self) -> nn.Linear:
-        """The linear classifier, whatever the network calls it: weight (C, D), bias (C,)."""
+        """The linear classifier, under any name in the network: weight (C, D), bias (C,)."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """What the head sees of images (B, 3, H, W): features (B, D)."""
+        """Features (B, D), the input of the head, of images (B, 3, H, W)."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, H, W)."""

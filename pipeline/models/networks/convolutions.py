@@ -1,4 +1,4 @@
-"""What the convolutional networks are made of: layers, pooling, shuffling, initial weights."""
+"""Parts of the convolutional networks: layers, pooling, shuffling, initial weights."""
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ def conv_norm(
 
 
 def relu() -> nn.ReLU:
-    """In place, which is safe after batch normalisation: it keeps its input for backward."""
+    """An in-place ReLU, safe after batch normalisation, which keeps its input for backward."""
     return nn.ReLU(inplace=True)
 
 
@@ -31,10 +31,10 @@ def global_average(maps: Tensor) -> Tensor:
 
 
 def shuffle_channels(maps: Tensor, *, groups: int) -> Tensor:
-    """Deal the channels of ``groups`` groups in turn: channel j of group g goes to j * groups + g.
+    """Interleave the channels of ``groups`` groups: channel j of group g goes to j * groups + g.
 
-    Zhang et al. 2017, arXiv:1707.01083, section 3.1. Where channels move they come out
-    channels-last in memory.
+    Zhang et al. 2017, arXiv:1707.01083, section 3.1. The result is channels-last in memory if
+    channels move.
     """
     batch, channels, height, width = maps.shape
     pixels = maps.permute(0, 2, 3, 1).reshape(batch, height, width, groups, channels // groups)

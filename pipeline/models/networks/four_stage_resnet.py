@@ -103,7 +103,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(in_channels: int, channels: int, *, stride: int) -> nn.Sequential:
-    """The identity, or a projection where the shape changes."""
+    """The identity, or a projection if the shape changes."""
     if stride == 1 and in_channels == channels:
         return nn.Sequential()
     return nn.Sequential(*conv_norm(in_channels, channels, 1, stride=stride))

@@ -38,7 +38,7 @@ class MobileNetV1(Classifier):
 
 
 def separable(in_channels: int, channels: int, *, number: int) -> nn.Sequential:
-    """Separable convolution; halves the resolution where the width grows, but for the first."""
+    """Separable convolution; halves the resolution where the width grows, except in the first."""
     stride = 2 if number > 0 and channels > in_channels else 1
     return nn.Sequential(
         *conv_norm(in_channels, in_channels, 3, stride=stride, groups=in_channels),

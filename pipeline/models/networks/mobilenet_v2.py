@@ -1,8 +1,8 @@
 """MobileNet V2 of half width for small images: inverted residuals with linear ends.
 
 Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381, as
-in RepDistiller and mdistiller, whose names the state dict has: width 0.5, ReLU in place of ReLU6,
-the first block expands by a convolution too, the stem alone and three of the stages halve the
+in RepDistiller and mdistiller, with their names in the state dict: width 0.5, ReLU in place of
+ReLU6, the first block expands by a convolution too, only the stem and three of the stages halve the
 resolution, no dropout.
 """
 
@@ -27,7 +27,7 @@ STAGES = (
     (6, 80, 3, 2),
     (6, 160, 1, 1),
 )
-"""Expansion, channels, number of blocks, stride of the first."""
+"""Expansion, channels, number of blocks and stride of the first block, for each stage."""
 
 
 class MobileNetV2(Classifier):

@@ -23,8 +23,8 @@ class ProjectionResNet(Classifier):
 
     Args:
         depth: 6n + 2 with n >= 1.
-        num_classes: of the head.
-        wide: the four times wider network.
+        num_classes: classes of the head.
+        wide: True for the network of four times the width.
 
     Raises:
         ValueError: if ``depth`` is not 6n + 2.

@@ -1,4 +1,4 @@
-"""ShuffleNet V2 for small images: half of the channels pass every unit untouched.
+"""ShuffleNet V2 for small images: half of the channels pass every unit unchanged.
 
 Ma et al. 2018, "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design",
 arXiv:1807.11164, of size 1, with a 1x1 stem and no pooling. Names in the state dict are those of
@@ -15,7 +15,7 @@ from pipeline.models.networks.convolutions import conv, global_average, shuffle_
 
 STEM, WIDTHS, LAST = 24, (116, 232, 464), 1024
 NUM_UNITS = (3, 7, 3)
-"""Of a stage, after the one that halves the resolution."""
+"""Units of each stage after the one that halves the resolution."""
 
 
 class ShuffleNetV2(Classifier):

@@ -21,7 +21,7 @@ from pipeline.models.networks.convolutions import (
 WIDTHS = (64, 128, 256, 512, 512)
 NUM_CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3)}
 LARGE = 64
-"""Height in pixels from which on the fourth block is pooled too."""
+"""Smallest height in pixels at which the fourth block is pooled too."""
 
 
 class Vgg(Classifier):
@@ -62,9 +62,9 @@ class Vgg(Classifier):
 
 
 def block(in_channels: int, channels: int, *, num_convolutions: int) -> nn.Sequential:
-    """3x3 convolutions, each normalised, with a ReLU between two; that after the last is left out.
+    """3x3 convolutions, each normalised, with a ReLU between two, but none after the last.
 
-    The checkpoints number the layers so.
+    The numbers of the layers are those of the checkpoints.
     """
     layers: list[nn.Module] = []
     for number in range(num_convolutions):

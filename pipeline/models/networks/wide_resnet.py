@@ -19,8 +19,8 @@ class WideResNet(Classifier):
 
     Args:
         depth: 6n + 4 with n >= 1.
-        factor: the paper's k, how many times wider than the thin network.
-        num_classes: of the head.
+        factor: the paper's k, the width as a multiple of the thin network's.
+        num_classes: classes of the head.
 
     Raises:
         ValueError: if ``depth`` is not 6n + 4.
@@ -77,14 +77,14 @@ class Block(nn.Module):
         self.conv1 = conv(in_channels, channels, 3, stride=stride)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = conv(channels, channels, 3)
-        self.convShortcut: nn.Conv2d | None = None  # the name is the checkpoints'
+        self.convShortcut: nn.Conv2d | None = None  # named as in the checkpoints
         if in_channels != channels:
             self.convShortcut = conv(in_channels, channels, 1, stride=stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Feature maps (B, channels, H', W') of feature maps (B, in_channels, H, W)."""
         active = F.relu(self.bn1(maps), inplace=True)
-        # A projection takes the activated maps, the identity those before: as in the original.
+        # As in the original, a projection takes the activated maps, the identity the input maps.
         shortcut = maps if self.convShortcut is None else self.convShortcut(active)
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
         return out.add_(shortcut)
