@@ -1,7 +1,7 @@
 """cache-teacher: betons + teacher checkpoint -> teacher cache.
 
-The teacher runs once over every view of the training beton and once over the test beton, each into
-a cache of its own; nothing later needs its weights. Any number of workers may share the work.
+The teacher runs once over every view of the training beton and once over the test beton, and each
+beton gets its own cache. No later stage needs the teacher. Several workers can share the work.
 """
 
 import logging
@@ -31,28 +31,30 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher.caching import TeacherPass, cache_views
 from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity
 from stages.caches import cache_layout, cache_place, caches_of, is_sealed
+from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.identities import cache_request
 from stages.teacher import load_teacher
-from stages.text import percent
+from stages.text import counted, duration, percent
 from stages.views import view_spec
 
 logger = logging.getLogger(__name__)
 
 
 OwnShard: TypeAlias = Callable[[int], bool]
-"""True for the number of a shard that this worker computes; the test images' come last."""
+"""True for the number of a shard that this worker computes; shards of the test images come last."""
 
 
+@with_complete_commands
 def execute(
     config: Config, *, shards: range | None = None, ranks: Ranks = ALONE
 ) -> TeacherCache | None:
-    """Make the caches of both betons, fetch them, or say that they exist.
+    """Compute the caches of both betons, or fetch them, unless they exist.
 
     Args:
         config: the configuration.
-        shards: numbers of the shards to compute; None: all that are missing.
-        ranks: the processes that share these out; the cache is the same for any number of them.
+        shards: numbers of the shards to compute; None: all missing ones.
+        ranks: the processes that share the work; the cache is the same for any number of them.
     Returns:
         The training cache; None while other workers' shards are missing.
     """
@@ -72,10 +74,12 @@ def execute(
     )
     first_of_test = train.num_units(config)
     _require_shards(shards, first_of_test + test.num_units(config))
+    exist = all(is_sealed(cache_place(caches_of(config), w.identity.id)) for w in (train, test))
     cached = _cache(job, train, mine=mine)
     tested = _cache(job, test, mine=None if mine is None else lambda n: mine(first_of_test + n))
-    if tested is not None:
-        logger.info("teacher accuracy on the test images: %.2f %%", 100 * _accuracy(tested))
+    if cached is not None:
+        existed = " exists, nothing to do" if exist else ""
+        logger.info("%s%s: %s", cached.path, existed, describe(cached, tested))
     return cached
 
 
@@ -113,7 +117,7 @@ class _Wanted:
         return cls(beton=beton, views=views, identity=identity, layout=layout)
 
     def num_units(self, config: Config) -> int:
-        """Shards of all views; a cache that was begun keeps its own shard size."""
+        """Number of shards of all views; a cache that was begun keeps its shard size."""
         layout = self.layout
         place = cache_place(caches_of(config), self.identity.id)
         if place.size(MANIFEST) is not None:
@@ -130,7 +134,7 @@ def _require_shards(shards: range | None, total: int) -> None:
 
 
 def _mine(shards: range | None, ranks: Ranks) -> OwnShard | None:
-    """The share of this process."""
+    """The shards of this process; None: all of them."""
     if shards is None and not ranks.are_many:
         return None
     wanted = range(sys.maxsize) if shards is None else shards
@@ -138,29 +142,31 @@ def _mine(shards: range | None, ranks: Ranks) -> OwnShard | None:
 
 
 def _cache(job: _Job, wanted: _Wanted, *, mine: OwnShard | None) -> TeacherCache | None:
-    """The cache of one beton: found, fetched, or made now as far as it is this job's."""
+    """The cache of one beton, if it is complete once this process has computed its shards."""
     place, ranks = cache_place(caches_of(job.config), wanted.identity.id), job.ranks
     if ranks.any(is_sealed(place)):
         cache = TeacherCache.open(place)
         _require_id(cache, wanted.identity)
-        logger.info("%s exists: %s, nothing to do", cache.path, describe(cache))
+        logger.debug("%s exists: %s", cache.path, _details(cache))
         return cache
     require_conditional_create(caches_of(job.config))
     fetched = _fetched(job.config, wanted.identity, place) if ranks.is_first else None
     if ranks.any(fetched is not None):
         return fetched or TeacherCache.open(place)
     left = _computed(job, wanted, mine=mine, place=place)
-    ranks.wait()  # the last of them to finish has sealed it
+    ranks.wait()  # the last one to finish has sealed it
     if left and not is_sealed(place):
-        logger.info("%s is not complete: %d shards of other workers are left", place.url, left)
+        logger.info(
+            "%s is not complete: other workers have %s left", place.url, counted(left, "shard")
+        )
         return None
     cache = TeacherCache.open(place)
-    logger.info("%s: %s", cache.path, describe(cache))
+    logger.debug("%s: %s", cache.path, _details(cache))
     return cache
 
 
 def _computed(job: _Job, wanted: _Wanted, *, mine: OwnShard | None, place: ObjectStore) -> int:
-    """Compute this process's share; how many shards were left at the end of it."""
+    """Compute the shards of this process; return the number of shards that are still missing."""
     planned = TeacherPass(
         teacher=job.teacher,
         loader=_loader(job, wanted),
@@ -196,34 +202,34 @@ def _held_out(dataset: Dataset, beton: Beton) -> NDArray[np.int64]:
 
 
 def _fetched(config: Config, identity: CacheIdentity, place: ObjectStore) -> TeacherCache | None:
-    """The same cache from the team's place, if it lies there."""
+    """Fetch the same cache from the team's place, if it is there."""
     if not config.share:
         return None
     shared = cache_place(open_objects(config.share), identity.id)
     if not is_sealed(shared):
         logger.info(
-            "%s has no cache %s (precision %s): the teacher runs here",
+            "%s has no cache %s (precision %s), so the teacher runs here",
             config.share,
             short(identity.id),
             identity.precision,
         )
         return None
     if place.size(MANIFEST) is not None:
-        logger.warning("%s was begun here and is completed here, not fetched", place.url)
+        logger.warning("%s was begun here, so it is completed here and not fetched", place.url)
         return None
     cache = TeacherCache.open(shared)
     _require_id(cache, identity)
     copy = copy_cache(cache, place)
-    logger.info("%s fetched from %s: %s", copy.path, shared.url, describe(copy))
+    logger.info("%s fetched from %s", copy.path, shared.url)
     return copy
 
 
 def _require_id(cache: TeacherCache, identity: CacheIdentity) -> None:
-    """A path carries the start of an id only."""
+    """Compare whole ids: a path has only the start of one."""
     if cache.id != identity.id:
         raise ArtefactMismatch(
-            f"{cache.path} holds another teacher cache: id {cache.id} (expected {identity.id}). "
-            "Choose another place."
+            f"{cache.path} is another teacher cache: id {cache.id} (expected {identity.id}). "
+            "Set `caches` to another folder or bucket."
         )
 
 
@@ -231,15 +237,23 @@ def _accuracy(cache: TeacherCache) -> float:
     return 1.0 - cache.summary.num_wrong / cache.shape.num_samples
 
 
-def describe(cache: TeacherCache) -> str:
-    """One line about a cache."""
+def describe(cache: TeacherCache, test: TeacherCache | None) -> str:
+    """Describe the caches of a data set in one line."""
     summary, shape = cache.summary, cache.shape
-    held_out = "".join(f", held out {percent(a)}" for a in summary.accuracy_held_out[:1])
-    per_view = "/".join(f"{100 * a:.1f}" for a in summary.accuracy_training)
-    agree = "/".join(f"{100 * a:.1f}" for a in summary.agreement[1:])
+    tested = "" if test is None else f"{percent(_accuracy(test))} on test images, "
+    held_out = "".join(f"{percent(a)} held out, " for a in summary.accuracy_held_out[:1])
     return (
-        f"{summary.teacher}, {shape.num_views} views of {shape.num_samples:,} images, "
-        f"accuracy per view {per_view} %{held_out}, {summary.num_wrong:,} wrong rows"
+        f"{counted(shape.num_samples, 'training image')} in {counted(shape.num_views, 'view')}, "
+        f"{summary.teacher}, accuracy {tested}{held_out}"
+        f"{percent(summary.accuracy_training[0])} on training samples, {duration(summary.seconds)}"
+    )
+
+
+def _details(cache: TeacherCache) -> str:
+    per_view = "/".join(f"{100 * a:.1f}" for a in cache.summary.accuracy_training)
+    agree = "/".join(f"{100 * a:.1f}" for a in cache.summary.agreement[1:])
+    return (
+        f"id {cache.id}, accuracy per view {per_view} %"
         + (f", agreement with the clean view {agree} %" if agree else "")
-        + f", {summary.seconds:.1f} s, id {short(cache.id)}"
+        + f", {cache.num_bytes / 1e6:,.1f} MB"
     )

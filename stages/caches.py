@@ -21,24 +21,24 @@ from stages.identities import Identities, cache_request
 
 
 def caches_of(config: Config) -> ObjectStore:
-    """Where this configuration makes caches."""
+    """The folder or bucket in which this configuration writes caches."""
     return open_objects(config.caches or config.caches_folder)
 
 
 def cache_place(root: ObjectStore, cache_id: str) -> ObjectStore:
-    """Where a cache lies below ``root``: its name is the start of its id."""
+    """The place of a cache below ``root``: its name is the start of its id."""
     return root.child(short(cache_id))
 
 
 def is_sealed(place: ObjectStore) -> bool:
-    """Whether a complete cache lies there."""
+    """True if there is a complete cache."""
     return place.size(SEAL) is not None
 
 
 def begun_cache(
     config: Config, dataset: Dataset, *, split: Literal["train", "eval"]
 ) -> ObjectStore | None:
-    """Where the cache lies that `cache-teacher` began for this configuration, if it did."""
+    """The place of the cache that `cache-teacher` began for this configuration; None: none."""
     request = cache_request(config, dataset)
     cache_id = recall(config.caches_folder, request=request, split=split)
     if cache_id is None:
@@ -49,9 +49,9 @@ def begun_cache(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Caches:
-    """The caches that a configuration names, each opened once, when it is first asked for.
+    """The caches that a configuration names, each opened once, at its first use.
 
-    A command makes one of these and hands it on: opening reads the seal, and lists a bucket.
+    A command makes one of these and passes it on: opening reads the seal and lists a bucket.
     """
 
     config: Config
@@ -59,12 +59,12 @@ class Caches:
 
     @cached_property
     def training(self) -> TeacherCache:
-        """The training cache that is meant: `select.cache`, or the one made for these settings.
+        """The training cache: `select.cache`, or the one that `cache-teacher` made.
 
         Raises:
-            ArtefactNotFound: if `cache-teacher` has not made it.
-            NotSealed: if it has not completed it.
-            Damaged: if it is not what was written.
+            ArtefactNotFound: if there is none.
+            NotSealed: if it is not complete.
+            Damaged: if it differs from what was written.
         """
         if self.config.select.cache is not None:
             return TeacherCache.open(self.config.select.cache)
@@ -75,34 +75,34 @@ class Caches:
             precision = resolve_runtime(self.config.cache_teacher.precision).precision
             raise ArtefactNotFound(
                 f"{self.config.caches or self.config.caches_folder} has no teacher cache for these "
-                f"settings and precision {precision}. Run `heartcut cache-teacher` with the same "
-                "configuration, or name a cache with `select.cache`."
+                f"settings and precision {precision}. Run `heartcut cache-teacher`, or name a "
+                "cache with `select.cache`."
             )
         return TeacherCache.open(place)
 
     @cached_property
     def made(self) -> TeacherCache | None:
-        """The sealed training cache that `cache-teacher` made of this configuration, if it did."""
+        """The complete training cache that `cache-teacher` made for this configuration, if any."""
         return self._made("train")
 
     @cached_property
     def test(self) -> TeacherCache | None:
-        """The sealed cache of the test images, if `cache-teacher` made it."""
+        """The complete cache of the test images that `cache-teacher` made, if any."""
         return self._made("eval")
 
     @cached_property
     def external(self) -> TeacherCache | None:
-        """The cache of the influence target (`select.influence.external`), where it is read."""
+        """The cache of the influence target (`select.influence.external`), if it is read."""
         return self._read_by_scores(self.config.select.influence.external)
 
     @cached_property
     def proxy(self) -> TeacherCache | None:
-        """The cache of the proxy's features (`select.influence.proxy`), where it is read."""
+        """The cache of the proxy's features (`select.influence.proxy`), if it is read."""
         return self._read_by_scores(self.config.select.influence.proxy)
 
     @cached_property
     def identities(self) -> Identities:
-        """The identities of what `select` makes of these caches."""
+        """The identities of the artefacts that `select` makes from these caches."""
         return Identities.of(
             self.config.select,
             self.dataset,
@@ -121,15 +121,15 @@ class Caches:
 
 
 def cache_layout(config: CacheTeacherConfig, *, num_classes: int, num_features: int) -> CacheLayout:
-    """How a new cache is cut into objects.
+    """Layout of a new cache: rows per object, and compression.
 
     Raises:
-        ConfigError: if more logits are to be kept than there are.
+        ConfigError: if `top_k` is larger than the number of classes.
     """
     if config.top_k > num_classes:
         raise ConfigError(
             f"cache_teacher.top_k is {config.top_k} and there are {num_classes} classes (expected "
-            "at most as many). Set `cache_teacher.top_k = 0` to keep all logits."
+            f"at most {num_classes}). Set `cache_teacher.top_k = 0` to keep all logits."
         )
     widest = max(config.top_k or num_classes, num_features if config.features else 0)
     rows = config.shard_rows or default_shard_rows(2 * widest)

@@ -1,4 +1,4 @@
-"""The identities of what a configuration asks for; none needs the teacher."""
+"""The identities of the artefacts of a configuration; none needs the teacher."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _WEIGHTS = ("lambda_ce", "lambda_kd", "lambda_feature")
 
 
 def cache_request(config: Config, dataset: Dataset) -> str:
-    """Hash of everything that decides which cache a configuration means, but the weights."""
+    """Hash of everything but the weights that determines the cache of a configuration."""
     settings = config.cache_teacher
     parts: dict[str, Json] = {
         "teacher": settings.model_dump(
@@ -42,11 +42,11 @@ def cache_request(config: Config, dataset: Dataset) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Identities:
-    """The identities of what `select` makes; computed once per command and handed on."""
+    """The identities of what `select` makes; computed once per command and passed on."""
 
     soft_labels: SoftLabelIdentity
     scores: ScoreIdentity | None
-    """None where the strategy reads no influence scores."""
+    """None if the strategy reads no influence scores."""
     selection: SelectionIdentity
 
     @classmethod
@@ -59,7 +59,7 @@ class Identities:
         external: TeacherCache | None,
         proxy: TeacherCache | None,
     ) -> "Identities":
-        """The identities for a configuration of select and the open caches that it names."""
+        """Compute the identities from the settings of select and the open caches that they name."""
         soft_labels = soft_label_identity(config, cache, dataset)
         scores = None
         if config.strategy in INFLUENCE_STRATEGIES:
@@ -84,7 +84,11 @@ class Identities:
 def soft_label_identity(
     config: SelectConfig, cache: TeacherCache, dataset: Dataset
 ) -> SoftLabelIdentity:
-    """What the soft labels of a configuration depend on."""
+    """Everything that the soft labels of a configuration depend on.
+
+    Raises:
+        ConfigError: if labels of augmented views are wanted and the cache has none.
+    """
     num_augmented = cache.shape.num_views - 1
     if config.soft_views == "augmented" and num_augmented == 0:
         raise ConfigError(
@@ -96,7 +100,7 @@ def soft_label_identity(
         cache=cache.id,
         root=cache.root,
         rows=dataset.train.samples.in_order,
-        # A refitted head gives all logits, whatever the cache keeps of the teacher's.
+        # A refitted head gives all logits, even if the cache keeps the top ones only.
         top_k=0 if config.repair == "head" else cache.manifest.identity.top_k,
         accepted=tuple(sorted(config.accept_mismatch)),
         view_spec=cache.manifest.identity.views,
@@ -111,7 +115,7 @@ def soft_label_identity(
 
 
 def repair_identity(config: SelectConfig, dataset: Dataset) -> RepairIdentity | None:
-    """How the teacher's logits are repaired, if they are."""
+    """Everything that the repaired head depends on; None without a repair."""
     if config.repair == "none":
         return None
     return RepairIdentity(
@@ -122,7 +126,7 @@ def repair_identity(config: SelectConfig, dataset: Dataset) -> RepairIdentity | 
 def _score_identity(
     config: SelectConfig, cache: TeacherCache, dataset: Dataset, *, roots: Mapping[str, str | None]
 ) -> ScoreIdentity:
-    """The identity of influence scores; ``roots`` are the root hashes of the other caches."""
+    """Everything that influence scores depend on; ``roots`` are the other caches' root hashes."""
     influence = config.influence
     settings: dict[str, float | int | str | None] = {
         name: int(value) if isinstance(value, bool) else value
@@ -173,7 +177,7 @@ def _selection_identity(
 def influence_target(
     config: SelectConfig, cache: TeacherCache
 ) -> Literal["held-out", "cross-fit", "external"]:
-    """Whose loss is predicted."""
+    """The samples whose loss is predicted; "auto" is resolved."""
     wanted = config.influence.target
     if wanted != "auto":
         return wanted
@@ -181,10 +185,10 @@ def influence_target(
 
 
 def training_settings(config: OptimiserConfig) -> dict[str, Json]:
-    """The settings of a training that its numbers depend on."""
+    """The settings that the numbers of a training depend on."""
     settings: dict[str, Json] = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_NUMBERS)
     settings["precision"] = resolve_runtime(config.precision).precision
-    if not config.resolutions:  # a run from before there were any is still the same run
+    if not config.resolutions:  # added later: older runs keep their identity
         settings.pop("resolutions")
     if not settings.get("label_noise", True):
         settings.pop("label_noise")
@@ -192,7 +196,7 @@ def training_settings(config: OptimiserConfig) -> dict[str, Json]:
 
 
 def student_settings(config: TrainStudentConfig) -> dict[str, Json]:
-    """`training_settings` of a student: weights as they are used, no method's but its own."""
+    """`training_settings` of a student, with the weights in use and only its method's table."""
     settings = training_settings(config)
     for table in set(METHOD_TABLES) - {config.method if config.distil else ""}:
         settings.pop(table)
@@ -202,7 +206,7 @@ def student_settings(config: TrainStudentConfig) -> dict[str, Json]:
 
 
 def teacher_run_path(config: Config, dataset: Dataset) -> Path:
-    """Where the teacher that this configuration trains lies."""
+    """Folder of the teacher that this configuration trains."""
     settings = config.train_teacher
     inputs = Inputs(dataset=dataset.record.id, cache=None, soft_labels=None, selection=None)
     parts = {**training_settings(settings), "views": fresh_views(config).as_json()}

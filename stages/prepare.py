@@ -1,6 +1,6 @@
 """prepare: images -> train.beton, eval.beton, dataset.json.
 
-Reads the images twice: once to know their keys, once to write them in canonical order.
+Reads the images twice: once for their keys, once to write them in canonical order.
 """
 
 import logging
@@ -20,16 +20,19 @@ from pipeline.data.reading import ReadSplit, by_pixels, read_split, second_readi
 from pipeline.data.sources import Source, Split
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import array_sha256, identity, short
+from stages.config.origin import with_complete_commands
 from stages.config.root import Config, PrepareConfig
+from stages.text import counted
 
 logger = logging.getLogger(__name__)
 
 _LATER_SETTINGS = ("store", "raw_pixels", "quality", "max_side")
-"""Not among the settings of data sets that were prepared before they existed."""
+"""Settings added later: at their defaults they do not change the hash of older data sets."""
 
 
+@with_complete_commands
 def execute(config: Config) -> Dataset:
-    """Prepare the data set of ``config`` in its workspace, unless it lies there already."""
+    """Prepare the data set of ``config`` in its workspace, unless it exists."""
     folder = config.data_folder
     source = open_source(config.prepare)
     request = _request(source, config.prepare)
@@ -44,12 +47,12 @@ def execute(config: Config) -> Dataset:
             raise ArtefactExists(
                 f"{folder} was prepared from other images or settings: data set "
                 f"{short(existing.id)} (expected {short(plan.id)}). "
-                "Remove it or set another `workspace`."
+                "Remove it, or set another `workspace`."
             )
-        else:  # moved or touched: the next run need not read the images to know
+        else:  # files were moved or touched: the next run need not read the images again
             write_record(folder, existing.model_copy(update={"request": request}))
     dataset = Dataset.open(folder)
-    _tell(dataset, existed=existing is not None)
+    _log(dataset, existed=existing is not None)
     return dataset
 
 
@@ -60,16 +63,16 @@ def _existing_record(folder: Path) -> DatasetRecord | None:
         return read_record(folder)
     except ArtefactNotFound as error:
         raise ArtefactExists(
-            f"{folder} exists and is not a data set: it holds no dataset.json (expected a complete "
-            "data set or no folder). Remove it or set another `workspace`."
+            f"{folder} exists and is not a data set: it has no dataset.json (expected a complete "
+            "data set, or no folder). Remove it, or set another `workspace`."
         ) from error
 
 
 def open_source(config: PrepareConfig) -> Source:
-    """The source that the settings name."""
+    """Open the source of the images."""
     if config.source == "digits":
         return sources.digits(resize=config.resize)
-    assert config.path is not None  # the config refused this
+    assert config.path is not None  # checked by the configuration
     if config.source == "torchvision":
         return sources.torchvision_dataset(
             config.name, root=config.path, download=config.download, resize=config.resize
@@ -85,7 +88,7 @@ def open_source(config: PrepareConfig) -> Source:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """All that is known before anything is written."""
+    """Everything that is settled before anything is written."""
 
     id: str
     request: str
@@ -97,7 +100,7 @@ class _Plan:
 
 
 def _request(source: Source, config: PrepareConfig) -> str:
-    """Hash of the settings and of a listing of the source, to know a second run at once."""
+    """Hash of the settings and of a listing of the source, to recognise a second run."""
     splits = [s for s in (source.train, source.test) if s is not None]
     listing = [split.listing() for split in splits]
     labels = [array_sha256(split.labels) for split in splits]
@@ -108,7 +111,7 @@ def _request(source: Source, config: PrepareConfig) -> str:
 
 
 def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool) -> _Plan:
-    """Read the source once and settle what goes where."""
+    """Read the source once, and assign its samples to the splits."""
     train, test = _read_splits(source, config, any_size=any_size)
     if config.order == "source":
         train, test = train.as_listed(), test.as_listed()
@@ -142,14 +145,14 @@ def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool
 def _require_all_classes(
     source: Source, train: Samples, test: Samples, held_out: NDArray[np.int64]
 ) -> None:
-    """Refuse a class of which nothing would be left to train on or to test on."""
+    """Reject a class without a training image or without a test image."""
     parts = {"training": np.delete(train.labels, held_out), "test": test.labels}
     for part, labels in parts.items():
         counts = np.bincount(labels, minlength=len(source.class_names))
         if not counts.all():
             raise ArtefactMismatch(
                 f"class {source.class_names[int(counts.argmin())]} has 0 {part} images after some "
-                "were held out or skipped (expected at least 1). Add images or remove the class."
+                "were held out or skipped (expected at least 1). Add images, or remove the class."
             )
 
 
@@ -207,30 +210,31 @@ def _write(folder: Path, plan: _Plan) -> None:
 
 
 def _sizes(record: DatasetRecord) -> str:
-    """Of the images, for people."""
+    """Sizes of the images in words."""
     if record.image_size is not None:
         return by_pixels(record.image_size)
     smallest, largest = (by_pixels((record.heights[i], record.widths[i])) for i in (0, 1))
     return f"{smallest} to {largest}"
 
 
-def _tell(dataset: Dataset, *, existed: bool) -> None:
+def _log(dataset: Dataset, *, existed: bool) -> None:
     record = dataset.record
     logger.info(
-        "%s%s: %s, %d classes, %s train (%s held out), %s test, %s pixels, id %s",
+        "%s%s: %s, %s, %s, %s held-out samples, %s, %s pixels",
         dataset.folder,
         " exists, nothing to do" if existed else "",
         record.source,
-        dataset.num_classes,
-        f"{len(dataset.training):,}",
+        f"{dataset.num_classes} classes",
+        counted(len(dataset.training), "training sample"),
         f"{len(record.held_out):,}",
-        f"{dataset.eval.num_samples:,}",
+        counted(dataset.eval.num_samples, "test image"),
         _sizes(record),
-        short(record.id),
     )
+    logger.debug("data set id %s", record.id)
     if record.skipped:
         logger.warning(
-            "%d unreadable files were left out, listed under `skipped` in dataset.json: %s",
-            len(record.skipped),
+            "left out %s, listed under `skipped` in %s: %s",
+            counted(len(record.skipped), "unreadable file"),
+            dataset.folder / "dataset.json",
             ", ".join(record.skipped[:3]),
         )

@@ -1,12 +1,12 @@
 """select: teacher cache -> selection table + soft labels. No model is loaded, no image is read.
 
-Revises the teacher's labels, predicts for every training sample whether distilling it helps the
-held-out loss, and writes down what to distil. Several processes share out the rows that the heads
-are fitted to and scored on; the first one writes.
+Revises the teacher's labels, predicts how distilling each training sample changes the held-out
+loss, and writes the samples to distil. Several processes share the rows that the heads are fitted
+to and scored on; the first one writes.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -27,27 +27,28 @@ from pipeline.artefacts.soft_labels import RepairReport, SoftLabels
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.influence.repair import TeacherRows, repair_head
 from pipeline.methods.data_selection import Selection
-from pipeline.provenance import short
 from pipeline.runtime.device import num_cores, versions
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.runtime.shared_files import is_missing, write_once
 from stages.caches import Caches
+from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.selection.columns import CleanView, choose, table_columns
 from stages.selection.explain import explained, require_samples
 from stages.selection.influence import open_scores
 from stages.selection.revise import revise_views
 from stages.selection.wording import threshold_warnings
-from stages.text import percent
+from stages.text import counted, percent
 
 logger = logging.getLogger(__name__)
 
 
+@with_complete_commands
 def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
     """Write the soft labels and the selection table, unless they exist; return the table.
 
-    Every one of several ranks returns it. Ranks of machines that share no folder each need the
-    data set, and a cache that they can read; every machine gets its copy of what is written.
+    All ranks return it. Machines that share no folder each need the data set and a cache that they
+    can read, and each gets a copy of the results.
     """
     torch.set_num_threads(num_cores())
     dataset = Dataset.open(config.data_folder)
@@ -63,7 +64,7 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
     _write_soft_labels(caches, teacher, ranks=ranks)
     if not is_missing(path, ranks):
         table = SelectionTable.open(path)
-        logger.info("%s exists: %s, nothing to do", path, describe(table.record))
+        logger.info("%s exists, nothing to do: %s", path, describe(table.record))
         return table
     inputs = CleanView.read(teacher.rows, dataset, config.select)
     scores = open_scores(caches, teacher.rows, inputs, ranks=ranks)
@@ -74,17 +75,19 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
         path, lambda: selection_format.write(path, record=record, columns=columns), ranks=ranks
     )
     logger.info("%s: %s", path, describe(record))
+    logger.debug("%s: %s", path, _details(record))
     table = SelectionTable.open(path)
     for line in threshold_warnings(table):
         logger.warning("%s", line)
     return table
 
 
+@with_complete_commands
 def explain(config: Config, samples: Sequence[int]) -> str:
     """Make or open the selection of ``config``; explain why ``samples`` are kept or dropped.
 
     Raises:
-        ConfigError: if there is no such sample.
+        ConfigError: if a sample does not exist.
     """
     record = read_record(config.data_folder)
     require_samples(record, samples)
@@ -92,7 +95,7 @@ def explain(config: Config, samples: Sequence[int]) -> str:
 
 
 class _Teacher:
-    """The cache's own logits, or repaired ones; repaired when they are first read."""
+    """The cached logits, or repaired ones; the repair is computed at the first use."""
 
     def __init__(
         self, config: Config, cached: HydratedCache, dataset: Dataset, *, ranks: Ranks
@@ -112,8 +115,7 @@ class _Teacher:
             seed=settings.seed,
             ranks=self._ranks,
         )
-        for line in describe_repair(repaired.report):
-            logger.info("%s", line)
+        logger.info("%s", describe_repair(repaired.report))
         return repaired
 
 
@@ -122,7 +124,7 @@ def _join(caches: Caches) -> HydratedCache:
 
     Raises:
         ArtefactNotFound: if there is no cache.
-        ArtefactMismatch: if it does not fit the data set.
+        ArtefactMismatch: if its classes or samples do not fit the data set.
     """
     config, dataset, cache = caches.config, caches.dataset, caches.training
     if cache.shape.num_classes != dataset.num_classes:
@@ -133,62 +135,67 @@ def _join(caches: Caches) -> HydratedCache:
     accept = config.select.accept_mismatch
     if cache.is_sparse and "labels" in accept:
         raise ConfigError(
-            f"select.accept_mismatch has 'labels' and {cache.path} keeps the top logits and the "
-            "label's only (expected all logits). Correct the labels, or cache with `top_k = 0`."
+            f"select.accept_mismatch has 'labels' and {cache.path} keeps only the top logits and "
+            "the label's (expected all logits). Correct the labels, or set `cache_teacher.top_k = "
+            "0` and run `heartcut cache-teacher`."
         )
     if cache.is_sparse and config.select.standardise and config.select.repair == "none":
         raise ConfigError(
-            f"select.standardise is true and {cache.path} keeps the top logits only (expected all "
-            "of them, for their mean and deviation). Set it to false, or cache with `top_k = 0`."
+            f"select.standardise is true and {cache.path} keeps only the top logits (expected all "
+            "logits, for their mean and deviation). Set `select.standardise = false`, or set "
+            "`cache_teacher.top_k = 0` and run `heartcut cache-teacher`."
         )
     place = str(dataset.train.path)
     joined = join_samples(cache, dataset.train.samples, place=place, accept=accept)
     if joined.num_extra:
         logger.warning(
-            "%s lacks %s of the %s images of %s: they are supervised by their hard labels",
+            "%s lacks %s of the %s images of %s: they are trained with their hard labels",
             cache.path,
             f"{joined.num_extra:,}",
             f"{len(joined.rows):,}",
             place,
         )
     for field in joined.accepted:
-        logger.warning("%s has other %s than %s, as accepted", place, field, cache.path)
+        logger.warning("accepted: %s has other %s than %s", place, field, cache.path)
     return HydratedCache(cache=cache, joined=joined, folder=config.caches_folder)
 
 
 def describe(record: SelectionRecord) -> str:
-    """One line about a selection."""
+    """Describe a selection in one line."""
     share = record.num_selected / max(record.num_candidates, 1)
-    wrong = record.num_wrong_selected / max(record.num_wrong, 1)
-    auc = "" if record.wrong_row_auc is None else f", AUC {record.wrong_row_auc:.3f} for wrong rows"
     return (
         f"{record.identity.strategy} keeps {record.num_selected:,} of "
-        f"{record.num_candidates:,} rows ({percent(share, digits=1)}), "
-        f"{percent(wrong, digits=1)} of the {record.num_wrong:,} wrong ones{auc}, "
-        f"id {short(record.id)}"
+        f"{counted(record.num_candidates, 'sample')} ({percent(share, digits=1)}), and "
+        f"{record.num_wrong_selected:,} of the {record.num_wrong:,} that the teacher gets wrong"
     )
 
 
-def describe_repair(report: RepairReport) -> Iterator[str]:
-    """The repaired teacher beside the original, line by line."""
-    for name, quality in (("the teacher's own head", report.before), ("repaired", report.after)):
-        yield (
-            f"{name}: held out {percent(quality.accuracy)}, loss {quality.loss:.4f}, "
-            f"calibration error {quality.calibration_error:.4f}, {quality.num_wrong:,} training "
-            "rows wrong"
-        )
+def _details(record: SelectionRecord) -> str:
+    auc = record.wrong_row_auc
+    return f"id {record.id}" + ("" if auc is None else f", AUC {auc:.3f} for wrong samples")
+
+
+def describe_repair(report: RepairReport) -> str:
+    """Compare the repaired teacher with the original in one line."""
+    before, after = report.before, report.after
+    return (
+        f"head repair: held-out accuracy {percent(before.accuracy)} -> {percent(after.accuracy)}, "
+        f"loss {before.loss:.4f} -> {after.loss:.4f}, calibration error "
+        f"{before.calibration_error:.4f} -> {after.calibration_error:.4f}, wrong training samples "
+        f"{before.num_wrong:,} -> {after.num_wrong:,}"
+    )
 
 
 def _write_soft_labels(caches: Caches, teacher: _Teacher, *, ranks: Ranks) -> None:
-    """Make them unless they exist; rank 0 checks every byte of those that do."""
+    """Write the soft labels unless they exist; rank 0 checks every byte of existing ones."""
     config, identity = caches.config, caches.identities.soft_labels
     path = soft_format.soft_label_path(config.selections_folder, identity.id)
     if not is_missing(path, ranks):
         if ranks.is_first:
             SoftLabels.open(path)
-        logger.info("%s exists, nothing to do", path)
+        logger.debug("%s exists, nothing to do", path)
         return
-    cached = teacher.rows  # by all ranks, where it is repaired
+    cached = teacher.rows  # on all ranks: they share the repair
     eta = config.select.eta
     write_once(
         path, lambda: revise_views(path, identity, cached, caches.dataset, eta=eta), ranks=ranks
@@ -206,7 +213,7 @@ def _record(
     chosen = selection.selected[inputs.training]
     auc, gain = None, None
     if influence is not None:
-        from sklearn.metrics import roc_auc_score  # seconds, which what is there need not wait for
+        from sklearn.metrics import roc_auc_score  # takes seconds to import, so only here
 
         scores = influence.frame["dloss_undistill"].to_numpy()[inputs.training]
         auc = float(roc_auc_score(wrong, -scores)) if 0 < wrong.sum() < len(wrong) else None

@@ -1,4 +1,4 @@
-"""The frozen teacher that a configuration names: a checkpoint, or our own run."""
+"""The frozen teacher of a configuration: a checkpoint, or a run of `train-teacher`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from stages.views import seen_size, view_spec
 
 
 def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
-    """The network with its weights, restricted to the classes of the data set.
+    """Build the network, load its weights, and restrict it to the classes of the data set.
 
     Raises:
-        ConfigError: if the classes do not agree, or the images are of a size it cannot take.
-        ArtefactNotFound: if there is no such checkpoint or run.
+        ConfigError: if the classes do not match, or the network cannot take images of this size.
+        ArtefactNotFound: if the checkpoint or run does not exist.
         ArtefactMismatch: if the checkpoint does not fit.
     """
     origin = _origin(config, dataset)
@@ -50,15 +50,15 @@ def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
-    """Where a teacher comes from, and what it is."""
+    """Source and properties of a teacher."""
 
     source: Path
     arch: str
     head: str
     num_classes: int
-    """Rows of the head in the checkpoint."""
+    """Number of rows of the head in the checkpoint."""
     rows: Sequence[int]
-    """Those of the data set's classes, in their order."""
+    """Rows of the data set's classes, in the order of the classes."""
     mean: Triple
     std: Triple
     saw_held_out: bool
@@ -99,7 +99,7 @@ def _own_run(config: Config, dataset: Dataset) -> _Origin:
 
 
 def _classes(settings: CacheTeacherConfig, dataset: Dataset) -> tuple[int, list[int]]:
-    """Rows of the checkpoint's head, and which of them the data set's classes are."""
+    """Number of rows of the checkpoint's head, and the rows of the data set's classes."""
     names = [] if settings.class_names is None else read_class_names(settings.class_names)
     num_classes = settings.num_classes or len(names) or dataset.num_classes
     rows = teacher_rows(

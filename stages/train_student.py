@@ -1,6 +1,6 @@
 """train-student: betons + selection + soft labels -> run.
 
-Neither the teacher nor its weights are needed, but where it runs in the loop as a yardstick.
+The teacher and its weights are needed only for comparisons with a teacher in the loop (`online`).
 """
 
 import logging
@@ -35,6 +35,7 @@ from pipeline.training.student_loss import (
     Weights,
 )
 from stages.caches import Caches
+from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.config.training import TrainStudentConfig
 from stages.identities import student_settings
@@ -53,9 +54,10 @@ from stages.views import fresh_views, seen_size, view_spec
 logger = logging.getLogger(__name__)
 
 _NEVER_DISTILLED = -1
-"""Instead of a label: such samples are no negatives either."""
+"""Stands for a label; such samples do not serve as negatives either."""
 
 
+@with_complete_commands
 def execute(
     config: Config,
     *,
@@ -63,15 +65,14 @@ def execute(
     ranks: Ranks = ALONE,
     log_result: bool = True,
 ) -> Run:
-    """Train the student of ``config``, or go on with it, unless the same run exists.
+    """Train the student of ``config``, or resume it, unless the same run exists.
 
     Args:
         config: the configuration.
-        resume: the folder of the training to go on with, which must be this one; None: go on with
-            this training if it was begun.
-        ranks: the processes that train it together; the number of them is no part of its id.
-        log_result: log the line that has the test accuracy; a sweep hides it until a point is
-            chosen.
+        resume: the folder of an interrupted training, which must be this one; None: resume this
+            training if it was interrupted.
+        ranks: the processes that train it together; their number is not a part of its id.
+        log_result: log the line with the test accuracy; a sweep hides it until a point is chosen.
     """
     dataset = Dataset.open(config.data_folder)
     caches = Caches(config=config, dataset=dataset)
@@ -88,7 +89,7 @@ def execute(
     if ranks.any(path.exists()):
         run = Run.open(path)
         if log_result:
-            logger.info("%s exists: %s, nothing to do", path, describe(run.result))
+            logger.info("%s exists, nothing to do: %s", path, describe(run.result))
         return run
     training = ranks.first_before_others(lambda: _training(caches, plan))
     return train(training, path, plan.runtime, ranks=ranks, log_result=log_result)
@@ -96,7 +97,7 @@ def execute(
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What a student is trained on, before anything of it is built."""
+    """Inputs of a student, before its network is built."""
 
     distillation: DistillationInputs | None
     online: OnlineTeacher | None
@@ -116,8 +117,7 @@ class _Plan:
         identity: dict[str, Json] = {**student_settings(settings), "views": views.as_json()}
         if distillation is not None:
             require_teachable(config, distillation, dataset)
-            # A table may have been edited by hand: its id says where it came from, not what it
-            # holds.
+            # A table may have been edited by hand, so its id does not determine its contents.
             identity["selected"] = array_sha256(distillation.table.selected)
         if online is not None:
             identity["teacher"] = online.teacher.digest
@@ -145,7 +145,7 @@ def _training(caches: Caches, plan: _Plan) -> Training:
         labels = np.full(len(distillation.table.labels), _NEVER_DISTILLED)
         rows = dataset.training[distillation.table.selected[dataset.training]]
         labels[rows] = distillation.table.labels[rows]
-        model, loss = _taught(settings, model, distillation, features, labels=labels)
+        model, loss = _distilled(settings, model, distillation, features, labels=labels)
     model = plan.runtime.place(model)
     return Training(
         settings=settings,
@@ -174,11 +174,11 @@ def _joined(
     *,
     online: OnlineTeacher | None,
 ) -> Supervision:
-    """What is joined to the images."""
+    """Soft labels and features that are joined to the images."""
     supervision = distillation.supervision(features)
     if online is None:
         return supervision
-    # The teacher in the loop says it anew, of views that the cache may not have.
+    # The teacher in the loop recomputes them, for views that the cache may lack.
     return replace(
         supervision,
         soft_labels=supervision.soft_labels[:1],
@@ -187,7 +187,7 @@ def _joined(
     )
 
 
-def _taught(
+def _distilled(
     settings: TrainStudentConfig,
     model: Classifier,
     distillation: DistillationInputs,
@@ -195,7 +195,7 @@ def _taught(
     *,
     labels: NDArray[np.int64],
 ) -> tuple[Classifier, StudentLoss]:
-    """The network as the method wants it, and the method's loss."""
+    """The network, adapted to the method, and the method's loss."""
     own = settings.method_settings
     method_settings = {} if own is None else own.model_dump()
     term = None
@@ -225,14 +225,14 @@ def _taught(
 def _online(
     config: Config, dataset: Dataset, distillation: DistillationInputs | None
 ) -> OnlineTeacher:
-    """The teacher, to give in the loop what the selection's cache would hold."""
-    assert distillation is not None  # the configuration refuses it otherwise
+    """The teacher that recomputes the labels of the selection's cache during training."""
+    assert distillation is not None  # checked by the configuration
     runtime = resolve_runtime(config.cache_teacher.precision)
     labels = distillation.soft.record.identity
     if labels.repair is not None:
         raise ArtefactMismatch(
-            f"{distillation.soft.path} is of a repaired teacher, which exists in the cache only "
-            '(expected the teacher\'s own labels for --online). Set `select.repair = "none"`.'
+            f"{distillation.soft.path} has labels of a repaired teacher, which exists in the cache "
+            'only (expected the teacher\'s own labels for --online). Set `select.repair = "none"`.'
         )
     return OnlineTeacher(
         teacher=load_teacher(config, dataset, runtime),
@@ -245,10 +245,10 @@ def _online(
 
 
 def _views(config: Config, distillation: DistillationInputs | None) -> Views:
-    """The augmentation that the student sees.
+    """Augmentation of the student's images.
 
     Raises:
-        ArtefactMismatch: if cached views are asked for and the soft labels have none.
+        ArtefactMismatch: if fresh views are asked for and the soft labels belong to cached ones.
     """
     wanted = config.train_student.augmentation
     if config.train_student.online:
@@ -257,7 +257,8 @@ def _views(config: Config, distillation: DistillationInputs | None) -> Views:
     if wanted == "fresh" and cached_fit:
         raise ArtefactMismatch(
             "train_student.augmentation is 'fresh' and the soft labels belong to cached views "
-            '(expected labels of the clean view). Remove it, or set `select.soft_views = "clean"`.'
+            "(expected labels of the clean view). Remove this setting, or set "
+            '`select.soft_views = "clean"`.'
         )
     if distillation is not None and distillation.soft.by_view:
         return distillation.view_spec
@@ -279,14 +280,14 @@ def _inputs(dataset: Dataset, distillation: DistillationInputs | None) -> Inputs
 
 
 def _teacher_classes(caches: Caches, distillation: DistillationInputs | None) -> TeacherClasses:
-    """What the teacher says of the clean images, as far as it is known here."""
+    """The teacher's classes of the clean images, if they are known here."""
     dataset, train = caches.dataset, caches.made
     classes: NDArray[np.int64] | None
     if distillation is None:
         classes, is_ours = _top_classes(train, dataset.train), True
     else:
         classes = distillation.table.frame["teacher_class"].to_numpy(dtype=np.int64)
-        # The selection may be another team's, of another teacher than the configured one.
+        # The selection may come from another team, with another teacher than the configured one.
         is_ours = train is not None and train.id == distillation.table.record.identity.cache
     test = _top_classes(caches.test if is_ours else None, dataset.eval)
     return TeacherClasses(
@@ -296,7 +297,7 @@ def _teacher_classes(caches: Caches, distillation: DistillationInputs | None) ->
 
 
 def _top_classes(cache: TeacherCache | None, beton: Beton) -> NDArray[np.int64] | None:
-    """The teacher's class of every sample, -1 where it never saw it."""
+    """The teacher's class of every sample; -1 for samples that are not in the cache."""
     if cache is None:
         return None
     joined = join_samples(cache, beton.samples, place=str(beton.path), accept=ANY_LABELS)

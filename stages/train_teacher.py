@@ -1,4 +1,4 @@
-"""train-teacher: betons -> run, with nothing to distil. For teachers of one's own, and the demo."""
+"""train-teacher: betons -> run, trained on the true labels. For teachers of your own."""
 
 import logging
 from pathlib import Path
@@ -16,6 +16,7 @@ from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.training.student_loss import PlainLoss
+from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.identities import teacher_run_path, training_settings
 from stages.training.run import describe, require_resumable, train
@@ -25,13 +26,14 @@ from stages.views import fresh_views, seen_size
 logger = logging.getLogger(__name__)
 
 
+@with_complete_commands
 def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE) -> Run:
-    """Train the teacher of ``config`` on T, or a share of it, unless the same run exists.
+    """Train the teacher of ``config`` on T, or on a fraction of it, unless the same run exists.
 
     Args:
         config: the configuration.
-        resume: the folder of the training to go on with, which must be this one.
-        ranks: the processes that train it together; the number of them is no part of its id.
+        resume: the folder of an interrupted training, which must be this one.
+        ranks: the processes that train it together; their number is not a part of its id.
     """
     dataset = Dataset.open(config.data_folder)
     path = teacher_run_path(config, dataset)
@@ -41,7 +43,7 @@ def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE)
         require_resumable(resume, path, settings=settings, inputs=inputs)
     if ranks.any(path.exists()):
         run = Run.open(path)
-        logger.info("%s exists: %s, nothing to do", path, describe(run.result))
+        logger.info("%s exists, nothing to do: %s", path, describe(run.result))
         return run
     runtime = resolve_runtime(config.train_teacher.precision)
     return train(_training(config, dataset), path, runtime, ranks=ranks)
@@ -72,7 +74,7 @@ def _training(config: Config, dataset: Dataset) -> Training:
 
 
 def _wrong_labels(config: Config, dataset: Dataset) -> Tensor | None:
-    """What it is taught instead of the images' labels, if that is asked for."""
+    """Labels with noise instead of the true ones; None without noise."""
     settings = config.train_teacher
     if settings.label_noise == 0:
         return None
@@ -86,7 +88,7 @@ def _wrong_labels(config: Config, dataset: Dataset) -> Tensor | None:
 
 
 def _rows(config: Config, dataset: Dataset) -> NDArray[np.int64]:
-    """What the teacher is trained on."""
+    """Sample indices that the teacher is trained on."""
     settings, rows = config.train_teacher, dataset.training
     if settings.fraction == 1.0:
         return rows

@@ -11,9 +11,9 @@ from stages.config.root import Config, ViewsConfig
 
 
 def view_spec(config: ViewsConfig) -> Views:
-    """The views that a configuration names."""
+    """The cached views of a configuration."""
     if config.kind == "rrc-flip":
-        assert config.size is not None  # the config refused this
+        assert config.size is not None  # checked by the configuration
         assert config.count != "all"
         return ResizedCropSpec(
             size=config.size,
@@ -29,7 +29,7 @@ def view_spec(config: ViewsConfig) -> Views:
 
 
 def fresh_views(config: Config) -> Views:
-    """The augmentation of `views` without a cache: every sample draws anew in every epoch."""
+    """The augmentation of `views` without a cache: every epoch draws new views."""
     views = config.views
     spec = view_spec(views)
     if isinstance(spec, ResizedCropSpec):
@@ -43,7 +43,7 @@ def seen_size(views: Views, dataset: Dataset) -> tuple[int, int]:
     """Height and width of the images that networks see.
 
     Raises:
-        ArtefactMismatch: if the views need images of one size, and these are not.
+        ArtefactMismatch: if the views need images of one size, and the sizes differ.
     """
     if isinstance(views, ResizedCropSpec):
         return views.size, views.size
@@ -52,7 +52,7 @@ def seen_size(views: Views, dataset: Dataset) -> tuple[int, int]:
         raise ArtefactMismatch(
             f"{dataset.folder} has images of {record.heights[0]} to {record.heights[1]} x "
             f"{record.widths[0]} to {record.widths[1]} pixels (expected one size, for views of "
-            "kind 'crop-flip'). Set `views.kind = \"rrc-flip\"`, or `prepare.resize` and prepare "
-            "again."
+            "kind 'crop-flip'). Set `views.kind = \"rrc-flip\"`, or set `prepare.resize` and run "
+            "`heartcut prepare`."
         )
     return size

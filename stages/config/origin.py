@@ -1,9 +1,14 @@
-"""Commands for messages: how to call heartcut with the same configuration."""
+"""Complete commands for messages: heartcut with the same configuration and overrides."""
 
+import re
 import shlex
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import PrivateAttr
 
+from pipeline.errors import PipelineError
 from stages.config.types import Section
 
 _NOT_READ = {
@@ -13,6 +18,10 @@ _NOT_READ = {
     "select": ("train_student", "compare", "sweep"),
 }
 """Tables that a command does not read, so its overrides can leave them out."""
+_BARE = re.compile(r"`heartcut (prepare|train-teacher|cache-teacher|select|train-student)`")
+Configured = TypeVar("Configured", bound="WithOrigin")
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
 
 
 class WithOrigin(Section):
@@ -33,17 +42,16 @@ class WithOrigin(Section):
         """Remember the file and the overrides of ``other``, and further overrides."""
         self.read_from(other._path, (*other._overrides, *overrides))
 
+    @property
+    def has_file(self) -> bool:
+        """False for settings that were built in Python."""
+        return bool(self._path)
+
     def command(self, stage: str) -> str:
         """The command line of a stage with this configuration, to paste.
 
-        Settings that were built in Python have no file: CONFIG stands for it.
-
-        >>> settings = WithOrigin()
-        >>> settings.command("prepare")
-        'heartcut prepare CONFIG'
-        >>> settings.read_from("configs/digits.toml", ("select.eta=0.7", "train_student.seed=1"))
-        >>> settings.command("select")
-        'heartcut select configs/digits.toml --set select.eta=0.7'
+        Overrides of tables that the stage does not read are left out. Settings that were built in
+        Python have no file: CONFIG stands for it.
         """
         last: dict[str, str] = {}
         for override in self._overrides:
@@ -54,3 +62,24 @@ class WithOrigin(Section):
         parts = ["heartcut", stage, self._path or "CONFIG"]
         parts += [part for override in last.values() for part in ("--set", override)]
         return shlex.join(parts)
+
+
+def with_complete_commands(
+    run: Callable[Concatenate[Configured, Rest], Result],
+) -> Callable[Concatenate[Configured, Rest], Result]:
+    """Let the errors of a stage name complete commands.
+
+    Parts of the pipeline know no configuration: their errors say `heartcut select`. The stage that
+    calls them adds the file and its overrides.
+    """
+
+    @wraps(run)
+    def complete(config: Configured, /, *args: Rest.args, **others: Rest.kwargs) -> Result:
+        try:
+            return run(config, *args, **others)
+        except PipelineError as error:
+            if config.has_file and len(error.args) == 1:
+                error.args = (_BARE.sub(lambda m: f"`{config.command(m[1])}`", str(error)),)
+            raise
+
+    return complete

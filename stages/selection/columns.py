@@ -22,28 +22,28 @@ from stages.config.select import SelectConfig
 from stages.selection.wording import sign_of
 
 NOT_CACHED = "not in the cache"
-"""Reason of a sample that the teacher never saw."""
+"""Reason of a sample that is missing from the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanView:
-    """What the cache says of the clean view of every sample, and who is held out."""
+    """Cached numbers of every sample's clean view, and the samples that are held out."""
 
     labels: Tensor
-    """The data set's own, (N,) int64."""
+    """Labels of the data set, (N,) int64."""
     keys: NDArray[np.uint8]
     known: Tensor
-    """(N,) bool: the cache has the sample; scores of the others are NaN."""
+    """True where the cache has the sample, (N,); scores of the others are NaN."""
     beta: NDArray[np.float32]
-    """Share of the teacher in each revised label; 1 where a row is not revised."""
+    """Share of the teacher in each revised label; 1 where a label is not revised."""
     scores: SampleScores
-    """Classes are -1 where they are not known."""
+    """Scores at the sample indices; classes are -1 where they are not known."""
     training: Tensor
-    """Sample indices that may be selected (known rows of T), int64."""
+    """Sample indices that may be selected (known samples of T), int64."""
     held_out: Tensor
-    """Sample indices that are only looked at (known rows of V), int64."""
+    """Sample indices that are held out and known (known samples of V), int64."""
     all_held_out: Tensor
-    """V, int64."""
+    """Sample indices of V, int64."""
 
     @classmethod
     def read(cls, cached: TeacherRows, dataset: Dataset, config: SelectConfig) -> "CleanView":
@@ -71,7 +71,7 @@ class CleanView:
 
 
 def _scores(cached: TeacherRows, labels: Tensor, known: Tensor) -> SampleScores:
-    """Of the known samples, a shard at a time: where the top k are kept, all would not fit."""
+    """Scores of the known samples, a shard at a time: all of a top-k cache would not fit."""
     has_features = cached.cache.manifest.identity.features
     features = torch.from_numpy(cached.features(0)) if has_features else None
     parts = []
@@ -88,7 +88,7 @@ def _scores(cached: TeacherRows, labels: Tensor, known: Tensor) -> SampleScores:
 
 
 def _at_samples(scores: SampleScores, known: Tensor) -> SampleScores:
-    """Scores of the known samples at their sample indices."""
+    """Move the scores of the known samples to their sample indices."""
 
     def spread_out(values: Tensor) -> Tensor:
         missing = {torch.bool: False, torch.int64: -1}.get(values.dtype, torch.nan)
@@ -104,7 +104,7 @@ def _at_samples(scores: SampleScores, known: Tensor) -> SampleScores:
 def _beta(
     cached: TeacherRows, labels: Tensor, known: Tensor, correct: Tensor, config: SelectConfig
 ) -> NDArray[np.float32]:
-    """Share of the teacher in each revised clean-view label; 1 where a row is not revised."""
+    """Share of the teacher in each revised clean-view label; 1 where it is not revised."""
     beta = torch.ones(len(labels))
     if config.revision in ("wrong", "all"):
         temperature = config.revise_at or config.temperature
@@ -121,7 +121,7 @@ def _beta(
 def table_columns(
     inputs: CleanView, influence: ScoreTable | None, selection: Selection
 ) -> dict[str, NDArray[np.generic]]:
-    """Every column of the table but its metadata, by name."""
+    """Columns of the table by name."""
     scores = inputs.scores
     held_out = np.zeros(inputs.num_samples, dtype=bool)
     held_out[inputs.all_held_out] = True
@@ -153,7 +153,7 @@ def table_columns(
 def _influence_columns(
     influence: ScoreTable | None, num_samples: int
 ) -> dict[str, NDArray[np.generic]]:
-    """The score file's columns that the table has too; nothing where there is no file."""
+    """Columns of the score file that the table has too; NaN or null without a score file."""
     names = [name for name in score_format.COLUMNS if name in selection_format.COLUMNS]
     names.remove("sample_index")
     if influence is not None:
@@ -169,7 +169,7 @@ def _influence_columns(
 
 
 def choose(config: SelectConfig, inputs: CleanView, influence: ScoreTable | None) -> Selection:
-    """Apply the strategy to the training rows."""
+    """Apply the strategy to the training samples."""
     candidates = np.zeros(inputs.num_samples, dtype=bool)
     candidates[inputs.training] = True
     errors = _selecting_errors(config, influence)
@@ -193,7 +193,7 @@ def choose(config: SelectConfig, inputs: CleanView, influence: ScoreTable | None
 def _selecting_scores(
     config: SelectConfig, inputs: CleanView, influence: ScoreTable | None
 ) -> NDArray[np.float64] | None:
-    """What the strategy reads of every sample; higher = keep."""
+    """Score that the strategy selects by, higher = keep; None if it needs none."""
     if config.strategy == "correct":
         return inputs.scores.teacher_correct.numpy().astype(np.float64)
     if config.strategy == "el2n":
@@ -211,7 +211,7 @@ def _selecting_scores(
 def _selecting_errors(
     config: SelectConfig, influence: ScoreTable | None
 ) -> NDArray[np.float64] | None:
-    """Standard errors of the selecting score, where it is to be read with them."""
+    """Standard errors of the selecting score; None if the strategy does not use them."""
     if config.strategy != "influence" or config.num_errors == 0:
         return None
     assert influence is not None, "the strategy reads scores"

@@ -1,6 +1,6 @@
 """Explanations in words: why a selection table keeps or drops single samples.
 
-Nothing is computed here: all numbers are the table's.
+Nothing is computed here: all numbers are read from the table.
 """
 
 import math
@@ -34,7 +34,8 @@ _MEANINGS = {
         "with nothing distilled, the loss would fall without the sample: it harms",
     ),
     "dloss_add": (
-        "with nothing distilled, the loss would rise if it were distilled as well: do not",
+        "with nothing distilled, the loss would rise if it were distilled as well: do not "
+        "distil it",
         "with nothing distilled, the loss would fall if it were distilled as well: distil it",
     ),
     "dloss_current": (
@@ -43,12 +44,12 @@ _MEANINGS = {
         "distil it",
     ),
 }
-"""What a positive and a negative score say."""
+"""Meanings of a positive and of a negative score."""
 _POSITIONS = {"self_influence": "self-influence", "leverage": "leverage"}
 
 
 def require_samples(record: DatasetRecord, samples: Sequence[int]) -> None:
-    """Refuse the index of a sample that the training split does not have.
+    """Reject the index of a sample that the training split does not have.
 
     Raises:
         ConfigError: with the first such index.
@@ -56,38 +57,38 @@ def require_samples(record: DatasetRecord, samples: Sequence[int]) -> None:
     for index in samples:
         if not 0 <= index < record.train.num_samples:
             raise ConfigError(
-                f"--explain {index}: there is no such sample (expected 0 to "
+                f"--explain {index}: sample {index} does not exist (expected 0 to "
                 f"{record.train.num_samples - 1}). Pass a sample_index of the table."
             )
 
 
 def explained(table: SelectionTable, class_names: Sequence[str], samples: Sequence[int]) -> str:
-    """The reasons for which ``samples`` are kept or dropped, as text."""
+    """Explain why ``samples`` are kept or dropped, as text."""
     reader = _Reader(table=table, class_names=tuple(class_names))
     return "\n\n".join([str(table.path), *(reader.explanation(index) for index in samples)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Reader:
-    """Puts rows of a table into words."""
+    """Describes rows of a table in words."""
 
     table: SelectionTable
     class_names: tuple[str, ...]
 
     def explanation(self, index: int) -> str:
-        """Why one sample is kept or dropped; lines of at most 80 columns."""
+        """Explain one sample in lines of at most 80 columns."""
         row = self.table.frame.iloc[index]
         facts = [*self._teacher(row), *self._scores(row), *self._rank(row), *self._selection(row)]
-        told = [_wrapped(f"sample {index}: {_outcome(row)}", indent=2)]
-        told += [
+        lines = [_wrapped(f"sample {index}: {_outcome(row)}", indent=2)]
+        lines += [
             _wrapped(f"  {name:<{_INDENT - 3}} {fact}", indent=_INDENT) for name, fact in facts
         ]
-        return "\n".join(told)
+        return "\n".join(lines)
 
     def _teacher(self, row: pd.Series) -> Iterator[tuple[str, str]]:
         yield "label", self._class(row["label"])
         if row["teacher_class"] < 0:
-            yield "teacher's class", "unknown, it never saw the sample"
+            yield "teacher's class", "unknown, the cache does not have the sample"
             return
         verdict = "right" if row["teacher_correct"] else "wrong"
         yield "teacher's class", f"{self._class(row['teacher_class'])}, {verdict}"
@@ -95,7 +96,7 @@ class _Reader:
             "teacher's p",
             f"{row['p_target']:.3f} for the label, {row['p_max']:.3f} for its own class",
         )
-        yield "beta", f"{row['beta']:.3f}, the teacher's share in the revised label"
+        yield "beta", f"{row['beta']:.3f}, the teacher's weight in the revised label"
         if not pd.isna(row["label_issue"]):
             yield "label issue", f"{'yes' if row['label_issue'] else 'no'}{_refitted(row)}"
 
@@ -104,9 +105,11 @@ class _Reader:
             score = float(row[name])
             if not math.isnan(score):
                 error = float(row.get(f"{name}_se", math.nan))
-                told = "" if math.isnan(error) else f", standard error {error:.1e}"
-                meaning = rises if score > 0 else falls if score < 0 else "the loss would stay"
-                yield name, f"{score:+.3e}{told}: {meaning}"
+                margin = "" if math.isnan(error) else f", standard error {error:.1e}"
+                meaning = (
+                    rises if score > 0 else falls if score < 0 else "the loss would not change"
+                )
+                yield name, f"{score:+.3e}{margin}: {meaning}"
         frame = self.table.frame
         for name, words in _POSITIONS.items():
             if not math.isnan(row[name]):
@@ -148,7 +151,7 @@ class _Reader:
 
 def _outcome(row: pd.Series) -> str:
     if row["held_out"]:
-        return "held out, so nothing trains on it and it is neither kept nor dropped"
+        return "held out, so no student trains on it and it is neither kept nor dropped"
     if row["rank"] < 0:
         return f"{row['reason']}, so it keeps its hard label"
     return f"{'kept' if row['selected'] else 'dropped'} ({row['reason']})"

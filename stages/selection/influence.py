@@ -1,4 +1,4 @@
-"""The influence scores of a configuration: the score file, made unless it exists."""
+"""The influence scores of a configuration: the score file, computed unless it exists."""
 
 import logging
 
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 def open_scores(
     caches: Caches, cached: TeacherRows, inputs: CleanView, *, ranks: Ranks = ALONE
 ) -> ScoreTable | None:
-    """The score file of a configuration, made unless it exists; None where it needs none.
+    """Open the score file of a configuration, computed unless it exists; None if it needs none.
 
-    Several ranks score the rows together, and every one opens the file.
+    Several ranks score the samples together, and each one opens the file.
 
     Raises:
-        ArtefactMismatch: if the cache has no features, or other samples cannot be the target.
-        ConfigError: if there are too few rows, or classes are missing.
+        ArtefactMismatch: if the cache has no features, or another cache cannot be the target.
+        ConfigError: if there are too few samples, or classes are missing.
         PipelineError: if a head cannot be fitted.
     """
     config, dataset, identity = caches.config, caches.dataset, caches.identities.scores
@@ -48,9 +48,9 @@ def open_scores(
         if table.id != identity.id:
             raise ArtefactMismatch(
                 f"{path} has the scores of other settings: id {short(table.id)} (expected "
-                f"{short(identity.id)}). Remove it, or give it back its name."
+                f"{short(identity.id)}). Remove it, or rename it to its old name."
             )
-        logger.info("%s exists, nothing is scored again", path)
+        logger.debug("%s exists, nothing to do", path)
         return table
     _require_rows(config.select, cached.cache, inputs)
     sources = Sources.of(caches, cached, inputs, ranks=ranks)
@@ -63,7 +63,7 @@ def open_scores(
 
 
 def _require_rows(config: SelectConfig, cache: TeacherCache, inputs: CleanView) -> None:
-    """Refuse what no head can be fitted to."""
+    """Reject data that no head can be fitted to."""
     cache.require_features()
     target = influence_target(config, cache)
     needed = [("training", inputs.training)]
@@ -73,18 +73,18 @@ def _require_rows(config: SelectConfig, cache: TeacherCache, inputs: CleanView) 
         if len(rows) == 0:
             raise ConfigError(
                 f"{cache.path} has none of the {name} images (expected some, for influence). "
-                "Cache this data, or choose another `select.strategy`."
+                "Run `heartcut cache-teacher` on this data, or choose another `select.strategy`."
             )
     classes = torch.unique(inputs.labels[inputs.training])
     if len(classes) < 2:
         raise ConfigError(
-            f"{cache.path}: the training rows have {len(classes)} class (expected at least 2, for "
-            "influence). Choose another `select.strategy`."
+            f"{cache.path}: the training samples have {len(classes)} class (expected at least 2, "
+            "for influence). Choose another `select.strategy`."
         )
     absent = sorted(set(classes.tolist()) - set(inputs.labels[inputs.held_out].tolist()))
     if absent and target == "held-out":
         raise ConfigError(
-            f"{cache.path}: the held-out rows have no sample of class {absent[0]}"
+            f"{cache.path}: the held-out samples have none of class {absent[0]}"
             f"{f' and {len(absent) - 1} others' if len(absent) > 1 else ''} (expected some of "
             "each, for influence). Raise `prepare.held_out_fraction`, or choose another "
             "`select.strategy`."
@@ -126,7 +126,7 @@ def _record(
 
 
 def _columns(influence: Influence, inputs: CleanView) -> dict[str, NDArray[np.generic]]:
-    """Every column of the score file; what is not scored is NaN, -1 or null."""
+    """Columns of the score file; samples without scores have NaN, -1 or null."""
     columns: dict[str, NDArray[np.generic]] = {"sample_index": np.arange(inputs.num_samples)}
     for name in score_format.COLUMNS:
         if name == "sample_index":
@@ -142,7 +142,7 @@ _MISSING = {"label_issue": None, "undistil_order": -1}
 def _spread(
     values: NDArray[np.generic] | None, inputs: CleanView, *, missing: float | None
 ) -> NDArray[np.generic]:
-    """Values of the training rows at their sample indices."""
+    """Move the values of the training samples to their sample indices."""
     dtype = np.dtype(object) if missing is None else np.result_type(type(missing))
     out = np.full(inputs.num_samples, missing, dtype=dtype)
     if values is not None:
@@ -151,9 +151,9 @@ def _spread(
 
 
 def _leak(cache: TeacherCache, test: TeacherCache | None) -> float | None:
-    """How much better the teacher is on held-out rows than on test images, where both are known.
+    """Teacher's held-out accuracy minus its test accuracy; None if one is not known.
 
-    The test accuracy was printed when they were cached; it decides on nothing here.
+    The test accuracy was printed when the images were cached. It decides nothing here.
     """
     if test is None or test.manifest.identity.weights != cache.manifest.identity.weights:
         return None

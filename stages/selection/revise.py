@@ -1,4 +1,4 @@
-"""Revised soft labels: the teacher's logits of all views, mended and written down."""
+"""Revised soft labels: computed from the teacher's logits of all views, and written."""
 
 import logging
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from pipeline.methods.label_revision import soft_labels
 from pipeline.methods.logit_distillation import standardised
 from pipeline.methods.sparse_labels import pack
 from pipeline.runtime.progress import Progress, progress
+from stages.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def revise_views(
     labels = torch.from_numpy(dataset.train.samples.labels)
     revising = _Revising(identity=identity, cached=cached, labels=labels, eta=eta)
     with progress(
-        "revise labels", total=len(identity.views) * cached.num_samples, unit="rows"
+        "revise labels", total=len(identity.views) * cached.num_samples, unit="labels"
     ) as bar:
         soft_format.write(
             path,
@@ -44,12 +45,17 @@ def revise_views(
             size=(cached.num_samples, dataset.num_classes),
             repaired=cached.report if isinstance(cached, RepairedCache) else None,
         )
-    logger.info("%s: %d views of %s labels", path, len(identity.views), f"{cached.num_samples:,}")
+    logger.debug(
+        "%s: soft labels of %s in %s",
+        path,
+        counted(cached.num_samples, "sample"),
+        counted(len(identity.views), "view"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Revising:
-    """The teacher's rows, the labels, and how far the one moves towards the other."""
+    """The teacher's rows, the true labels, and the strength of revision."""
 
     identity: SoftLabelIdentity
     cached: TeacherRows
@@ -58,7 +64,7 @@ class _Revising:
     eta: float
 
     def view(self, view: int, bar: Progress) -> Iterator[NDArray[np.float16] | NDArray[np.uint16]]:
-        """The soft labels of one view, revised in float32; hard ones where the cache has none."""
+        """The soft labels of one view, revised in float32; hard labels where the cache has none."""
         identity, known = self.identity, torch.from_numpy(self.cached.joined.known)
         for block in self.cached.logit_blocks(view, temperature=identity.revise_at):
             own, seen = self.labels[block.samples], known[block.samples]

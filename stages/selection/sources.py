@@ -1,4 +1,4 @@
-"""Sources of influence scores: the rows that are scored and the target's rows, from caches."""
+"""Sources of influence scores: the scored samples and the target's samples, from caches."""
 
 from dataclasses import dataclass
 
@@ -24,12 +24,12 @@ from stages.identities import influence_target
 from stages.selection.columns import CleanView
 
 CHOOSING_PARTS = 5
-"""One of these parts of the held-out rows chooses l2; the scores are of the others."""
+"""Parts of the held-out samples: one part chooses l2, the others are the target of the scores."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sources:
-    """What is scored, against what."""
+    """The scored samples, and the samples whose loss is predicted."""
 
     rows: ScoredRows
     targets: Targets
@@ -41,11 +41,11 @@ class Sources:
     def of(
         cls, caches: Caches, cached: TeacherRows, inputs: CleanView, *, ranks: Ranks
     ) -> "Sources":
-        """Of a configuration; every rank reads a part of them.
+        """Open the sources of a configuration; every rank reads a part of them.
 
         Raises:
-            ArtefactMismatch: if features are missing or useless, or a cache does not fit.
-            ConfigError: if there are too few rows for its folds or parts.
+            ArtefactMismatch: if features are missing or constant, or a cache does not fit.
+            ConfigError: if there are too few samples for its folds or parts.
         """
         return _Builder(caches, cached, inputs, ranks=ranks).sources()
 
@@ -99,7 +99,7 @@ class _Builder:
         )
 
     def _proxy(self) -> HydratedCache | None:
-        """Another network's features of the same images."""
+        """The cache of another network's features of the same images, if one is named."""
         cache = self._caches.proxy
         if cache is None:
             return None
@@ -108,7 +108,7 @@ class _Builder:
             raise ArtefactMismatch(
                 f"{cache.path} has {cache.shape.num_classes} classes (expected "
                 f"{self._dataset.num_classes}, as select.influence.proxy of "
-                f"{self._dataset.folder}). Cache a network of these classes."
+                f"{self._dataset.folder}). Name the cache of a network with these classes."
             )
         samples = self._dataset.train.samples
         place, accept = str(self._dataset.train.path), self._config.accept_mismatch
@@ -118,7 +118,7 @@ class _Builder:
             raise ArtefactMismatch(
                 f"{cache.path} lacks {int((~joined.known[needed]).sum()):,} of the "
                 f"{len(needed):,} images that are scored (expected all, as select.influence.proxy)."
-                " Cache the proxy on this data."
+                " Run `heartcut cache-teacher` for the proxy on this data."
             )
         return HydratedCache(cache=cache, joined=joined, folder=self._cached.folder)
 
@@ -139,7 +139,7 @@ class _Builder:
         return tuple(range(1, self._cached.cache.shape.num_views))
 
     def _components(self) -> tuple[Tensor, Tensor] | None:
-        """Centre and basis of the reduced features."""
+        """Centre and basis of the reduced features; None for all features."""
         rows = CachedFeatures.of(self._seen, (0,), self._inputs.training)
         self._require_variance(rows)
         wanted = self._settings.pca
@@ -148,7 +148,7 @@ class _Builder:
         if wanted > rows.shape[2]:
             raise ConfigError(
                 f"select.influence.pca is {wanted} and {self._seen.cache.path} has {rows.shape[2]} "
-                "features (expected at most as many). Lower it."
+                f"features (expected at most {rows.shape[2]}). Lower `select.influence.pca`."
             )
         return principal_components(rows, num_components=wanted, sharing=self._ranks)
 
@@ -169,7 +169,7 @@ class _Builder:
         return ProjectedRows(rows=rows, centre=centre, basis=basis)
 
     def _start(self) -> Tensor:
-        """The head of the network whose features are read, in their space."""
+        """The head of the network whose features are read, in the space of the features."""
         weight, bias = (torch.from_numpy(part).double() for part in self._seen.cache.head)
         if self._projection is not None:
             centre, basis = self._projection
@@ -177,7 +177,7 @@ class _Builder:
         return torch.cat([weight, bias[:, None]], dim=1)
 
     def _folds(self) -> Tensor | None:
-        """Of the training rows; None where nothing is predicted by a head of the others."""
+        """Folds of the training samples; None if no head is fitted to a part of them."""
         if self._target_kind != "cross-fit" and not self._settings.label_issues:
             return None
         training = self._inputs.training
@@ -190,14 +190,14 @@ class _Builder:
             )
         except ValueError as error:
             raise ConfigError(
-                f"{self._cached.cache.path} has {len(training):,} training rows, too few for "
+                f"{self._cached.cache.path} has {len(training):,} training samples, too few for "
                 f"{self._settings.folds} folds: {error}. Lower `select.influence.folds`, set "
                 "`select.influence.label_issues = false`, or choose another `select.strategy`."
             ) from error
         return torch.from_numpy(folds)
 
     def _targets(self, rows: ScoredRows) -> tuple[Targets, NDArray[np.uint8], bool]:
-        """The targets, the keys of their samples, and whether the teacher was trained on them."""
+        """The targets, the keys of their samples, and True if the teacher was trained on them."""
         held_out, own = self._inputs.held_out, (self._inputs.labels, self._keys)
         if self._target_kind == "cross-fit":
             assert rows.folds is not None, "the target is cut along them"
@@ -222,7 +222,7 @@ class _Builder:
         return targets, self._keys[held_out[~chooses].numpy()], in_sample
 
     def _choosing_target(self, samples: Tensor) -> Target:
-        """Held-out rows of which only the loss is asked."""
+        """Held-out samples that are used for their loss only."""
         features = self._features(self._seen, (0,), samples)
         return Target(features=features, labels=self._inputs.labels[samples], ranks=self._ranks)
 
@@ -237,13 +237,13 @@ class _Builder:
         return groups
 
     def _choosing(self, held_out: Tensor) -> Tensor:
-        """Which held-out rows choose l2, (M,) bool; none where it is given."""
+        """True for held-out samples that choose l2, (M,); none if l2 is given."""
         if self._settings.l2 != "auto":
             return torch.zeros(len(held_out), dtype=torch.bool)
         if len(held_out) < 2 * CHOOSING_PARTS:
             raise ConfigError(
-                f"{self._cached.cache.path} has {len(held_out):,} held-out rows (expected at least "
-                f"{2 * CHOOSING_PARTS} to choose l2 by a part of them). Raise "
+                f"{self._cached.cache.path} has {len(held_out):,} held-out samples (expected at "
+                f"least {2 * CHOOSING_PARTS} to choose l2 with a part of them). Raise "
                 "`prepare.held_out_fraction`, or set a number for `select.influence.l2`."
             )
         labels, keys = self._inputs.labels, self._keys
@@ -261,14 +261,14 @@ class _Builder:
 
     def _groups(self, samples: Tensor, labels: Tensor, keys: NDArray[np.uint8]) -> Tensor | None:
         """The parts of a target for its standard errors, (M,) int64; None for no errors."""
-        # Two samples a group at least: a small target has fewer groups, or no errors.
+        # At least two samples a group: a small target has fewer groups, or no errors.
         num_groups = min(self._settings.standard_error_groups, len(samples) // 2)
         return _parts(samples, labels, keys, num_parts=num_groups) if num_groups > 1 else None
 
     def _external(self) -> tuple[Target, NDArray[np.uint8]]:
         """The samples of another cache of the same network."""
         cache = self._caches.external
-        assert cache is not None, "the configuration was checked"
+        assert cache is not None, "checked by the configuration"
         _require_target(
             cache,
             own=self._seen.cache,
@@ -292,18 +292,18 @@ def _parts(samples: Tensor, labels: Tensor, keys: NDArray[np.uint8], *, num_part
 def _require_target(
     cache: TeacherCache, *, own: TeacherCache, dataset: Dataset, inputs: CleanView, chooses_l2: bool
 ) -> None:
-    """Refuse a cache that cannot be the target of scores on the network of ``own``.
+    """Reject a cache that cannot be the target of scores of the network of ``own``.
 
     Raises:
-        ArtefactMismatch: if it is of another network, or has an image that is scored, chooses l2,
-            or is a test image.
+        ArtefactMismatch: if another network made it, or if it has a scored image, an image that
+            chooses l2, or a test image.
     """
     cache.require_features()
     if cache.manifest.identity.weights != own.manifest.identity.weights:
         raise ArtefactMismatch(
-            f"{cache.path} is of another network than {own.path}: weights "
+            f"{cache.path} was made by another network than {own.path}: weights "
             f"{short(cache.manifest.identity.weights)} (expected "
-            f"{short(own.manifest.identity.weights)}). Cache the target with the same one."
+            f"{short(own.manifest.identity.weights)}). Cache the target with the same network."
         )
     _require_apart(cache, dataset, inputs, chooses_l2=chooses_l2)
 
@@ -311,11 +311,11 @@ def _require_target(
 def _require_apart(
     cache: TeacherCache, dataset: Dataset, inputs: CleanView, *, chooses_l2: bool
 ) -> None:
-    """No sample of the target is scored, chooses l2, or is a test image."""
+    """Require that no sample of the target is scored, chooses l2, or is a test image."""
     keys, test = dataset.train.samples.keys, dataset.eval.samples.keys
     forbidden = [
-        ("training", keys[inputs.training.numpy()], "they are what is scored"),
-        ("test", test, "what is chosen by them cannot be tested"),
+        ("training", keys[inputs.training.numpy()], "they are scored"),
+        ("test", test, "the test would not be independent"),
     ]
     if chooses_l2:
         choosing = keys[inputs.held_out.numpy()]
@@ -325,7 +325,7 @@ def _require_apart(
         if shared:
             raise ArtefactMismatch(
                 f"{cache.path} has {shared:,} of the {name} images of {dataset.folder} "
-                f"(expected none as select.influence.external: {because}). Choose others."
+                f"(expected none as select.influence.external: {because}). Choose other images."
             )
 
 

@@ -1,4 +1,4 @@
-"""What the record of a selection says, in words: its rule, and what speaks against its scores."""
+"""A selection in words: its rule, and warnings about its scores."""
 
 from collections.abc import Iterator
 
@@ -11,26 +11,26 @@ TRUSTED_STABILITY = 0.9
 TRUSTED_LEAK = 0.05
 DOUBTED_ERRORS = 2.0
 TRUSTED_DOUBT = 0.5
-"""Share of the rows left out that may be within so many standard errors of the threshold."""
+"""Largest fraction of dropped samples that may be within `DOUBTED_ERRORS` of the threshold."""
 LOW_HELPS = ("dloss_swap", "dloss_add")
-"""Scores whose low values say: distil it."""
+"""Scores whose low values are in favour of distilling the sample."""
 
 _STRATEGIES = {
-    "influence": "the rows that help, says {score}",
-    "class-balanced": "the same share of every class, what {score} says helps most first",
+    "influence": "samples that help according to {score}",
+    "class-balanced": "the same fraction of every class, best {score} first",
     "beta": "a draw around the percentile {mean:g} of self-influence",
-    "param-change": "the rows whose soft labels move the head most",
-    "label-issue-free": "the rows without a label issue",
-    "correct": "the rows that the teacher gets right",
-    "el2n": "the rows of low EL2N",
-    "random": "rows drawn by the seed",
-    "all": "every row",
-    "none": "no row",
+    "param-change": "samples whose soft labels move the head most",
+    "label-issue-free": "samples without a label issue",
+    "correct": "samples that the teacher gets right",
+    "el2n": "samples with low EL2N",
+    "random": "samples drawn by the seed",
+    "all": "every sample",
+    "none": "no sample",
 }
 
 
 def rule(identity: SelectionIdentity) -> str:
-    """What the strategy keeps, with its numbers."""
+    """Describe the samples that the strategy keeps, with its numbers."""
     mean = 0.0 if identity.beta is None else identity.beta[0]
     words = _STRATEGIES.get(identity.strategy, "").format(score=identity.score, mean=mean)
     bounds = []
@@ -43,7 +43,7 @@ def rule(identity: SelectionIdentity) -> str:
     if identity.standard_errors:
         errors = f"{abs(identity.standard_errors):g} standard errors"
         bounds.append(
-            f"with {errors} to spare"
+            f"by at least {errors} more"
             if identity.standard_errors > 0
             else f"or less than {errors} below that"
         )
@@ -51,19 +51,19 @@ def rule(identity: SelectionIdentity) -> str:
 
 
 def sign_of(score: str) -> float:
-    """1 where a high score says: distil it."""
+    """Sign of a score: 1 if high values are in favour of distilling the sample."""
     return -1.0 if score in LOW_HELPS else 1.0
 
 
 def warnings_of_table(table: SelectionTable) -> Iterator[str]:
-    """What should make a reader doubt the scores of a table, or what was chosen by them."""
+    """Warnings about the scores of a table, and about the choice by them."""
     if table.record.scores is not None:
         yield from warnings_of(table.record.scores.diagnostics)
     yield from threshold_warnings(table)
 
 
 def threshold_warnings(table: SelectionTable) -> Iterator[str]:
-    """Whether rows are left out whose scores cannot be told from the threshold."""
+    """Warn if many dropped samples have scores that do not differ clearly from the threshold."""
     identity, frame = table.record.identity, table.frame
     errors_of = f"{identity.score}_se"
     if identity.strategy != "influence" or identity.fraction is not None or errors_of not in frame:
@@ -76,36 +76,36 @@ def threshold_warnings(table: SelectionTable) -> Iterator[str]:
     near = int((short < DOUBTED_ERRORS * errors[left_out]).sum())
     if near > TRUSTED_DOUBT * len(short):
         yield (
-            f"{near:,} of the {len(short):,} rows left out ({100 * near / len(short):.0f} %) are "
+            f"{near:,} of the {len(short):,} dropped samples ({100 * near / len(short):.0f} %) are "
             f"within two standard errors of the threshold (expected at most "
-            f"{100 * TRUSTED_DOUBT:.0f} %): whether it harms to distil them is not known. Set "
-            "`select.standard_errors = -2` to leave out only what harms by more than that, or "
+            f"{100 * TRUSTED_DOUBT:.0f} %), so it is unknown if distilling them harms. Set "
+            "`select.standard_errors = -2` to drop only clearly harmful samples, or "
             '`select.strategy = "all"`.'
         )
 
 
 def warnings_of(found: Diagnostics) -> Iterator[str]:
-    """What should make a reader doubt the scores, with what to do about it."""
+    """Warnings about scores that are not reliable, each with a remedy."""
     if found.effective_parameters > TRUSTED_SHARE:
         yield (
-            f"p_eff/N is {found.effective_parameters:.2f} (expected at most "
-            f"{TRUSTED_SHARE}): first-order scores do not rank like retraining. Set "
-            "a larger `select.influence.l2`, or fewer features by `select.influence.pca`."
+            f"p_eff/N is {found.effective_parameters:.2f} (expected at most {TRUSTED_SHARE}), so "
+            "the scores may not rank samples like retraining would. Set a larger "
+            "`select.influence.l2`, or use fewer features with `select.influence.pca`."
         )
     lowest = min(found.rank_stability.values(), default=1.0)
     if lowest < TRUSTED_STABILITY:
         yield (
-            f"the order of the samples depends on l2: Spearman {lowest:.2f} to that of another l2 "
-            f"(expected at least {TRUSTED_STABILITY}). Trust the sign of large scores only."
+            f"the order of the samples depends on l2: Spearman {lowest:.2f} with that at another l2 "
+            f"(expected at least {TRUSTED_STABILITY}). Trust only the signs of large scores."
         )
     if found.leak is not None and found.leak > TRUSTED_LEAK:
         yield (
-            f"the teacher is {100 * found.leak:.1f} points better on held-out rows than on test "
-            f"images (expected at most {100 * TRUSTED_LEAK:.0f}): it has seen them, so their loss "
-            "looks lower than on new images."
+            f"the teacher is {100 * found.leak:.1f} points better on held-out samples than on test "
+            f"images (expected at most {100 * TRUSTED_LEAK:.0f}): it was trained on them, so their "
+            "loss is lower than on new images."
         )
     elif found.target_in_sample:
         yield (
-            "the teacher's training saw the images whose loss is predicted, so it looks lower than "
-            "on new images; the table says target_in_sample."
+            "the teacher was trained on the images whose loss is predicted, so their loss is lower "
+            "than on new images (target_in_sample in the selection table)."
         )

@@ -1,4 +1,4 @@
-"""One training, from a network to a published run; what students and teachers share."""
+"""One training, from a network to a published run, for students and teachers."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from pipeline.models.checkpoints import save_weights
 from pipeline.provenance import Json, file_sha256
 from pipeline.runtime.device import Runtime, versions
 from pipeline.runtime.ranks import ALONE, Ranks
-from stages.text import percent
+from stages.text import duration, percent
 from stages.training.predictions import write_predictions
 from stages.training.trainer import Trainer, Training
 
@@ -34,13 +34,13 @@ def train(
     ranks: Ranks = ALONE,
     log_result: bool = True,
 ) -> Run:
-    """Train, or go on, evaluate on the held-out rows every epoch and on the test images once.
+    """Train or resume; evaluate on the held-out samples every epoch, on the test images once.
 
-    Several ranks train one network together; the first one writes. The line that has the test
-    accuracy is logged if ``log_result``.
+    Several ranks train one network together; the first one writes. The line with the test accuracy
+    is logged if ``log_result``.
 
     Raises:
-        ConfigError: if a batch cannot be shared out equally.
+        ConfigError: if a batch cannot be divided equally among the processes.
     """
     _require_equal_parts(training, ranks)
     with _unfinished(training, path, ranks) as unfinished:
@@ -53,6 +53,7 @@ def train(
     run = Run.open(path)
     if log_result:
         logger.info("%s: %s", path, describe(run.result))
+        logger.debug("%s: %s", path, _details(run.result))
     return run
 
 
@@ -68,7 +69,7 @@ def _require_equal_parts(training: Training, ranks: Ranks) -> None:
 
 @contextmanager
 def _unfinished(training: Training, path: Path, ranks: Ranks) -> Iterator[UnfinishedRun]:
-    """The folder of the training, which the first rank holds and all read."""
+    """The folder of the training, which the first rank locks and all ranks read."""
     if not ranks.is_first:
         ranks.wait()
         yield UnfinishedRun(folder=unfinished_path(path))
@@ -87,7 +88,7 @@ def _publish(
     test: Evaluation,
     path: Path,
 ) -> None:
-    """Make the run of a training that is complete, and forget the checkpoint."""
+    """Publish the run of a completed training, and remove the checkpoint."""
     training = trainer.training
     with publishing_folder(path) as folder:
         (folder / run_format.SETTINGS).write_text(_as_toml(training.identity))
@@ -106,30 +107,38 @@ def _publish(
 def require_resumable(
     folder: Path, path: Path, *, settings: Mapping[str, Json], inputs: run_format.Inputs
 ) -> None:
-    """Refuse `--resume` of a training that these settings do not go on with.
+    """Reject `--resume` of a training with other settings or inputs.
 
     Raises:
-        ArtefactNotFound: if no training is under way there.
+        ArtefactNotFound: if there is no interrupted training.
         ArtefactMismatch: if it is another one, naming the keys that differ.
     """
     require_same_training(folder, settings=settings, inputs=inputs)
     expected = unfinished_path(path)
     if folder.resolve() != expected.resolve():
         raise ArtefactMismatch(
-            f"{folder} is not where this training lies (expected {expected}). Move it there, or "
+            f"{folder} is not the folder of this training (expected {expected}). Move it there, or "
             "set `workspace`."
         )
 
 
 def describe(result: RunResult) -> str:
-    """One line about a run."""
+    """Describe a run in one line."""
+    return (
+        f"test accuracy {percent(result.test_accuracy)}, "
+        f"held-out accuracy {percent(result.held_out_accuracy_mean_of_last)}"
+        + (f" (mean of the last {result.mean_of_last} epochs)" if result.mean_of_last > 1 else "")
+        + f", {duration(result.cost.seconds)}"
+    )
+
+
+def _details(result: RunResult) -> str:
     agrees = result.teacher_agreement_test
     return (
-        f"test {percent(result.test_accuracy)}, held out last "
-        f"{100 * result.held_out_accuracy_last:.2f} best {100 * result.held_out_accuracy_best:.2f} "
-        f"mean of last {result.mean_of_last} {percent(result.held_out_accuracy_mean_of_last)}"
-        + ("" if agrees is None else f", agrees with the teacher on {percent(agrees, digits=1)}")
-        + f", {result.cost.seconds:.0f} s"
+        f"held-out accuracy {percent(result.held_out_accuracy_last)} in the last epoch, "
+        f"{percent(result.held_out_accuracy_best)} in the best (epoch {result.best_epoch})"
+        + ("" if agrees is None else f", same class as the teacher in {percent(agrees, digits=1)}")
+        + f", {result.cost.training_images_per_second:,.0f} images/s on {result.cost.device}"
     )
 
 
@@ -182,7 +191,7 @@ def _agreement(evaluation: Evaluation, teacher: Tensor | None) -> float | None:
 
 
 def _as_toml(settings: Mapping[str, Json]) -> str:
-    """Flat settings as TOML; JSON's numbers, strings, booleans and lists are TOML's too."""
+    """Settings as TOML; JSON's numbers, strings, booleans and lists are TOML's too."""
     lines = [
         f"{name} = {json.dumps(value)}"
         for name, value in settings.items()

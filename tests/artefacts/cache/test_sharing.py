@@ -410,7 +410,7 @@ def test_a_team_with_another_order_has_the_same_view_logits_and_label_of_every_i
     student = team.student()
     assert student.result.num_distilled > 0
     done = team.run("train-student", quiet=False)
-    assert re.search(r"test \d+\.\d\d %, held out last", done.err)
+    assert re.search(r"test accuracy \d+\.\d\d %, held-out accuracy", done.err)
 
 
 # Teams whose images are not all the same. The teacher is untrained: only agreement counts.
@@ -500,7 +500,7 @@ def test_a_relabelled_image_is_refused_counted_and_named_unless_it_is_accepted(s
     accept = ("--accept-mismatch", "labels")
     done = team.run("select", *accept, quiet=False)
     assert "other labels than" in done.err
-    assert "as accepted" in done.err
+    assert "accepted: " in done.err
     student = team.student(*accept)
     result = json.loads((student.path / "result.json").read_text())
     assert result["inputs"]["accepted_mismatches"] == ["labels"]
@@ -523,7 +523,7 @@ def test_extra_images_are_trained_with_their_hard_labels_and_counted(second):
     team = second(more)
     done = team.run("select", quiet=False)
     assert "lacks 5 of the 65 images" in done.err
-    assert "supervised by their hard labels" in done.err
+    assert "trained with their hard labels" in done.err
     table = SelectionTable.open(Path(done.out.strip()))
     assert table.record.num_not_cached == 5
     dataset, cache = team.dataset, TeacherCache.open(team.options[-1 - 2].partition("=")[2])

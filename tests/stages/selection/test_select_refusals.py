@@ -45,7 +45,7 @@ def refused(own, tiny_toml):
         assert (done.code, done.out) == (1, "")
         *warnings, told = done.err.splitlines()
         assert told.startswith("error: ")
-        assert all("they are supervised by their hard labels" in one for one in warnings)
+        assert all("they are trained with their hard labels" in one for one in warnings)
         assert unfinished(own.workspace) == []
         assert written(own) == before
         return told
