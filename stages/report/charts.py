@@ -54,7 +54,9 @@ def _accuracies(subjects: Subjects) -> Chart:
     return Chart(
         title="Test accuracy",
         svg=dot_chart(rows, x="test accuracy, %"),
-        note="A dot for each seed, a bar for their mean.",
+        note="A dot for each seed, a bar for their mean."
+        if subjects.has_several_seeds
+        else "One seed each.",
     )
 
 
@@ -97,6 +99,8 @@ def training_section(subjects: Subjects) -> ReportSection:
         drawn = line_chart(curves, x=x[1], y=y[1], percent=percent, on_page=True)
         return Chart(title=title, svg=drawn, note=note, legend=legend_of(subjects, metrics))
 
+    mean = "; mean over seeds" if subjects.has_several_seeds else ""
+    band = f"{mean}, with a band that spans them" if mean else ""
     accuracy = ("held_out_accuracy", "held-out accuracy")
     return ReportSection(
         title="Training",
@@ -106,13 +110,13 @@ def training_section(subjects: Subjects) -> ReportSection:
                 ("time", "seconds of training"),
                 accuracy,
                 title="Accuracy against time",
-                note="After every epoch, without evaluation time; mean over seeds.",
+                note=f"After every epoch, without evaluation time{mean}.",
             ),
             lines(
                 ("epoch", "epochs"),
                 accuracy,
                 title="Accuracy against epochs",
-                note="Mean over seeds; the band spans the seeds.",
+                note=f"One point for every epoch{band}.",
             ),
             lines(
                 ("epoch", "epochs"),

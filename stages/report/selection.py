@@ -60,10 +60,10 @@ def _estimate(record: SelectionRecord) -> str:
 def _decision(record: SelectionRecord) -> str:
     kept, candidates = record.num_selected, record.num_candidates
     dropped = candidates - kept
-    text = (
-        f"{_rule(record.identity)} This distils {kept:,} of {counted(candidates, 'sample')} "
-        f"({percent(kept / max(candidates, 1), digits=1)})."
-    )
+    text = _rule(record.identity)
+    if record.identity.strategy != "all":
+        share = percent(kept / max(candidates, 1), digits=1)
+        text += f" This distils {kept:,} of {counted(candidates, 'sample')} ({share})."
     if dropped:
         text += f" The other {dropped:,} are trained on their true labels alone."
     if record.num_wrong:
@@ -77,6 +77,8 @@ def _decision(record: SelectionRecord) -> str:
 
 
 def _rule(identity: SelectionIdentity) -> str:
+    if identity.strategy == "all":
+        return "Selection is off: every sample is distilled."
     if identity.strategy != "influence":
         return f"The strategy is {rule(identity)}."
     low, high = ("above", "below") if sign_of(identity.score or SCORE) < 0 else ("below", "above")

@@ -27,7 +27,9 @@ class Subjects:
     answers: Answers | None
     """Predictions of the teacher on the test images; None where they were not cached."""
     num_test: int
-    """Test images."""
+    """Number of test images."""
+    num_held_out: int
+    """Number of held-out samples."""
     class_names: Sequence[str]
 
     @cached_property
@@ -57,6 +59,11 @@ class Subjects:
     def students(self) -> Sequence[Group]:
         """All but teachers; all where there is nothing else."""
         return [group for group in self.groups if is_student(group.runs[0])] or self.groups
+
+    @property
+    def has_several_seeds(self) -> bool:
+        """Any student was trained from more than one seed."""
+        return any(len(group.runs) > 1 for group in self.groups)
 
     @cached_property
     def drawn(self) -> list[Group]:

@@ -29,31 +29,46 @@ def comparison_section(subjects: Subjects) -> ReportSection:
     table = Table(
         header=(
             "student",
-            "seeds",
             "test",
             *(f"test, minus {group.name}" for group in subjects.compared),
             f"held out, {_mean_of_last(subjects.groups)}",
             "agrees with teacher",
             "calibration error",
+            "seeds",
         ),
         rows=[*(_row(group, subjects) for group in subjects.groups), *_teacher_rows(subjects)],
         note=_note(subjects),
         csv=as_csv(subjects),
     )
     best = {
-        2: _best(subjects, "test_accuracy", max),
-        3 + len(subjects.compared): _best(subjects, "held_out_accuracy_mean_of_last", max),
-        5 + len(subjects.compared): _best(subjects, "test_calibration_error", min),
+        1: _best(subjects, "test_accuracy", max),
+        2 + len(subjects.compared): _best(subjects, "held_out_accuracy_mean_of_last", max),
+        4 + len(subjects.compared): _best(subjects, "test_calibration_error", min),
     }
     return ReportSection(
         title="Students",
-        intro="Accuracies in per cent: mean and standard deviation over seeds. A difference is "
-        "taken between runs of the same seed, with its 95 % interval in brackets. The best value "
-        "of a column is bold. To choose a student, use the held-out column: the test images are "
-        "for the final measurement.",
+        intro=" ".join(_intro(subjects)),
         tables=(_marked(table, best),),
         folded=(Folded(title="All measurements", tables=(_measurements(subjects),)),),
     )
+
+
+def _intro(subjects: Subjects) -> Iterator[str]:
+    """How to read the table."""
+    if subjects.has_several_seeds:
+        yield "Accuracies in per cent: mean and standard deviation over seeds."
+    else:
+        yield "Accuracies in per cent, of one seed each."
+    if len(subjects.groups) > 1 and subjects.compared:
+        yield (
+            "A difference is taken between runs of the same seed, with its 95 % interval in "
+            "brackets."
+        )
+    if len(subjects.students) > 1:
+        yield (
+            "The best value of a column is bold. To choose a student, use the held-out column: the "
+            "test images are for the final measurement."
+        )
 
 
 def _mean_of_last(groups: Sequence[Group]) -> str:
@@ -73,12 +88,12 @@ def _note(subjects: Subjects) -> str:
 def _row(group: Group, subjects: Subjects) -> Row:
     results = [run.result for run in group.runs]
     cells = (
-        Cell(text=str(len(results))),
         _shares(group, "test_accuracy"),
         *(_difference(group, reference, subjects) for reference in subjects.compared),
         _shares(group, "held_out_accuracy_mean_of_last"),
         _over_seeds(r.teacher_agreement_test for r in results),
         Cell(text=f"{fmean(r.test_calibration_error for r in results):.3f}"),
+        Cell(text=str(len(results))),
     )
     return Row(name=group.name, cells=cells, colour=subjects.colour_of(group.name))
 
@@ -89,12 +104,12 @@ def _teacher_rows(subjects: Subjects) -> Iterator[Row]:
     if teacher is None:
         return
     cells = (
-        _UNKNOWN,
         _percent(subjects.teacher_accuracy),
         *(_teacher_difference(subjects, reference) for reference in subjects.compared),
         _percent(teacher.held_out_accuracy),
         _UNKNOWN,
         _UNKNOWN if answers is None else Cell(text=f"{answers.calibration_error:.3f}"),
+        _UNKNOWN,
     )
     yield Row(name=TEACHER, cells=cells, colour=subjects.teacher_colour)
 
@@ -129,10 +144,10 @@ def _difference(group: Group, reference: Group, subjects: Subjects) -> Cell:
     if found.mean is None:
         return Cell(text="no common seed", tone="quiet")
     gain = gain_over(group, reference, num_test=subjects.num_test)
-    told = percentage_points(found.mean, found.low, found.high)
+    text = percentage_points(found.mean, found.low, found.high)
     if found.low is None:
-        return replace(_judged(gain), text=f"{told} (one seed)")
-    return replace(_judged(gain), text=told)
+        return replace(_judged(gain), text=f"{text} (one seed)")
+    return replace(_judged(gain), text=text)
 
 
 def _judged(gain: Gain) -> Cell:

@@ -48,13 +48,18 @@ def _sentence(subjects: Subjects) -> str:
     best, taught, gain = subjects.best, subjects.best_taught, over_no_teacher(subjects)
     accuracy = percent(mean_accuracy(best), digits=1)
     if taught is None or gain is None:
-        return f"{best.name} reaches {accuracy} on the test images."
+        return f"{_named(best)} reaches {accuracy} on the test images."
     if best is taught:
-        return f"{best.name} reaches {accuracy} on the test images, {_judged(gain, NO_TEACHER)}."
+        return f"{_named(best)} reaches {accuracy} on the test images, {_judged(gain, NO_TEACHER)}."
     return (
         f"Training without a teacher is best, with {accuracy} on the test images. "
-        f"The best distilled student, {taught.name}, is {_judged(gain, 'that')}."
+        f"The best distilled student, {_named(taught)}, is {_judged(gain, 'that')}."
     )
+
+
+def _named(group: Group) -> str:
+    """The name of a student within a sentence."""
+    return f'"{group.name}"' if "," in group.name else group.name
 
 
 def _judged(gain: Gain, reference: str) -> str:
@@ -75,7 +80,7 @@ def _details(subjects: Subjects) -> Iterator[str]:
     if subjects.teacher_accuracy is not None and against_teacher is not None:
         yield (
             f"The teacher reaches {percent(subjects.teacher_accuracy, digits=1)}: "
-            f"{subjects.best.name} is {_judged(against_teacher, 'it')}."
+            f"{_named(subjects.best)} is {_judged(against_teacher, 'it')}."
         )
     if subjects.best_taught is None:
         yield "No student was distilled, so there is no gain to report."
@@ -87,7 +92,8 @@ def _details(subjects: Subjects) -> Iterator[str]:
     if gain is not None or against_teacher is not None:
         yield f"A difference is clear if its 95 % interval excludes zero{_basis(subjects, gain)}."
     if subjects.best_held_out is not subjects.best:
-        yield f"By accuracy on held-out samples, {subjects.best_held_out.name} is best."
+        samples = counted(subjects.num_held_out, "held-out sample")
+        yield f"By accuracy on the {samples}, {_named(subjects.best_held_out)} is best."
 
 
 def _basis(subjects: Subjects, gain: Gain | None) -> str:
@@ -106,7 +112,7 @@ def _accuracy(subjects: Subjects) -> Tile:
         gain = gain_over(best, subjects.untaught, num_test=subjects.num_test)
     if gain is not None:
         lines.append(_signed(gain, NO_TEACHER))
-    elif subjects.best_taught is not None:
+    elif subjects.best_taught not in (None, best):
         accuracy = percent(mean_accuracy(subjects.best_taught), digits=1)
         lines.append(f"best distilled student: {accuracy}")
     against_teacher = over_teacher(subjects, best)

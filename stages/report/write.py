@@ -132,6 +132,7 @@ def _page(runs: Runs, dataset: Dataset, settings: ReportSettings, origin: Origin
         teacher=teacher,
         answers=None if teacher is None else teacher.on_test(dataset),
         num_test=dataset.eval.num_samples,
+        num_held_out=len(dataset.record.held_out),
         class_names=dataset.record.class_names,
     )
     comparison = comparison_section(subjects)

@@ -1,11 +1,14 @@
 """The report shows the numbers of the runs' own files, as text, in a self-contained file."""
 
+import html
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -111,6 +114,7 @@ def subjects_of(config: Config, groups: list[Group]) -> Subjects:
         teacher=None,
         answers=None,
         num_test=dataset.eval.num_samples,
+        num_held_out=len(dataset.record.held_out),
         class_names=dataset.record.class_names,
     )
 
@@ -148,15 +152,16 @@ def test_the_table_has_the_numbers_of_the_runs(compared, text):
     for name, runs in own.items():
         assert len(runs) == 2
         tests = [100 * run.result.test_accuracy for run in runs]
-        assert rows[name][:2] == ["2", f"{fmean(tests):.2f} ± {stdev(tests):.2f}"]
+        assert rows[name][0] == f"{fmean(tests):.2f} ± {stdev(tests):.2f}"
+        assert rows[name][-1] == "2"
         best = [100 * run.result.held_out_accuracy_best for run in runs]
         assert measurements_of(text)[name][1] == f"{fmean(best):.2f} ± {stdev(best):.2f}"
     pairs = zip(own["LR + DS &lt;b&gt;"], own["plain"], strict=True)
     gains = [100 * (one.result.test_accuracy - other.result.test_accuracy) for one, other in pairs]
     half = scipy.stats.t.ppf(0.975, 1) * stdev(gains) / 2**0.5
     expected = f"{fmean(gains):+.2f} [{fmean(gains) - half:+.2f}, {fmean(gains) + half:+.2f}]"
-    assert rows["LR + DS &lt;b&gt;"][2] == expected
-    assert rows["plain"][2] == "-"
+    assert rows["LR + DS &lt;b&gt;"][1] == expected
+    assert rows["plain"][1] == "-"
 
 
 def test_a_workspace_below_the_present_folder_is_named_from_there(compared, monkeypatch):
@@ -256,6 +261,79 @@ def test_a_browser_finds_nothing_to_complain_of_and_asks_for_nothing(browser, pa
     assert visit.page.eval_on_selector_all("#grid img", broken) == 0
 
 
+def test_a_phone_shows_charts_whole_and_legible(browser, page):
+    visit = Visit(browser, page, width=390)
+    edges = "all => all.map(c => [c.scrollWidth - c.clientWidth, c.getBoundingClientRect().right])"
+    charts = visit.page.eval_on_selector_all(".chart", edges)
+    assert len(charts) > 8
+    assert all(hidden <= 0 and right <= 390 for hidden, right in charts)
+    sizes = visit.page.eval_on_selector_all(
+        ".chart text",
+        """all => all.map(t => parseFloat(getComputedStyle(t).fontSize)
+            * t.ownerSVGElement.getBoundingClientRect().width
+            / t.ownerSVGElement.viewBox.baseVal.width)""",
+    )
+    assert min(sizes) > 9
+
+
+def test_the_verdict_comes_first_and_the_provenance_last(browser, page):
+    visit = Visit(browser, page, width=1280)
+    assert "on the test images" in visit.page.inner_text(".verdict")
+    tops = [
+        visit.page.locator(place).bounding_box()["y"]
+        for place in (".verdict", ".tiles", "#s1", "#samples", "#provenance")
+    ]
+    assert tops == sorted(tops)
+    assert len(visit.page.query_selector_all(".tile")) == 3
+    assert visit.page.query_selector_all("details[open]") == []
+    assert not visit.page.is_visible("text=data set")
+    visit.page.click("#provenance summary")
+    assert visit.page.is_visible("#provenance >> text=data set")
+
+
+def test_the_table_can_be_downloaded(browser, compared, page):
+    visit = Visit(browser, page, width=1280)
+    with visit.page.expect_download() as waiting:
+        visit.page.click("text=Download the table as CSV")
+    assert waiting.value.suggested_filename == "students.csv"
+    table = pd.read_csv(waiting.value.path()).set_index("student")
+    assert list(table.index) == ["plain", "KD", "LR + DS <b>", "teacher"]
+    accuracies = [run.result.test_accuracy for run in runs_of(compared, method=None)]
+    assert table.loc["plain", "test_accuracy_mean"] == pytest.approx(fmean(accuracies), rel=1e-12)
+    assert visit.complaints == []
+
+
+def test_one_colour_is_one_student_on_the_whole_page(text):
+    keyed = re.findall(r'<(?:li|th)[^>]* style="--key: ([^"]+)">([^<:]+)', text)
+    colours: dict[str, set[str]] = {}
+    for colour, name in keyed:
+        colours.setdefault(name, set()).add(colour)
+    assert colours["teacher"] == {"currentColor"}
+    own = [colours[name] for name in ("plain", "KD", "LR + DS &lt;b&gt;")]
+    assert all(len(found) == 1 for found in own)
+    assert len(set.union(*own)) == 3
+
+
+def test_the_page_has_its_date_its_command_and_a_link_to_the_documentation(compared, page, text):
+    command = re.search(r"<code>(.*?)</code>", text)
+    assert command is not None
+    assert html.unescape(command[1]) == shlex.join(["heartcut", "report", str(compared.workspace)])
+    assert re.search(r"Written on \d+ \w+ \d{4} by", text)
+    link = re.search(r'<a href="([^"]+)">docs/report.md</a>', text)
+    assert link is not None
+    assert (page.parent / unquote(link[1])).resolve().is_file()
+
+
+def test_the_command_has_every_option_but_the_output(compared, tmp_path, monkeypatch):
+    monkeypatch.chdir(compared.workspace.parent)
+    settings = ReportSettings(output=tmp_path / "r.html", baselines=("KD",), thumbnails=7)
+    text = report.execute([compared.workspace], settings).read_text()
+    command = re.search(r"<code>(.*?)</code>", text)
+    assert html.unescape(command[1]) == (
+        f"heartcut report '{compared.workspace.name}' --baseline KD --thumbnails 7"
+    )
+
+
 def test_filters_and_sorting_work(browser, page, text):
     samples = {sample["index"]: sample for sample in data_of(text)["samples"]}
     visit = Visit(browser, page, width=1280)
@@ -290,15 +368,15 @@ def test_a_click_sorts_a_table(browser, page):
         rows = f"rows => rows.map(row => parseFloat(row.cells[{number}].textContent))"
         return visit.page.eval_on_selector_all(f"{first} tbody tr", rows)
 
-    visit.page.click(f"{first} thead th:nth-child(3) button")
-    assert column(2) == sorted(column(2), reverse=True)
-    visit.page.click(f"{first} thead th:nth-child(3) button")
-    assert column(2) == sorted(column(2))
-    minus = f"{first} thead th:nth-child(4) button"
+    visit.page.click(f"{first} thead th:nth-child(2) button")
+    assert column(1) == sorted(column(1), reverse=True)
+    visit.page.click(f"{first} thead th:nth-child(2) button")
+    assert column(1) == sorted(column(1))
+    minus = f"{first} thead th:nth-child(3) button"
     for _ in range(2):  # text comes last in both directions
         visit.page.click(minus)
         cells = visit.page.eval_on_selector_all(
-            f"{first} tbody tr", "rows => rows.map(row => row.cells[3].textContent)"
+            f"{first} tbody tr", "rows => rows.map(row => row.cells[2].textContent)"
         )
         assert cells.index("-") == len(cells) - 1
 
