@@ -89,20 +89,24 @@ def _details(subjects: Subjects) -> Iterator[str]:
             "No student was trained without a teacher, so the gain from distillation is not known. "
             "Add a variant with train_student.distil=false."
         )
-    if gain is not None or against_teacher is not None:
-        yield f"A difference is clear if its 95 % interval excludes zero{_basis(subjects, gain)}."
+    yield from _basis(subjects, gain)
     if subjects.best_held_out is not subjects.best:
         samples = counted(subjects.num_held_out, "held-out sample")
         yield f"By accuracy on the {samples}, {_named(subjects.best_held_out)} is best."
 
 
-def _basis(subjects: Subjects, gain: Gain | None) -> str:
-    """The origin of the intervals."""
+def _basis(subjects: Subjects, gain: Gain | None) -> Iterator[str]:
+    """The meaning of clear, and the origin of the intervals."""
+    if gain is None and subjects.teacher_accuracy is None:
+        return
+    yield "A difference is clear if its 95 % interval excludes zero."
     images = f"the binomial error of {counted(subjects.num_test, 'test image')}"
     if gain is None or not gain.num_pairs:
-        return f"; it is {images}"
-    pairs = f"; between students it is that of {counted(gain.num_pairs, 'paired seed')}"
-    return pairs if subjects.teacher_accuracy is None else f"{pairs}, against the teacher {images}"
+        yield f"The interval is {images}."
+        return
+    yield f"Between students it is that of {counted(gain.num_pairs, 'paired seed')}."
+    if subjects.teacher_accuracy is not None:
+        yield f"Against the teacher it is {images}."
 
 
 def _accuracy(subjects: Subjects) -> Tile:

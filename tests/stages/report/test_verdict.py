@@ -121,9 +121,8 @@ def test_a_clear_gain_is_the_first_sentence(student):
         "a clear gain."
     )
     assert "0.5 points below it, which is within noise" in found.detail
-    assert "that of 3 paired seeds, against the teacher the binomial error of 700 test images" in (
-        found.detail
-    )
+    assert "Between students it is that of 3 paired seeds." in found.detail
+    assert "Against the teacher it is the binomial error of 700 test images." in found.detail
     accuracy, size, time = found.tiles
     assert accuracy.value == "91.5 %"
     assert accuracy.lines == (
@@ -157,7 +156,7 @@ def test_one_seed_is_judged_by_the_binomial_error(student, accuracy, word):
     plain = student("no teacher", 0.90, distilled=False)
     found = verdict(subjects_of(plain, student("KD", accuracy)))
     assert word in found.sentence
-    assert "it is the binomial error of 700 test images" in found.detail
+    assert "The interval is the binomial error of 700 test images." in found.detail
 
 
 def test_students_alone_have_no_gain(student):
