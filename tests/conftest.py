@@ -32,7 +32,7 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes, so that no worker has it left when the others are done."""
+    """Run the tests that take minutes first, so that all workers finish at the same time."""
     ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
@@ -94,7 +94,7 @@ def digits_copy(digits: Config, tmp_path: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """Forks processes for every command, so that only what the command does is waited for."""
+    """A server that forks a process for every command, so that imports are not repeated."""
     running = Server()
     yield running
     running.close()

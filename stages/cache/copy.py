@@ -1,4 +1,4 @@
-"""cache push, pull: complete caches between this machine and the team's place."""
+"""cache push, pull: copying complete caches between this machine and the team's place."""
 
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.cache.transfer import copy_cache
@@ -10,18 +10,19 @@ from stages.caches import cache_place
 
 
 def push(what: str, root: str | None, overrides: list[str], *, single_writer: bool) -> list[str]:
-    """Copy a cache, or those of a configuration, to ``root``; return where they lie then.
+    """Copy a cache, or those of a configuration, to ``root``; return the addresses of the copies.
 
     Raises:
-        ConfigError: if no place is named.
+        ConfigError: if there is no destination.
         ArtefactNotFound: if there is no complete cache.
-        ArtefactMismatch: if the place holds other numbers under the same id.
+        ArtefactMismatch: if the destination has other numbers under the same id.
     """
     if root is None:
         root = configuration(what, overrides).share if what.endswith(".toml") else ""
     if not root:
         raise ConfigError(
-            f"no place to push {what} to (expected PLACE, or `share` in a configuration)."
+            f"{what}: no destination to push to (expected PLACE, or `share` in a configuration). "
+            f"Run `heartcut cache push {what} PLACE`."
         )
     target = open_objects(root, single_writer=single_writer)
     if not single_writer:
@@ -34,7 +35,7 @@ def push(what: str, root: str | None, overrides: list[str], *, single_writer: bo
 
 
 def pull(address: str, root: str) -> str:
-    """Copy the cache at ``address`` to a place of many; return where it lies then."""
+    """Copy the cache at ``address`` into a folder of caches; return the address of the copy."""
     cache, target = TeacherCache.open(address), open_objects(root)
     require_conditional_create(target)
     return copy_cache(cache, cache_place(target, cache.id)).path

@@ -1,4 +1,4 @@
-"""What a cache costs in time, stage by stage, from unit costs that are measured on this machine."""
+"""Time that a cache costs, stage by stage, from unit costs measured on this machine."""
 
 import tempfile
 import time
@@ -23,31 +23,31 @@ from pipeline.runtime.progress import progress
 from stages.cache.sizes import CacheSize
 
 PRODUCTS: Final = 300
-"""Hessian products of an influence run over all rows: the l2 path, two heads, their solves."""
+"""Hessian products of an influence run over all samples: the l2 path, two heads, their solves."""
 _SECONDS: Final = 1.0
-"""Each unit of work is repeated for as long, after once that does not count."""
+"""Time for which each unit of work is repeated, after a warm-up."""
 _BATCH, _ROWS = 64, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCosts:
-    """Rates of one process on this machine, a second."""
+    """Rates of one process on this machine, per second."""
 
     teacher_images: float
     """Forward passes."""
     written_bytes: float
-    """Compressed, hashed, forced to the disk; bytes before compression."""
+    """Bytes before compression; compressed, hashed and synced to the disk."""
     read_bytes: float
-    """Read, hashed, decompressed."""
+    """Bytes after decompression; read, hashed and decompressed."""
     revised_rows: float
-    """Softmax, revision, rounding."""
+    """Soft labels: softmax, revision and rounding."""
     head_flops: float
     """Floating-point operations in Hessian products of the head."""
     device: str
 
 
 def measure(model: Classifier, size: CacheSize, *, side: int, runtime: Runtime) -> UnitCosts:
-    """Rates for this network on images of side x side pixels, and for a cache's classes."""
+    """Measure the rates for a network on images of side x side pixels, and for a cache's size."""
     with progress("measure", total=5, unit="costs") as bar:
 
         def rate(note: str, work: Callable[[], float]) -> float:
@@ -67,7 +67,7 @@ def measure(model: Classifier, size: CacheSize, *, side: int, runtime: Runtime) 
 
 
 def stages(size: CacheSize, costs: UnitCosts) -> Iterator[tuple[str, str, float]]:
-    """(stage, what is done, seconds) of every part that grows with the images."""
+    """Yield (stage, work, seconds) of every part that grows with the number of images."""
     rows = size.num_views * size.num_samples
     num_bytes = rows * size.bytes_per_row
     num_views = max(size.num_views - 1, 1)
@@ -88,12 +88,12 @@ def stages(size: CacheSize, costs: UnitCosts) -> Iterator[tuple[str, str, float]
 
 
 def product_flops(num_rows: int, *, num_classes: int, num_features: int) -> float:
-    """Of one Hessian product."""
+    """Floating-point operations of one Hessian product."""
     return 4.0 * num_rows * num_classes * (num_features + 1)
 
 
 def _rate(work: Callable[[], float]) -> float:
-    """Units a second."""
+    """Units per second."""
     work()
     done, passed, started = 0.0, 0.0, time.perf_counter()
     while passed < _SECONDS:
@@ -116,10 +116,10 @@ def _forward(model: Classifier, side: int, runtime: Runtime) -> Callable[[], flo
 
 
 def _storage(size: CacheSize, folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Writing and reading a shard of logits, as a cache does."""
-    from pipeline.artefacts.zarr_store import encode  # slow to load
+    """Functions that write and read a shard of logits like a cache does."""
+    from pipeline.artefacts.zarr_store import encode  # slow to import
 
-    # A top-k cache's rows cost the same, byte for byte.
+    # Rows of a top-k cache cost the same per byte.
     dense = replace(size.keeping(size.settings.model_copy(update={"top_k": 0})), num_samples=1)
     spec = array_specs(dense.manifest)[LOGITS]
     assert spec.shard_rows is not None
@@ -153,7 +153,7 @@ def _revise(num_classes: int) -> Callable[[], float]:
 
 
 def _product(num_classes: int, num_features: int) -> Callable[[], float]:
-    """A Hessian product as `select` makes it where there are many rows: in float32."""
+    """A Hessian product in float32, as `select` computes it for many samples."""
     problem = HeadProblem(
         features=torch.randn(1, _ROWS, num_features),
         labels=torch.arange(_ROWS) % num_classes,

@@ -1,5 +1,7 @@
-"""cache estimate: how large a cache will be, for every choice of what to keep; with measured unit
-costs, how long every stage will take. Of a prepared data set, or on paper."""
+"""cache estimate: the size of a cache for each choice of what to keep, and the time of each stage.
+
+The data set is the prepared one, or a hypothetical one of a given size.
+"""
 
 from dataclasses import dataclass
 
@@ -18,23 +20,23 @@ _TOP_K = 16
 
 @dataclass(frozen=True, kw_only=True)
 class HypotheticalDataset:
-    """A data set that need not exist."""
+    """The size of a data set that does not exist."""
 
     num_samples: int
     num_classes: int
     side: int
-    """Of its images, pixels."""
+    """Side of its images in pixels."""
 
 
 def estimate(
     config: Config, *, hypothetical: HypotheticalDataset | None = None, measures: bool = False
 ) -> str:
-    """Tables of bytes, objects and, where unit costs are to be measured, time.
+    """Tables of bytes and objects and, with measured unit costs, time.
 
     Args:
         config: the configuration.
-        hypothetical: the data set to estimate for; None: the prepared one of ``config``.
-        measures: run the teacher and a cache's other work for some seconds.
+        hypothetical: the size of the data set; None: the prepared data set of ``config``.
+        measures: run the teacher and the other work of a cache for some seconds.
     """
     counts, num_classes, side = _images(config, hypothetical)
     model = _network(config, num_classes)
@@ -50,7 +52,7 @@ def estimate(
         for num_samples, views in zip(counts, num_views, strict=False)
     ]
     train = caches[0]
-    lines = [*_sizes(config, caches), "", _told(config, caches, model)]
+    lines = [*_sizes(config, caches), "", _summary(config, caches, model)]
     lines += [f"too large: {reason}." for reason in train.too_large()]
     if measures:
         runtime = resolve_runtime(config.cache_teacher.precision)
@@ -61,7 +63,7 @@ def estimate(
 
 
 def _images(config: Config, hypothetical: HypotheticalDataset | None) -> tuple[list[int], int, int]:
-    """Numbers of training and test images, of classes, and the side of an image."""
+    """Numbers of training and test images, number of classes, and side of an image."""
     if hypothetical is not None:
         return [hypothetical.num_samples], hypothetical.num_classes, hypothetical.side
     dataset = Dataset.open(config.data_folder)
@@ -76,7 +78,7 @@ def _network(config: Config, num_classes: int) -> Classifier:
 
 
 def _sizes(config: Config, caches: list[CacheSize]) -> list[str]:
-    """What every choice of what to keep comes to."""
+    """Table of the size for each choice of what to keep."""
     lines = [
         f"{'keeps':<28} {'bytes per image and view':>24} {'training images':>20} "
         f"{'test images':>16} {'all, MB':>14} {'shards':>9} {'objects':>9}"
@@ -94,20 +96,20 @@ def _sizes(config: Config, caches: list[CacheSize]) -> list[str]:
     return lines
 
 
-def _told(config: Config, caches: list[CacheSize], model: Classifier) -> str:
+def _summary(config: Config, caches: list[CacheSize], model: Classifier) -> str:
     train = caches[0]
-    test = "".join(f", {size.num_samples:,} test images in the clean one" for size in caches[1:])
+    test = "".join(f", {size.num_samples:,} test images in the clean view" for size in caches[1:])
     compressed = config.cache_teacher.compression == "zstd"
     return (
         f"{train.num_samples:,} training images in {train.num_views} views{test}; "
-        f"{train.num_classes:,} classes, {train.num_features:,} features of {model.arch}. Every "
-        "object is one request to write."
-        + (" Before zstd, which saves about a tenth." if compressed else "")
+        f"{train.num_classes:,} classes, {train.num_features:,} features of {model.arch}. Writing "
+        "an object is one request."
+        + (" Sizes are before zstd, which saves about a tenth." if compressed else "")
     )
 
 
 def _choices(settings: CacheTeacherConfig, num_classes: int) -> list[CacheTeacherConfig]:
-    """What could be kept, and what is configured."""
+    """Possible choices of what to keep, and the configured one."""
     top_k = [_TOP_K] if num_classes > _TOP_K else []
     kept = dict.fromkeys(
         [
@@ -124,7 +126,7 @@ def _name(settings: CacheTeacherConfig) -> str:
 
 
 def _times(size: CacheSize, costs: UnitCosts, arch: str, side: int) -> list[str]:
-    """What every stage will take in one process here."""
+    """Table of the time of every stage in one process on this machine."""
     lines = [f"{'stage':<14} {'work':<70} {'hours here':>12}"]
     lines += [
         f"{stage:<14} {work:<70} {seconds / 3600:>12,.3f}"
@@ -134,7 +136,7 @@ def _times(size: CacheSize, costs: UnitCosts, arch: str, side: int) -> list[str]
         f"\nOne process on {costs.device}: {arch} {costs.teacher_images:,.0f} images/s of "
         f"{side} x {side} pixels; {costs.written_bytes / 1e6:,.0f} MB/s written, "
         f"{costs.read_bytes / 1e6:,.0f} MB/s read; {costs.revised_rows:,.0f} labels/s revised; "
-        f"{costs.head_flops / 1e9:,.0f} GFLOP/s of the head's Hessian products. Processes share "
-        "all of this work (docs/scaling.md)."
+        f"{costs.head_flops / 1e9:,.0f} GFLOP/s of the head's Hessian products. Several "
+        "processes can share this work (docs/scaling.md)."
     )
     return lines

@@ -1,4 +1,4 @@
-"""cache gc: what killed processes left in a folder of caches."""
+"""cache gc: leftovers of killed processes in a folder of caches."""
 
 import math
 import shutil
@@ -18,24 +18,26 @@ from pipeline.errors import ArtefactNotFound, ConfigError
 def collect_garbage(
     folder: Path, *, delete: bool, unsealed: bool, hydrated: bool, hours: float
 ) -> str:
-    """Tell what can go, or remove it.
+    """List what can be removed, or remove it.
 
     Args:
-        folder: holds caches.
-        delete: remove it; otherwise it is only told.
-        unsealed: also caches that were never completed.
+        folder: a folder of caches.
+        delete: remove the files; otherwise only list them.
+        unsealed: also incomplete caches.
         hydrated: also local copies.
-        hours: since anything in it was changed, so that what is being written stays.
+        hours: smallest time since the last change, so that files in use stay.
     Raises:
-        ArtefactNotFound: if there is no such folder.
+        ArtefactNotFound: if the folder does not exist.
     """
     if "://" in str(folder) or ":/" in str(folder):
         raise ConfigError(
-            "gc works in folders (expected one): a bucket holds no unfinished files. Remove a "
+            f"{folder} is a bucket (expected a folder): buckets have no unfinished files. Remove a "
             "cache there with the tools of the store."
         )
     if not folder.is_dir():
-        raise ArtefactNotFound(f"{folder} does not exist. Name a folder that holds caches.")
+        raise ArtefactNotFound(
+            f"{folder} does not exist (expected a folder of caches). Pass an existing folder."
+        )
     youngest = time.time() - 3600 * hours
     found = [
         path
@@ -48,8 +50,8 @@ def collect_garbage(
     with one_line_disk_errors(folder):
         for path in found if delete else []:
             _remove(path)
-    told = "removed" if delete else "can go, with --delete"
-    return "\n".join([*lines, f"{total:>14,} bytes {told}"])
+    outcome = "removed" if delete else "can be removed with --delete"
+    return "\n".join([*lines, f"{total:>14,} bytes {outcome}"])
 
 
 def _candidates(folder: Path, *, unsealed: bool, hydrated: bool) -> Iterator[Path]:
@@ -70,7 +72,7 @@ def _candidates(folder: Path, *, unsealed: bool, hydrated: bool) -> Iterator[Pat
 
 
 def _without_receipt(cache: Path) -> Iterator[Path]:
-    """Objects that no worker vouched for: it was killed between the object and its receipt."""
+    """Objects without a receipt: their worker was killed between writing the two."""
     store = open_objects(cache)
     manifest = read_manifest(store)
     kept, specs = store.sizes("receipts"), array_specs(manifest)
@@ -81,7 +83,7 @@ def _without_receipt(cache: Path) -> Iterator[Path]:
 
 
 def _last_change(path: Path) -> float:
-    """Of anything in it; now, where it went while it was looked at: somebody is at work there."""
+    """Time of the last change in it; infinity if it was removed meanwhile, so it is in use."""
     try:
         return max(part.lstat().st_mtime for part in [path, *_files(path)])
     except FileNotFoundError:
@@ -91,7 +93,7 @@ def _last_change(path: Path) -> float:
 def _num_bytes(path: Path) -> int:
     total = 0
     for part in _files(path) if path.is_dir() else [path]:
-        with suppress(FileNotFoundError):  # its owner has finished with it
+        with suppress(FileNotFoundError):  # removed by its owner meanwhile
             total += part.lstat().st_size
     return total
 
@@ -102,7 +104,7 @@ def _files(path: Path) -> list[Path]:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        # Renamed first: what is half removed is then no cache, rather than a damaged one.
+        # Renamed first, so that a half-removed cache does not look like a damaged one.
         doomed = path if path.name.endswith(PARTIAL) else path.with_name(path.name + PARTIAL)
         path.rename(doomed)
         shutil.rmtree(doomed)

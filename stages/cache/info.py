@@ -1,4 +1,4 @@
-"""cache info, list, diff: what teacher caches say of themselves."""
+"""cache info, list, diff: descriptions of teacher caches, read from their seals."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _EXAMPLES = 3
 
 
 class CacheInfo(Record):
-    """What a cache says of itself: the JSON of `cache info`."""
+    """Description of a cache: the JSON of `cache info`."""
 
     place: str
     root: str
@@ -37,11 +37,12 @@ class CacheInfo(Record):
 
 
 def places(what: str, overrides: list[str]) -> list[ObjectStore]:
-    """The caches that are meant: the one at an address, or those of a configuration."""
+    """Places of the named caches: the one at an address, or those of a configuration."""
     if not what.endswith(".toml"):
         if overrides:
             raise ConfigError(
-                f"--set needs a configuration (expected a .toml file in place of {what})."
+                f"--set needs a configuration, got {what} (expected a .toml file). Pass a "
+                "configuration, or leave --set out."
             )
         return [open_objects(what)]
     config = configuration(what, overrides)
@@ -57,21 +58,21 @@ def places(what: str, overrides: list[str]) -> list[ObjectStore]:
 
 
 def configuration(what: str, overrides: list[str]) -> Config:
-    """The configuration that is meant.
+    """Read a configuration.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if ``what`` is not a configuration.
     """
     if not what.endswith(".toml"):
         raise ConfigError(
-            f"{what} is not a configuration (expected a .toml file, which tells of the teacher and "
-            "the images)."
+            f"{what} is not a configuration (expected a .toml file that names the teacher and the "
+            "images). Pass a configuration, for example configs/digits.toml."
         )
     return load_config(Path(what), overrides=overrides)
 
 
 def info(place: ObjectStore, *, as_json: bool) -> str:
-    """Everything that a cache says of itself."""
+    """Describe a cache in full, as text or as JSON."""
     found = describe(TeacherCache.open(place))
     if as_json:
         return json.dumps(found.model_dump(mode="json"), indent=1, sort_keys=True)
@@ -79,7 +80,7 @@ def info(place: ObjectStore, *, as_json: bool) -> str:
 
 
 def describe(cache: TeacherCache) -> CacheInfo:
-    """The same for machines."""
+    """Read the description of an open cache."""
     return CacheInfo(
         place=cache.path,
         root=cache.root,
@@ -90,7 +91,7 @@ def describe(cache: TeacherCache) -> CacheInfo:
 
 
 def table_of(root: str) -> str:
-    """One line for each cache below a folder or an address."""
+    """Table with a line for each cache in a folder or bucket."""
     store = open_objects(root)
     rows: list[tuple[str, ...]] = [
         ("id", "complete", "teacher", "views", "images", "classes", "keeps", "MB")
@@ -101,14 +102,14 @@ def table_of(root: str) -> str:
             rows.append(_row(place))
     if len(rows) == 1:
         raise ArtefactNotFound(
-            f"{store.url} has no teacher cache. Make one with `heartcut cache-teacher`, or name "
-            "the folder that holds the caches."
+            f"{store.url} has no teacher cache. Make one with `heartcut cache-teacher CONFIG`, or "
+            "pass the folder of caches."
         )
     return text_table(rows)
 
 
 def diff(first: str, second: str) -> list[str]:
-    """Every difference of two caches in a line of its own; none if they are the same."""
+    """Differences of two caches, one a line; none if they are the same."""
     one, other = TeacherCache.open(first), TeacherCache.open(second)
     if one.root == other.root:
         return []
@@ -139,11 +140,11 @@ def _different_samples(one: TeacherCache, other: TeacherCache) -> Iterator[str]:
             yield f"images: {len(extra):,} only in the {name}: {_examples(extra)}"
     changed = {key for key in labels.keys() & theirs if labels[key] != theirs[key]}
     if changed:
-        yield f"labels: {len(changed):,} images have another one: {_examples(changed)}"
+        yield f"labels: {len(changed):,} images have another label: {_examples(changed)}"
     if one.shape.num_samples == other.shape.num_samples and not np.array_equal(
         one.keys, other.keys
     ):
-        yield "order: the images lie in another one"
+        yield "order: the images are in another order"
 
 
 def _labels_by_key(cache: TeacherCache) -> dict[bytes, tuple[int, ...]]:
@@ -163,7 +164,7 @@ def _brief(value: object) -> str:
 
 
 def lines(found: CacheInfo) -> Iterator[tuple[str, str]]:
-    """The same for people: names and values."""
+    """Yield the lines of `cache info`: names and values."""
     manifest, summary = found.manifest, found.summary
     identity, shape = manifest.identity, manifest.shape
     yield "place", found.place
@@ -187,8 +188,8 @@ def lines(found: CacheInfo) -> Iterator[tuple[str, str]]:
     yield "wrong", f"{summary.num_wrong:,} images in the clean view"
     yield "agreement", "/".join(f"{100 * a:.2f}" for a in summary.agreement) + " % per view"
     for fidelity in summary.fidelity:
-        told = f"mean {fidelity.mean_kl:.2e}, max {fidelity.max_kl:.2e}"
-        yield f"KL at {fidelity.temperature:g}", f"{told} to float32"
+        divergence = f"mean {fidelity.mean_kl:.2e}, max {fidelity.max_kl:.2e}"
+        yield f"KL at {fidelity.temperature:g}", f"{divergence} to float32"
     yield "saw held-out images", "yes" if summary.target_in_sample else "no"
     yield "computed", f"in {summary.seconds:,.1f} s on {'; '.join(summary.devices)}"
     yield "versions", ", ".join(f"{name} {value}" for name, value in summary.versions.items())
@@ -217,8 +218,8 @@ def _row(place: ObjectStore) -> tuple[str, ...]:
         manifest = read_manifest(place)
         complete, size = ("yes", _size_of(place)) if is_sealed(place) else ("no", _size_of(place))
     except PipelineError as error:
-        told = "damaged" if isinstance(error, Damaged) else "cannot be read"
-        return (place.url.rsplit("/", 1)[-1], told, "", "", "", "", "", "")
+        state = "damaged" if isinstance(error, Damaged) else "cannot be read"
+        return (place.url.rsplit("/", 1)[-1], state, "", "", "", "", "", "")
     shape = manifest.shape
     return (
         short(manifest.id),

@@ -1,4 +1,4 @@
-"""How large a cache is that nobody has made: bytes, objects, and what its formats cannot hold."""
+"""Size of a cache before it is made: bytes, objects, and limits of its formats."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,52 +17,55 @@ from stages.caches import cache_layout
 from stages.config.root import CacheTeacherConfig
 
 KEY_BYTES: Final = 16
-"""Of a sample's key, and of the hash of its pixels; each is one object of the cache."""
+"""Bytes of a sample's key, and of the hash of its pixels; each array is one object."""
 RECEIPT_BYTES: Final = 330
-"""Of an object's line in sealed.json."""
+"""Bytes of an object's line in sealed.json."""
 MAX_SEAL_BYTES: Final = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSize:
-    """A cache by its numbers alone."""
+    """The size of a cache, computed from its numbers alone."""
 
     settings: CacheTeacherConfig
     num_samples: int
     num_views: int
-    """The clean one included."""
+    """Number of views, with the clean one."""
     num_classes: int
     num_features: int
 
     @cached_property
     def manifest(self) -> CacheManifest:
-        """Of a cache of these sizes."""
+        """Manifest of a cache of this size."""
         return self._manifest(self.num_samples)
 
     def keeping(self, settings: CacheTeacherConfig) -> "CacheSize":
-        """The same images with another choice of what to keep."""
+        """Size for the same images with another choice of what to keep."""
         return replace(self, settings=settings)
 
     @property
     def bytes_per_row(self) -> int:
-        """Of an image in one view, uncompressed."""
+        """Bytes of an image in one view, uncompressed."""
         return sum(spec.row_bytes for spec in self._view_arrays)
 
     @property
     def num_objects(self) -> int:
-        """Files or requests to write it: shards, their receipts, whole arrays, descriptions."""
+        """Number of files or write requests: shards, receipts, whole arrays, descriptions."""
         per_shard = 2 * len(self._view_arrays)
         return per_shard * self.num_shards + 2 * len(self._whole_arrays) + len(self._specs) + 3
 
     @property
     def num_shards(self) -> int:
-        """Of all views."""
+        """Number of shards of all views."""
         return self.manifest.num_shards * self.num_views
 
     @property
     def num_bytes(self) -> int:
-        """Of all objects: as they are stored, or before compression without what it makes nothing
-        of (the last chunk of a shard is filled up)."""
+        """Bytes of all objects as they are stored, or before zstd.
+
+        Before zstd, the padding of the last chunk of a shard does not count: it compresses to
+        nothing.
+        """
         if self.settings.compression == "zstd":
             return self._bytes_of_rows + self._whole_bytes
         bounds = [self.manifest.rows_of(shard) for shard in range(self.manifest.num_shards)]
@@ -73,7 +76,7 @@ class CacheSize:
         )
 
     def too_large(self) -> Iterator[str]:
-        """What the formats cannot hold, and what holds as much."""
+        """Limits of the formats that this cache exceeds, each with a remedy."""
         keys = KEY_BYTES * self.num_samples
         if keys > MAX_SHARD_BYTES:
             yield (
@@ -95,7 +98,7 @@ class CacheSize:
 
     @property
     def _whole_bytes(self) -> int:
-        """Of the arrays that are one object."""
+        """Bytes of the arrays that are one object."""
         of_samples = [self._specs[name].object_bytes for name in (LABELS, KEYS, PIXELS)]
         rest = self.num_samples - self._few
         return rest * (sum(of_samples) // self._few) + sum(
@@ -104,7 +107,7 @@ class CacheSize:
 
     @property
     def _few(self) -> int:
-        """Samples of a cache whose arrays tell those of this one, which may be too large."""
+        """Samples of a small cache that sizes are scaled up from; this one may be too large."""
         return self.manifest.layout.shard_rows
 
     @cached_property

@@ -1,4 +1,4 @@
-"""cache verify: structure, bytes, or the numbers themselves against the teacher."""
+"""cache verify: checks of structure or bytes, or of the numbers against the teacher."""
 
 from dataclasses import dataclass
 
@@ -20,30 +20,33 @@ from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.progress import progress
 from pipeline.teacher.frozen import Teacher, teacher_outputs
 from stages.caches import Caches
+from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.teacher import load_teacher
 from stages.text import percent
 
 TOLERANCES = {"fp32": 0.005, "bf16": 0.05}
-"""Share of the largest |logit| by which a recomputed logit may differ. On the machine that made the
-cache only the float16 of the storage is seen (0.0003 for a resnet56); between bf16 and fp32 it is
-0.02, so other hardware in the same precision stays well within."""
+"""Largest difference of a recomputed logit, relative to the largest |logit|.
+
+On the machine that made the cache, the difference is the rounding to float16 (0.0003 for a
+resnet56). Between bf16 and fp32 it is 0.02, so other hardware with the same precision stays below.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found."""
+    """Result of a check."""
 
     is_fine: bool
     lines: list[str]
-    """For people."""
+    """Lines to print."""
 
 
 def check(place: ObjectStore, *, read_bytes: bool) -> Finding:
-    """Compare a cache with its seal: a line for each thing that is wrong, or one that none is."""
+    """Compare a cache with its seal; a line for each problem, or one line if there is none."""
     try:
         checked = check_cache(place, read_bytes=read_bytes)
-    except Damaged as error:  # the seal or the manifest, so nothing more can be told
+    except Damaged as error:  # the seal or the manifest, so nothing else can be checked
         return Finding(is_fine=False, lines=[f"damaged: {error}"])
     lines = [f"damaged: {problem}" for problem in checked.problems]
     if checked.unknown:
@@ -52,30 +55,32 @@ def check(place: ObjectStore, *, read_bytes: bool) -> Finding:
             f"{checked.unknown[0]}; nothing reads them"
         )
     if not checked.problems:
-        how = "every byte was read" if read_bytes else "structure only (--bytes reads them)"
+        how = "all bytes checked" if read_bytes else "structure checked (--bytes checks the bytes)"
         lines.append(
-            f"{place.url} is fine: {checked.num_objects} objects, {checked.num_bytes:,} bytes, "
-            f"{how}"
+            f"{place.url} is OK: {checked.num_objects} objects, {checked.num_bytes:,} bytes, {how}"
         )
     return Finding(is_fine=not checked.problems, lines=lines)
 
 
 def parse_share(text: str) -> float:
-    """``0.1%`` or ``0.001`` as a share."""
+    """Parse ``0.1%`` or ``0.001``."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = 0.0
     if not 0.0 < share <= 1.0:
-        raise ConfigError(f"--recompute {text} is no share (expected for example 0.1% or 0.001).")
+        raise ConfigError(
+            f"--recompute {text} is not a fraction (expected for example 0.1% or 0.001)."
+        )
     return share
 
 
+@with_complete_commands
 def recompute(config: Config, *, share: float, tolerance: float | None) -> Finding:
-    """Run the teacher of a configuration on random rows of its caches, and compare.
+    """Run the teacher of a configuration on random samples of its caches, and compare.
 
     Raises:
-        ArtefactMismatch: if a cache was made by another teacher, or of other images.
+        ArtefactMismatch: if a cache was made by another teacher, or from other images.
     """
     dataset = Dataset.open(config.data_folder)
     caches = Caches(config=config, dataset=dataset)
@@ -195,7 +200,7 @@ def _pairs(
 def _rows(
     cache: TeacherCache, name: str, view: int, rows: NDArray[np.int64]
 ) -> NDArray[np.generic]:
-    """Some rows of one view, in the order asked for."""
+    """Read some rows of one view, in the given order."""
     parts, start = [], 0
     order = np.argsort(rows, kind="stable")
     for block in cache.blocks(name, view):

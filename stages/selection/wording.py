@@ -95,8 +95,8 @@ def warnings_of(found: Diagnostics) -> Iterator[str]:
     lowest = min(found.rank_stability.values(), default=1.0)
     if lowest < TRUSTED_STABILITY:
         yield (
-            f"the order of the samples depends on l2: Spearman {lowest:.2f} with that at another l2 "
-            f"(expected at least {TRUSTED_STABILITY}). Trust only the signs of large scores."
+            f"the order of the samples depends on l2: Spearman {lowest:.2f} with that at another "
+            f"l2 (expected at least {TRUSTED_STABILITY}). Trust only the signs of large scores."
         )
     if found.leak is not None and found.leak > TRUSTED_LEAK:
         yield (

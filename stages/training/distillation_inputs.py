@@ -1,4 +1,4 @@
-"""What a student is taught: a selection, the soft labels and the features that belong to it."""
+"""Inputs of distillation: a selection, and the soft labels and features that belong to it."""
 
 from dataclasses import dataclass
 
@@ -29,11 +29,11 @@ class DistillationInputs:
 
     @property
     def view_spec(self) -> Views:
-        """The views that the soft labels were made of."""
+        """The views that the soft labels were made for."""
         return views_from_json(self.soft.record.identity.view_spec)
 
     def supervision(self, features: "TeacherFeatures | None") -> Supervision:
-        """What is joined to the images."""
+        """Soft labels and features that are joined to the images."""
         selected = self.table.selected
         return Supervision(
             soft_labels=self.soft.views(),
@@ -48,22 +48,22 @@ class DistillationInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFeatures:
-    """What the teacher's cache keeps beside its logits."""
+    """The teacher's cached features."""
 
     cache: TeacherCache
     known: NDArray[np.bool_]
-    """Whether the cache has the sample, (N,)."""
+    """True where the cache has the sample, (N,)."""
     views: list[NDArray[np.float16]]
-    """Of the soft labels' views, (N, D) each, memory-mapped."""
+    """Features of each view of the soft labels, (N, D), memory-mapped."""
 
     @property
     def dim(self) -> int:
-        """D"""
+        """Number of features, D."""
         return self.cache.shape.num_features
 
 
 def open_distillation_inputs(caches: Caches) -> DistillationInputs:
-    """Open the selection and its soft labels; refuse strangers.
+    """Open the selection and its soft labels, and check that they fit the data set.
 
     Raises:
         ArtefactNotFound: if `select` has not made them.
@@ -78,7 +78,7 @@ def open_distillation_inputs(caches: Caches) -> DistillationInputs:
         if not path.exists():
             raise ArtefactNotFound(
                 f"{config.selections_folder} has no selection for these settings. "
-                "Run `heartcut select` with the same configuration."
+                "Run `heartcut select`."
             )
         require_same_selection(path, wanted)
     table = SelectionTable.open(path)
@@ -106,8 +106,8 @@ def _require_belonging(table: SelectionTable, soft: SoftLabels, dataset: Dataset
     if found != wanted:
         raise ArtefactMismatch(
             f"{soft.path} was made from another teacher cache than {table.path}: {short(found)} "
-            f"(expected {short(wanted)}). Run `heartcut select`, or pass the ones that belong "
-            "together."
+            f"(expected {short(wanted)}). Run `heartcut select`, or pass a selection and soft "
+            "labels of one cache."
         )
     shape = (dataset.train.num_samples, dataset.num_classes)
     if (soft.record.shape[1], soft.num_classes) != shape:
@@ -125,26 +125,26 @@ def _require_belonging(table: SelectionTable, soft: SoftLabels, dataset: Dataset
 
 
 def require_teachable(config: Config, distillation: DistillationInputs, dataset: Dataset) -> None:
-    """Refuse a method whose inputs are not there, and a selection of no sample.
+    """Reject a method without its inputs, and an empty selection.
 
     Raises:
         ArtefactMismatch: with the reason.
     """
-    reason = _reason(config, distillation, has_features=True)  # `open_features` looks
+    reason = _reason(config, distillation, has_features=True)  # `open_features` checks
     if reason is not None:
         raise ArtefactMismatch(f"{distillation.soft.path}: {reason}")
     strategy = distillation.table.record.identity.strategy
     num_rows = len(dataset.training)
     if strategy != "none" and not distillation.table.selected[dataset.training].any():
         raise ArtefactMismatch(
-            f"{distillation.table.path} selects 0 of {num_rows:,} training rows (expected at least "
-            f"1 for strategy {strategy!r}). Lower `select.threshold`, set `select.fraction`, or "
-            "train with `train_student.distil = false`."
+            f"{distillation.table.path} selects 0 of {num_rows:,} training samples (expected at "
+            f"least 1 for strategy {strategy!r}). Lower `select.threshold`, set `select.fraction`, "
+            "or set `train_student.distil = false`."
         )
 
 
 def _reason(config: Config, distillation: DistillationInputs, *, has_features: bool) -> str | None:
-    """Why the method cannot be taught, if it cannot."""
+    """Reason why the method cannot be trained; None if it can."""
     labels = distillation.soft.record.identity
     return refusal(
         config.train_student.method,
@@ -156,18 +156,18 @@ def _reason(config: Config, distillation: DistillationInputs, *, has_features: b
 
 
 def open_features(caches: Caches, distillation: DistillationInputs) -> TeacherFeatures:
-    """The features of the cache that the selection was made from, in the data set's order.
+    """Open the features of the selection's cache, in the data set's order.
 
     Raises:
-        ArtefactNotFound: if the cache is not there any more.
-        ArtefactMismatch: if it is another one, or was made without features.
+        ArtefactNotFound: if the cache does not exist any more.
+        ArtefactMismatch: if it is another cache, or has no features.
     """
     config, dataset, cache = caches.config, caches.dataset, caches.training
     found, wanted = cache.id, distillation.table.record.identity.cache
     if found != wanted:
         raise ArtefactMismatch(
             f"{cache.path} is not the cache of {distillation.table.path}: {short(found)} (expected "
-            f"{short(wanted)}). Name that one with `select.cache`."
+            f"{short(wanted)}). Set `select.cache` to cache {short(wanted)}."
         )
     reason = _reason(config, distillation, has_features=cache.manifest.identity.features)
     if reason is not None:

@@ -1,4 +1,4 @@
-"""Images as networks are evaluated on them: every one once, in order, in the clean view."""
+"""Images for evaluation: each one once, in order, in the clean view."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from stages.views import seen_size
 
 EVALUATION_BATCH = 1000
-"""Images of at most 64 x 64 pixels, or fewer larger ones that have as many pixels."""
+"""Images in a batch, for up to 64 x 64 pixels; larger images have smaller batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class EvaluationImages:
     ranks: Ranks = ALONE
 
     def batches(self, split: Literal["held_out", "test"]) -> BatchLoader:
-        """The held-out rows or the test images, in the order of their indices."""
+        """The held-out samples or the test images, in the order of their indices."""
         dataset, clean = self.dataset, self.views.clean
         height, width = seen_size(clean, dataset)
         most = max(1, EVALUATION_BATCH * 64**2 // max(height * width, 64**2))
@@ -42,6 +42,6 @@ class EvaluationImages:
 
 
 def normaliser(dataset: Dataset, runtime: Runtime) -> Normaliser:
-    """What makes bytes the inputs of networks that were trained on ``dataset``."""
+    """The normalisation of images for networks that were trained on ``dataset``."""
     record = dataset.record
     return Normaliser(mean=record.mean, std=record.std, device=runtime.device, dtype=runtime.dtype)

@@ -1,4 +1,4 @@
-"""What a run's network says of the held-out and test images: read, or made and kept."""
+"""Predictions of a run's network on the held-out and test images: read, or computed and kept."""
 
 import logging
 from typing import Literal
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Settings(BaseModel):
-    """Those of a run that its network depends on."""
+    """Settings of a run that its network depends on."""
 
     precision: TrainingPrecision
     head: str = ""
@@ -36,7 +36,7 @@ class _Settings(BaseModel):
 def write_predictions(
     run: Run, dataset: Dataset, *, held_out: Evaluation, test: Evaluation
 ) -> None:
-    """Keep what the network of ``run`` says beside its weights."""
+    """Write the predictions of the network of ``run`` next to its weights."""
     record = PredictionRecord(
         weights_sha256=run.result.weights_sha256, dataset=run.result.inputs.dataset
     )
@@ -45,7 +45,7 @@ def write_predictions(
 
 
 def open_predictions(run: Run, dataset: Dataset) -> Predictions:
-    """The predictions of a run, made where they are missing or of other weights.
+    """Open the predictions of a run; compute them if they are missing or of other weights.
 
     Raises:
         ArtefactMismatch: if the run was trained on other images.
@@ -53,13 +53,13 @@ def open_predictions(run: Run, dataset: Dataset) -> Predictions:
     if run.result.inputs.dataset != dataset.record.id:
         raise ArtefactMismatch(
             f"{run.path} was trained on data set {short(run.result.inputs.dataset)} (expected "
-            f"{short(dataset.record.id)}, of {dataset.folder}). Give the runs of one data set."
+            f"{short(dataset.record.id)}, of {dataset.folder}). Pass runs of one data set."
         )
     if (run.path / prediction_format.FILE).exists():
         try:
             found = Predictions.open(run.path)
         except ArtefactMismatch:
-            logger.warning("%s is damaged and is made again", run.path / prediction_format.FILE)
+            logger.warning("%s is damaged and is recomputed", run.path / prediction_format.FILE)
         else:
             if found.record.weights_sha256 == run.result.weights_sha256:
                 return found

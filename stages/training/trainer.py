@@ -1,4 +1,4 @@
-"""A training under way: its inputs, epochs, evaluations and checkpoints, and resuming from one."""
+"""A training in progress: its inputs, epochs, evaluations and checkpoints, and resuming."""
 
 import logging
 import time
@@ -53,21 +53,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherClasses:
-    """The teacher's top class in the clean view, to tell how far the student follows it."""
+    """The teacher's top class in the clean view, to measure agreement with the student."""
 
     held_out: Tensor | None
-    """(M,) int64, in the order of the held-out rows."""
+    """(M,) int64, in the order of the held-out samples; None if not known."""
     test: Tensor | None
-    """(K,) int64"""
+    """(K,) int64, in the order of the test images; None if not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What to train on what."""
+    """Inputs of a training: the network, its loss, its images and its settings."""
 
     settings: OptimiserConfig
     identity: Mapping[str, Json]
-    """Everything among the settings that the numbers depend on."""
+    """All settings that the numbers depend on."""
     inputs: Inputs
     dataset: Dataset
     rows: NDArray[np.int64]
@@ -83,7 +83,7 @@ class Training:
 
 
 class Trainer:
-    """A learner with its loaders, and the place that it has reached."""
+    """A learner with its loaders, and the epoch and batch that it has reached."""
 
     def __init__(self, training: Training, runtime: Runtime, *, ranks: Ranks = ALONE) -> None:
         settings, dataset = training.settings, training.dataset
@@ -117,7 +117,7 @@ class Trainer:
             num_batches=self._loader.num_batches,
             ranks=ranks,
         )
-        if not ranks.is_first:  # what dropout draws; the weights are the first rank's
+        if not ranks.is_first:  # for dropout; the weights come from the first rank
             torch.manual_seed(random_stream(settings.seed, ranks.rank, step=0))
         self._totals = Totals(runtime.device)
         self._epoch = 0
@@ -126,15 +126,15 @@ class Trainer:
         self._kept = time.monotonic()
 
     def run(self, unfinished: UnfinishedRun) -> Evaluation:
-        """Train the epochs that are left; the last evaluation on the held-out rows.
+        """Train the remaining epochs; return the last evaluation on the held-out samples.
 
         Raises:
-            KeyboardInterrupt, Terminated: if it was asked to stop; a checkpoint was made.
+            KeyboardInterrupt, Terminated: if it was asked to stop; a checkpoint was written.
         """
         state = unfinished.checkpoint()
         if state is not None:
             self._restore(state)
-            logger.info("%s: going on %s", unfinished.folder, self._place)
+            logger.info("%s: resuming %s", unfinished.folder, self._place)
         per_epoch = self._loader.num_samples
         done = self._epoch * per_epoch + self._totals.num_samples
         with (
@@ -145,30 +145,30 @@ class Trainer:
                 unit="images",
                 done=done,
             ) as bar,
-            self._events(unfinished) as tell,
+            self._events(unfinished) as record,
         ):
             request = SharedStopRequest(own_request, self._ranks)
             while self._epoch < self._settings.epochs:
                 self._train_epoch(unfinished, request, bar)
-                tell(self.metrics[-1])
+                record(self.metrics[-1])
                 request.settle()
                 self._stop_if_asked(request, unfinished)
         return self._last or self._evaluate(self._held_out)
 
     @property
     def device(self) -> str:
-        """For people: what it trains on."""
+        """Hardware, precision and processes of the training, in words."""
         shared = f", {self._ranks.world} processes" if self._ranks.are_many else ""
         return self.runtime.description + shared
 
     def test(self) -> Evaluation:
-        """Look at the test images."""
+        """Evaluate on the test images."""
         return self._evaluate(self._test)
 
     def _train_epoch(
         self, unfinished: UnfinishedRun, request: SharedStopRequest, bar: Progress
     ) -> None:
-        """Train the rest of the epoch, evaluate, keep a checkpoint."""
+        """Train the rest of the epoch, evaluate, and write a checkpoint."""
 
         def on_step(num_samples: int) -> None:
             bar.advance(num_samples, note=f"epoch {self._epoch + 1}")
@@ -207,23 +207,23 @@ class Trainer:
     def _events(
         self, unfinished: UnfinishedRun
     ) -> AbstractContextManager[Callable[[Mapping[str, Json]], None]]:
-        """What the first rank tells TensorBoard."""
+        """A function that records an epoch for TensorBoard, on the first rank."""
         if not self._ranks.is_first:
             return nullcontext(lambda _: None)
         return events_into(unfinished.folder, next_epoch=self._epoch + 1)
 
     def _stop_if_asked(self, request: SharedStopRequest, unfinished: UnfinishedRun) -> None:
-        """Stop where that was asked for; a checkpoint of this very place exists."""
+        """Stop if that was asked for; a checkpoint of this place exists."""
         if request.is_there and self._ranks.is_first:
             logger.warning(
-                "%s keeps the training %s: run the same command to go on",
+                "%s keeps the training %s. Run the same command to resume",
                 unfinished.folder,
                 self._place,
             )
         request.raise_if_stopped()
 
     def _batches(self) -> Generator[Batch]:
-        """The batches of this epoch that are left."""
+        """The remaining batches of this epoch."""
         side = self._settings.side_in(self._epoch)
         batches = self._loader.epoch(self._epoch, skip=self._totals.num_batches, size=side)
         online = self.training.online
@@ -247,7 +247,7 @@ class Trainer:
         return f"at epoch {self._epoch + 1}, batch {self._totals.num_batches + 1:,}"
 
     def _keep(self, unfinished: UnfinishedRun) -> None:
-        """Make a checkpoint: everything that the numbers to come depend on."""
+        """Write a checkpoint: everything that later numbers depend on."""
         own = {"totals": self._totals.state_dict(), "random": random_state(self.runtime.device)}
         first, *others = all_states(own, self._ranks)
         state = {
@@ -283,7 +283,7 @@ def make_learner(
     num_batches: int,
     ranks: Ranks = ALONE,
 ) -> Learner:
-    """The network with its optimiser and schedule, as the settings say."""
+    """The network with the optimiser and schedule of its settings."""
     settings = training.settings
     optimizer = make_optimizer(
         (training.model, training.loss),

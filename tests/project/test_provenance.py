@@ -40,7 +40,7 @@ def test_the_order_of_keys_does_not_change_an_identity(value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("-inf")]])
-def test_a_value_that_json_cannot_hold_is_refused(value):
+def test_a_value_that_json_cannot_hold_is_rejected(value):
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json(value)
 
@@ -74,7 +74,7 @@ def test_a_sample_key_is_16_bytes_of_its_content():
     assert sample_key(b"abc") != sample_key(b"abd")
 
 
-def test_a_pixel_key_tells_pixels_and_shapes_apart():
+def test_a_pixel_key_differs_for_other_pixels_and_shapes():
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     assert pixel_key(image) == pixel_key(np.asfortranarray(image))
     assert pixel_key(image) == sample_key(b"2,4,3;" + image.tobytes())

@@ -1,4 +1,4 @@
-"""Set-up as a newcomer meets it: lock file, shell scripts, what is said without root."""
+"""Set-up on a new machine: lock file, shell scripts, and messages without root."""
 
 import os
 import re
@@ -19,7 +19,7 @@ COMMANDS = ["bash", "dirname", "flock", "ls", "mkdir", "paste", "realpath", "rm"
 
 
 def name_of(requirement: str) -> str:
-    """The normalised package name that a requirement starts with."""
+    """Normalised package name of a requirement."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
@@ -101,7 +101,7 @@ def test_a_sudo_that_asks_for_a_password_is_not_called_without_a_terminal(bare_m
     assert "\n    sudo apt-get update && sudo apt-get install " in done.stderr
 
 
-def test_a_system_without_apt_is_told_which_libraries_are_needed(bare_machine):
+def test_a_system_without_apt_gets_the_list_of_needed_libraries(bare_machine):
     (Path(bare_machine["PATH"]) / "apt-get").unlink()
     done = run_setup(bare_machine)
     assert done.returncode == 1
@@ -109,7 +109,7 @@ def test_a_system_without_apt_is_told_which_libraries_are_needed(bare_machine):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_python_out_of_range_is_refused_by_name(bare_machine):
+def test_a_python_out_of_range_is_rejected_by_name(bare_machine):
     add_command(bare_machine, "python3.9", "echo 3.9 yes")
     done = run_setup(bare_machine | {"PYTHON": "python3.9"})
     assert done.returncode == 1

@@ -31,7 +31,7 @@ def seals(monkeypatch) -> Counter[str]:
 
 
 def read_once(seals: Counter[str], *, num_caches: int) -> bool:
-    """Each of so many caches was opened once; the counts start again."""
+    """True if this many caches were opened, each once; the counts start again."""
     found = sorted(seals.values())
     seals.clear()
     return found == [1] * num_caches

@@ -1,4 +1,4 @@
-"""Teachers that err are taught wrong labels, as many as were asked for."""
+"""Label noise: the requested fraction of every class gets a wrong label."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def samples(count: int = 4000, num_classes: int = 5) -> Samples:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6])
-def test_that_share_of_every_class_is_wrong_and_evenly_so(share):
+def test_that_fraction_of_every_class_is_wrong_evenly_over_the_others(share):
     own = samples()
     found = noisy_labels(own, share=share, num_classes=5, seed=0)
     for label in range(5):
@@ -37,7 +37,7 @@ def test_labels_follow_the_content_and_the_seed():
     assert not np.array_equal(noisy_labels(own, share=0.3, num_classes=5, seed=1), found)
 
 
-def test_a_teacher_of_wrong_labels_is_another_and_worse(digits_copy):
+def test_a_teacher_of_wrong_labels_is_another_run_and_worse(digits_copy):
     sound = with_overrides(digits_copy, ["train_teacher.epochs=4", "train_teacher.fraction=1"])
     spoiled = with_overrides(sound, ["train_teacher.label_noise=0.9"])
     good, bad = (train_teacher.execute(config).result for config in (sound, spoiled))
@@ -45,7 +45,7 @@ def test_a_teacher_of_wrong_labels_is_another_and_worse(digits_copy):
     assert good.test_accuracy > bad.test_accuracy + 0.2
 
 
-def test_without_noise_the_teacher_is_the_one_it_was(digits):
+def test_a_noise_of_zero_keeps_the_identity_of_a_teacher(digits):
     config = with_overrides(digits, ["train_teacher.label_noise=0"])
     from pipeline.artefacts.dataset import Dataset
     from stages.identities import teacher_run_path

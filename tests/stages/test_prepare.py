@@ -25,7 +25,7 @@ from tests.support.image_folders import (
 )
 
 DIGITS_ID = "d22914da67b9c502f71d7c72f7e20759d80520275e865496910875cca2690db4"
-"""The same on any machine; a change of it makes every stored cache a stranger."""
+"""The same on any machine; if it changes, no stored cache fits its data set any more."""
 
 FILES = (
     "dataset.json",
@@ -37,17 +37,17 @@ FILES = (
 
 
 def refusal_of(config, kind, *parts):
-    """The one line that a preparation is refused with; nothing is left in the workspace."""
+    """Return the one line of a preparation that fails; nothing is left in the workspace."""
     existed = config.data_folder.exists()
     with pytest.raises(kind) as refusal:
         prepare.execute(config)
-    told = str(refusal.value)
-    assert "\n" not in told
+    message = str(refusal.value)
+    assert "\n" not in message
     for part in parts:
-        assert part in told
+        assert part in message
     left = [path.name for path in config.workspace.glob("*")]
     assert left == (["data"] if existed else [])
-    return told
+    return message
 
 
 def times(folder):
@@ -66,7 +66,7 @@ def source_pixels(root, split):
     return sorted(rows, key=lambda row: row[:2])
 
 
-def test_what_is_prepared_is_complete_and_in_canonical_order(prepared, image_root):
+def test_a_prepared_data_set_is_complete_and_in_canonical_order(prepared, image_root):
     assert sorted(times(prepared.folder)) == list(FILES)
     for split, beton in (("train", prepared.train), ("test", prepared.eval)):
         rows = source_pixels(image_root, split)
@@ -175,7 +175,7 @@ def changed_test_image(root):
 
 
 @pytest.mark.parametrize("change", [changed_pixel, removed_image, other_label, changed_test_image])
-def test_changed_images_are_refused_and_the_old_data_set_stays(
+def test_changed_images_are_rejected_and_the_old_data_set_stays(
     image_root, prepared, tmp_path, change
 ):
     root = shutil.copytree(image_root, tmp_path / "images")
@@ -190,19 +190,19 @@ def test_changed_images_are_refused_and_the_old_data_set_stays(
 @pytest.mark.parametrize(
     "settings", [{"held_out_seed": 1}, {"held_out_fraction": 0.3}, {"resize": 8}]
 )
-def test_changed_settings_are_refused(image_root, prepared, tmp_path, settings):
+def test_changed_settings_are_rejected(image_root, prepared, tmp_path, settings):
     shutil.copytree(prepared.folder, tmp_path / "data")
     config = folder_config(tmp_path, image_root, **settings)
-    refusal_of(config, ArtefactExists, "Remove it or set another `workspace`")
+    refusal_of(config, ArtefactExists, "Remove it, or set another `workspace`")
 
 
-def test_a_folder_that_is_no_data_set_is_refused_with_the_way_out(image_root, tmp_path):
+def test_a_folder_that_is_not_a_data_set_is_rejected_with_a_remedy(image_root, tmp_path):
     (tmp_path / "data").mkdir()
     config = folder_config(tmp_path, image_root)
     refusal_of(config, ArtefactExists, "is not a data set", "Remove it")
 
 
-def test_a_damaged_beton_is_refused_on_the_second_run(image_root, prepared, tmp_path):
+def test_a_damaged_beton_is_rejected_on_the_second_run(image_root, prepared, tmp_path):
     shutil.copytree(prepared.folder, tmp_path / "data")
     with (tmp_path / "data" / "train.beton").open("r+b") as file:
         file.seek(9000)
@@ -210,7 +210,7 @@ def test_a_damaged_beton_is_refused_on_the_second_run(image_root, prepared, tmp_
     refusal_of(folder_config(tmp_path, image_root), ArtefactMismatch, "train.beton", "damaged")
 
 
-def test_a_missing_folder_is_refused(tmp_path):
+def test_a_missing_folder_is_rejected(tmp_path):
     config = folder_config(tmp_path / "work", tmp_path / "nowhere")
     refusal_of(config, ArtefactNotFound, "nowhere/train is not a folder", "`prepare.path`")
 
@@ -245,45 +245,45 @@ def test_skip_corrupt_leaves_unreadable_images_out_and_lists_them(small_root, tm
     assert clean.record.train == dataset.record.train
 
 
-def test_skipping_a_whole_class_is_refused(small_root, tmp_path):
+def test_skipping_a_whole_class_is_rejected(small_root, tmp_path):
     for path in (small_root / "test" / "cat").iterdir():
         path.write_bytes(b"")
     config = folder_config(tmp_path / "work", small_root, skip_corrupt=True)
     refusal_of(config, ArtefactMismatch, "class cat has 0 test images", "Add images")
 
 
-def test_skipping_a_whole_split_is_refused(small_root, tmp_path):
+def test_skipping_a_whole_split_is_rejected(small_root, tmp_path):
     for path in small_root.glob("train/*/*"):
         path.write_bytes(b"")
     config = folder_config(tmp_path / "work", small_root, skip_corrupt=True)
     refusal_of(config, ArtefactMismatch, "no readable image", "`prepare.path`")
 
 
-def test_a_class_of_which_nothing_is_left_to_train_on_is_refused(tmp_path):
+def test_a_class_without_a_training_image_is_rejected(tmp_path):
     root = save_folder(tmp_path / "images", train=4, test=3)
     config = folder_config(tmp_path / "work", root)
     refusal_of(config, ArtefactMismatch, "class bee has 0 training images", "expected at least 1")
 
 
-def test_images_of_two_sizes_are_refused_with_both_names_and_the_way_out(small_root, tmp_path):
+def test_images_of_two_sizes_are_rejected_with_both_names_and_a_remedy(small_root, tmp_path):
     odd = small_root / "train" / "cat" / "odd.png"
     Image.fromarray(textures(1, seed=5, size=20)[0]).save(odd)
     config = folder_config(tmp_path / "work", small_root)
-    told = refusal_of(config, ArtefactMismatch, "20 x 20", "16 x 16", "`prepare.resize`")
-    assert "odd.png" in told
-    assert "000.png" in told
+    message = refusal_of(config, ArtefactMismatch, "20 x 20", "16 x 16", "`prepare.resize`")
+    assert "odd.png" in message
+    assert "000.png" in message
     resized = folder_config(tmp_path / "work", small_root, resize=8)
     assert prepare.execute(resized).record.image_size == (8, 8)
 
 
-def test_test_images_of_another_size_are_refused(tmp_path):
+def test_test_images_of_another_size_are_rejected(tmp_path):
     save_split(tmp_path / "images" / "train", textures(9, seed=1))
     save_split(tmp_path / "images" / "test", textures(3, seed=2, size=20))
     config = folder_config(tmp_path / "work", tmp_path / "images")
     refusal_of(config, ArtefactMismatch, "test images are 20 x 20", "16 x 16", "`prepare.resize`")
 
 
-def test_images_too_large_for_a_beton_are_refused(tmp_path):
+def test_images_too_large_for_a_beton_are_rejected(tmp_path):
     for i, name in enumerate(CLASSES):
         path = tmp_path / "images" / "train" / name / "0.png"
         path.parent.mkdir(parents=True)
@@ -292,7 +292,7 @@ def test_images_too_large_for_a_beton_are_refused(tmp_path):
     refusal_of(config, ArtefactMismatch, "2000 x 2000", "1672 x 1672", "`prepare.resize`")
 
 
-def test_a_source_that_changes_between_the_readings_is_refused(small_root, tmp_path, monkeypatch):
+def test_a_source_that_changes_between_the_readings_is_rejected(small_root, tmp_path, monkeypatch):
     real = prepare.betons.write_beton
 
     def write_beton(*arguments, **settings):
@@ -386,7 +386,7 @@ def test_digits_of_another_size_are_another_data_set_of_the_same_samples(tmp_pat
     refusal_of(other, ArtefactExists, "other images or settings")
 
 
-def test_a_workspace_where_data_is_a_file_is_refused(image_root, tmp_path):
+def test_a_workspace_where_data_is_a_file_is_rejected(image_root, tmp_path):
     (tmp_path / "data").write_text("")
     config = folder_config(tmp_path, image_root)
     refusal_of(config, ArtefactExists, "is not a data set", "Remove it")
@@ -397,7 +397,7 @@ def torchvision_config(tmp_path, name):
     return Config.model_validate({"workspace": tmp_path / "work", "prepare": settings})
 
 
-def test_torchvisions_files_are_prepared_and_a_change_of_theirs_is_refused(tmp_path):
+def test_torchvisions_files_are_prepared_and_a_change_of_theirs_is_rejected(tmp_path):
     save_fashion_mnist(tmp_path / "files")
     config = torchvision_config(tmp_path, "FashionMNIST")
     dataset = prepare.execute(config)
@@ -412,6 +412,6 @@ def test_torchvisions_files_are_prepared_and_a_change_of_theirs_is_refused(tmp_p
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "FashionMNIST"])
-def test_torchvisions_missing_files_are_told_with_the_way_out(tmp_path, name):
+def test_torchvisions_missing_files_are_reported_with_a_remedy(tmp_path, name):
     config = torchvision_config(tmp_path, name)
     refusal_of(config, ArtefactNotFound, name, str(tmp_path / "files"), "prepare.download")

@@ -1,4 +1,4 @@
-"""The literature's recipes: to the digit, and they run."""
+"""The literature's recipes: their settings are exact, and they run."""
 
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def test_a_recipes_methods_have_the_literatures_weights(path):
 
 
 def overrides_of(folder: Path, side: int) -> list[str]:
-    """Overrides that lead a recipe to a few images of its size and to a small teacher's cache."""
+    """Overrides that run a recipe on a few images of its size and a small teacher's cache."""
     overrides = [
         f"workspace={folder / 'work'}",
         "prepare.source=folder",

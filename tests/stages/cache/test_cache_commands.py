@@ -1,4 +1,4 @@
-"""`heartcut cache ...`: what people are told of caches, and with which exit code."""
+"""`heartcut cache ...`: the output about caches, and its exit codes."""
 
 import json
 import os
@@ -83,25 +83,25 @@ def error_of(*arguments: object, code: int) -> str:
 # info and list
 
 
-def test_info_tells_what_a_cache_was_made_from_and_how_good_its_teacher_is(caches):
+def test_info_shows_the_inputs_of_a_cache_and_its_teachers_accuracy(caches):
     cache = TeacherCache.open(caches[0])
-    told = dict(
+    shown = dict(
         re.split(r"  +", line, maxsplit=1) for line in out_of("info", caches[0]).splitlines()
     )
-    assert (told["id"], told["root hash"]) == (cache.id, cache.root)
-    assert told["teacher"].startswith("resnet8a of teacher-s0-")
-    assert told["images"].startswith("450 of 10 classes")
-    assert told["views"] == "clean + crop1 x 2"
-    assert told["keeps"] == "all logits + features"
+    assert (shown["id"], shown["root hash"]) == (cache.id, cache.root)
+    assert shown["teacher"].startswith("resnet8a of teacher-s0-")
+    assert shown["images"].startswith("450 of 10 classes")
+    assert shown["views"] == "clean + crop1 x 2"
+    assert shown["keeps"] == "all logits + features"
     stored = sum(
         path.stat().st_size for path in caches[0].glob("data.zarr/*/c/**/*") if path.is_file()
     )
-    assert told["size"].startswith(f"{stored:,} bytes in ")
+    assert shown["size"].startswith(f"{stored:,} bytes in ")
     right = cache.labels == cache.logits(0).argmax(axis=1)
-    assert told["wrong"].startswith(f"{int((~right).sum()):,} images")
+    assert shown["wrong"].startswith(f"{int((~right).sum()):,} images")
 
 
-def test_info_as_json_is_for_machines_and_of_a_configuration_tells_both(caches, tiny_toml, options):
+def test_info_as_json_lists_both_caches_of_a_configuration(caches, tiny_toml, options):
     one = json.loads(out_of("info", "--json", caches[0]))
     cache = TeacherCache.open(caches[0])
     assert (one["root"], one["manifest"]["id"]) == (cache.root, cache.id)
@@ -112,10 +112,10 @@ def test_info_as_json_is_for_machines_and_of_a_configuration_tells_both(caches, 
         value, end = decoder.raw_decode(text.strip())
         both.append(value)
         text = text.strip()[end:]
-    assert [told["place"] for told in both] == [str(path) for path in caches]
+    assert [info["place"] for info in both] == [str(path) for path in caches]
 
 
-def test_info_of_what_is_no_cache_is_one_line(copied, tmp_path):
+def test_info_of_another_folder_is_one_line(copied, tmp_path):
     assert "is not a teacher cache" in error_of("info", tmp_path, code=1)
     assert "is not a teacher cache" in error_of("info", tmp_path / "nothing", code=1)
     (copied / "sealed.json").unlink()
@@ -123,7 +123,7 @@ def test_info_of_what_is_no_cache_is_one_line(copied, tmp_path):
     assert "--set needs a configuration" in error_of("info", copied, "--set", "a=b", code=1)
 
 
-def test_list_tells_every_cache_complete_or_not_or_damaged(digits, caches, copied):
+def test_list_shows_every_cache_complete_or_not_or_damaged(digits, caches, copied):
     lines = out_of("list", digits.caches_folder).splitlines()
     assert lines[0].split()[:2] == ["id", "complete"]
     assert {tuple(line.split()[:2]) for line in lines[1:]} == {
@@ -132,8 +132,8 @@ def test_list_tells_every_cache_complete_or_not_or_damaged(digits, caches, copie
     (copied / "sealed.json").unlink()
     other = linked_copy(caches[1], copied.parent / caches[1].name)
     flip_byte(other / "manifest.json", 5)
-    told = {tuple(line.split()[:2]) for line in out_of("list", copied.parent).splitlines()[1:]}
-    assert told == {(copied.name, "no"), (other.name, "damaged")}
+    listed = {tuple(line.split()[:2]) for line in out_of("list", copied.parent).splitlines()[1:]}
+    assert listed == {(copied.name, "no"), (other.name, "damaged")}
 
 
 def test_list_of_a_place_without_caches_is_one_line(tmp_path):
@@ -147,21 +147,21 @@ def test_diff_of_equal_caches_says_the_same(caches, copied):
     assert out_of("diff", caches[0], copied) == "the same, to the byte\n"
 
 
-def test_diff_tells_other_numbers_of_the_same_identity(caches, copied):
+def test_diff_shows_other_numbers_of_the_same_identity(caches, copied):
     forged(copied)
     text = out_of("diff", caches[0], copied, code=4)
     assert "numbers: 1 of " in text
     assert "receipts/logits/0.0.json" in text
 
 
-def test_diff_tells_other_images(caches):
+def test_diff_shows_other_images(caches):
     text = out_of("diff", *caches, code=4)
     assert "num_samples: 450 | 1347" in text
     assert re.search(r"images: [\d,]+ only in the first: \w{12}", text)
     assert re.search(r"images: [\d,]+ only in the second: \w{12}", text)
 
 
-def test_diff_tells_other_views_and_another_cut(digits, tiny_toml, caches, tmp_path):
+def test_diff_shows_other_views_and_another_layout(digits, tiny_toml, caches, tmp_path):
     other = cached_again(
         digits, tiny_toml, tmp_path, "views.count=1", "cache_teacher.shard_rows=100"
     )
@@ -173,7 +173,7 @@ def test_diff_tells_other_views_and_another_cut(digits, tiny_toml, caches, tmp_p
     assert "images:" not in text
 
 
-def test_diff_of_what_is_not_complete_has_its_own_exit_code(caches, copied):
+def test_diff_of_an_incomplete_cache_has_its_own_exit_code(caches, copied):
     (copied / "sealed.json").unlink()
     assert "is not sealed" in error_of("diff", caches[0], copied, code=5)
 
@@ -181,13 +181,13 @@ def test_diff_of_what_is_not_complete_has_its_own_exit_code(caches, copied):
 # verify
 
 
-def test_verify_of_a_fine_cache_is_zero_and_says_what_was_looked_at(caches, tiny_toml, options):
-    assert "structure only (--bytes reads them)" in out_of("verify", caches[0])
-    assert "every byte was read" in out_of("verify", "--bytes", caches[0])
-    assert out_of("verify", "--bytes", tiny_toml, *options).count("is fine: ") == 2
+def test_verify_of_a_good_cache_is_zero_and_names_the_check(caches, tiny_toml, options):
+    assert "structure checked (--bytes checks the bytes)" in out_of("verify", caches[0])
+    assert "all bytes checked" in out_of("verify", "--bytes", caches[0])
+    assert out_of("verify", "--bytes", tiny_toml, *options).count("is OK: ") == 2
 
 
-def test_verify_of_what_is_not_there_is_one_and_of_what_is_not_complete_five(copied, tmp_path):
+def test_verify_of_a_missing_cache_is_one_and_of_an_incomplete_one_five(copied, tmp_path):
     error_of("verify", tmp_path / "nothing", code=1)
     (copied / "sealed.json").unlink()
     error_of("verify", copied, code=5)
@@ -250,7 +250,7 @@ def test_recomputing_finds_numbers_that_the_teacher_did_not_give(tiny_toml, copi
     assert float(found[1]) == pytest.approx(1.0, abs=0.1)
 
 
-def test_recomputing_with_another_teacher_is_refused(digits, tiny_toml, caches, options, tmp_path):
+def test_recomputing_with_another_teacher_is_rejected(digits, tiny_toml, caches, options, tmp_path):
     run = teacher_run_path(digits, Dataset.open(digits.data_folder))
     model = build("resnet8a", num_classes=10)
     model.load_state_dict(load_weights(run / "model.safetensors"))
@@ -268,10 +268,10 @@ def test_recomputing_with_another_teacher_is_refused(digits, tiny_toml, caches, 
 
 
 @pytest.mark.parametrize("wrong", ["0", "101%", "some", "-1%"])
-def test_a_share_that_is_none_is_refused(tiny_toml, options, wrong):
+def test_an_invalid_fraction_is_rejected(tiny_toml, options, wrong):
     done = heartcut("cache", "verify", f"--recompute={wrong}", tiny_toml, *options)
     assert done.code == 1
-    assert "is no share" in done.err
+    assert "is not a fraction" in done.err
 
 
 def test_recomputing_needs_a_configuration(caches):
@@ -335,7 +335,7 @@ def size_of(num_samples: int, **settings: object) -> CacheSize:
     )
 
 
-def test_a_cache_on_paper_has_the_size_of_a_prepared_one(digits, tiny_toml):
+def test_an_estimate_without_images_is_that_of_a_prepared_data_set(digits, tiny_toml):
     where = settings_of(f"workspace={digits.workspace}")
     dataset = Dataset.open(digits.data_folder)
     images = str(dataset.train.num_samples)
@@ -356,31 +356,31 @@ def test_a_cache_on_paper_has_the_size_of_a_prepared_one(digits, tiny_toml):
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "settings", "told"),
+    ("num_samples", "settings", "expected"),
     [
         (67_108_865, {}, ["keys are one object of 1,073,741,840 bytes"]),
         (67_108_864, {}, []),
         (67_108_864, {"shard_rows": 128}, ["sealed.json would have about 1,038,090,240 bytes"]),
     ],
 )
-def test_what_the_formats_cannot_hold_is_told_on_paper(num_samples, settings, told):
+def test_limits_of_the_formats_are_reported_before_a_cache_is_made(num_samples, settings, expected):
     reasons = list(size_of(num_samples, **settings).too_large())
-    assert len(reasons) == len(told)
-    assert all(part in reason for part, reason in zip(told, reasons, strict=True))
+    assert len(reasons) == len(expected)
+    assert all(part in reason for part, reason in zip(expected, reasons, strict=True))
 
 
-def test_the_bytes_on_paper_are_linear_in_the_images():
+def test_estimated_bytes_are_linear_in_the_images():
     small, large, larger = (size_of(n).num_bytes for n in (20_000, 50_000, 80_000))
     assert larger - large == large - small
 
 
-def test_time_is_told_for_every_stage_from_measured_rates(tiny_toml):
-    told = out_of("estimate", tiny_toml, "--images", "1000000", "--side", "8", "--measure")
-    rows = [line for line in told.splitlines() if line.startswith(("cache-teacher", "select"))]
+def test_time_is_estimated_for_every_stage_from_measured_rates(tiny_toml):
+    text = out_of("estimate", tiny_toml, "--images", "1000000", "--side", "8", "--measure")
+    rows = [line for line in text.splitlines() if line.startswith(("cache-teacher", "select"))]
     assert len(rows) == 5
     hours = [float(row.split()[-1]) for row in rows]
     assert all(hour > 0 for hour in hours)
-    rate = float(told.split("resnet8a ")[-1].split()[0].replace(",", ""))
+    rate = float(text.split("resnet8a ")[-1].split()[0].replace(",", ""))
     passes = int(rows[0].split()[1].replace(",", ""))
     assert hours[0] == pytest.approx(passes / rate / 3600, rel=0.02, abs=1e-3)
 
@@ -420,23 +420,23 @@ def littered(caches, tmp_path) -> dict[str, Path]:
     }
 
 
-def test_gc_only_tells_until_it_is_asked_to_delete(littered):
+def test_gc_only_lists_until_it_is_asked_to_delete(littered):
     before = snapshot(littered["folder"])
     text = out_of("gc", littered["folder"])
     assert text.splitlines() == [
         f"{77:>14,} bytes  {littered['old']}",
-        f"{77:>14,} bytes can go, with --delete",
+        f"{77:>14,} bytes can be removed with --delete",
     ]
     assert snapshot(littered["folder"]) == before
 
 
-def test_gc_removes_what_is_old_and_unfinished_and_no_part_of_a_cache(littered):
+def test_gc_removes_old_unfinished_files_that_are_not_part_of_a_cache(littered):
     expected = snapshot(littered["folder"])
     del expected[littered["old"]]
     assert "removed" in out_of("gc", "--delete", littered["folder"])
     assert snapshot(littered["folder"]) == expected
-    assert "is fine" in out_of("verify", "--bytes", littered["sealed"])
-    assert out_of("gc", littered["folder"]).strip() == "0 bytes can go, with --delete"
+    assert "is OK" in out_of("verify", "--bytes", littered["sealed"])
+    assert out_of("gc", littered["folder"]).strip() == "0 bytes can be removed with --delete"
 
 
 def test_gc_takes_a_cache_without_a_seal_only_if_asked_and_if_nobody_writes_there(littered):
@@ -451,15 +451,15 @@ def test_gc_takes_a_cache_without_a_seal_only_if_asked_and_if_nobody_writes_ther
     out_of("gc", "--delete", "--unsealed", littered["folder"])
     assert not littered["unsealed"].exists()
     assert (littered["sealed"].exists(), littered["hydrated"].exists()) == (True, True)
-    assert "is fine" in out_of("verify", "--bytes", littered["sealed"])
+    assert "is OK" in out_of("verify", "--bytes", littered["sealed"])
 
 
-def test_gc_takes_what_has_no_receipt_in_a_cache_without_a_seal(littered):
-    """A worker was killed between an object and its receipt; here it may lie in nobody's way."""
+def test_gc_takes_objects_without_a_receipt_in_a_cache_without_a_seal(littered):
+    """A worker was killed between writing an object and its receipt."""
     lost = littered["unsealed"] / "data.zarr" / "logits" / "c" / "0" / "0" / "0"
     (littered["unsealed"] / "receipts" / "logits" / "0.0.json").unlink()
     in_sealed = littered["sealed"] / "receipts" / "logits" / "0.0.json"
-    in_sealed.unlink()  # damage, and no litter: the seal still vouches for the object
+    in_sealed.unlink()  # damage, not litter: the seal still lists the object
     expected = snapshot(littered["folder"])
     for path in (lost, littered["old"]):
         del expected[path]
@@ -485,8 +485,8 @@ def test_gc_follows_no_link_out_of_the_folder(littered, tmp_path):
     assert (outside / "manifest.json").exists()
 
 
-def test_gc_of_an_address_or_of_nothing_is_refused_in_one_line(tmp_path):
-    assert "gc works in folders" in error_of("gc", "s3://cache/x", code=1)
+def test_gc_of_an_address_or_of_nothing_is_rejected_in_one_line(tmp_path):
+    assert "is a bucket (expected a folder)" in error_of("gc", "s3://cache/x", code=1)
     assert "does not exist" in error_of("gc", tmp_path / "nothing", code=1)
 
 
@@ -497,10 +497,10 @@ def test_the_numbers_of_a_cache_are_those_of_the_info(caches):
     assert cache.shape.num_samples == 1347
 
 
-# what a team trips over
+# mistakes of a team
 
 
-def test_more_logits_than_classes_are_refused_before_anything_is_written(
+def test_more_logits_than_classes_are_rejected_before_anything_is_written(
     digits, tiny_toml, tmp_path
 ):
     work = linked_copy(digits.workspace, tmp_path / "work", without=("caches", "selections"))
@@ -511,7 +511,7 @@ def test_more_logits_than_classes_are_refused_before_anything_is_written(
     assert not list((work / "caches").glob("*/manifest.json"))
 
 
-def test_a_teacher_that_gives_no_numbers_does_not_agree(digits, monkeypatch):
+def test_a_teacher_that_gives_nan_does_not_agree(digits, monkeypatch):
     """As a broken accelerator would."""
     real = cache_verify.teacher_outputs
 
@@ -525,12 +525,12 @@ def test_a_teacher_that_gives_no_numbers_does_not_agree(digits, monkeypatch):
     assert "max |difference| inf" in finding.lines[0]
 
 
-def test_a_tolerance_without_a_recomputation_is_refused(caches):
+def test_a_tolerance_without_a_recomputation_is_rejected(caches):
     done = heartcut("cache", "verify", "--tolerance", "0.1", caches[0])
     assert (done.code, "has no effect without --recompute" in done.err) == (1, True)
 
 
-def test_a_cache_that_is_not_complete_is_told_by_its_exit_code(digits, tiny_toml, tmp_path):
+def test_an_incomplete_cache_has_its_own_exit_code(digits, tiny_toml, tmp_path):
     work = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))
     for seal in work.glob("caches/*/sealed.json"):
         seal.unlink()
@@ -554,10 +554,10 @@ def test_a_damaged_first_cache_does_not_hide_the_second(digits, tiny_toml, tmp_p
     flip_byte(Path(train.path) / "sealed.json", 100)
     text = out_of("verify", tiny_toml, *settings_of(f"workspace={work}"), code=3)
     assert f"damaged: {train.path}/sealed.json" in text
-    assert f"{test.path} is fine" in text
+    assert f"{test.path} is OK" in text
 
 
-def test_what_a_foreign_cache_says_cannot_move_the_cursor(caches, tmp_path):
+def test_text_of_another_teams_cache_cannot_move_the_cursor(caches, tmp_path):
     cache = TeacherCache.open(caches[0])
     copy = tmp_path / "copy"
     shutil.copytree(caches[0], copy)

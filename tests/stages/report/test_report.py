@@ -467,7 +467,7 @@ def test_damaged_predictions_are_made_again(compared, caplog):
     kept = pd.read_parquet(path)
     path.write_bytes(path.read_bytes()[:-100])
     report.execute([compared.workspace], ReportSettings(output=compared.workspace / "later.html"))
-    assert "damaged and is made again" in caplog.text
+    assert "damaged and is recomputed" in caplog.text
     pd.testing.assert_frame_equal(pd.read_parquet(path), kept)
 
 

@@ -1,4 +1,4 @@
-"""Why a sample is kept or dropped: what is told agrees with the table, for every kind of row."""
+"""Explanations of a selection: the text agrees with the table, for every kind of sample."""
 
 import re
 import shutil
@@ -94,7 +94,7 @@ def candidate(frame: pd.DataFrame) -> int:
     return int(np.flatnonzero(frame["rank"] >= 0)[0])
 
 
-def test_every_row_is_told_in_80_columns_and_in_plain_text(config, table):
+def test_every_sample_is_explained_in_80_columns_of_plain_text(config, table):
     text = select.explain(config, range(len(table.frame)))
     first, *others = text.splitlines()
     assert first == str(table.path)
@@ -104,11 +104,11 @@ def test_every_row_is_told_in_80_columns_and_in_plain_text(config, table):
     assert "nan" not in text.removeprefix(first)
 
 
-def test_what_is_told_is_what_the_table_says(config, table):
+def test_the_explanation_agrees_with_the_table(config, table):
     frame = table.frame
-    told = unwrapped(select.explain(config, range(len(frame)))).split("\n\nsample ")[1:]
+    texts = unwrapped(select.explain(config, range(len(frame)))).split("\n\nsample ")[1:]
     kinds = set()
-    for index, (text, row) in enumerate(zip(told, frame.itertuples(), strict=True)):
+    for index, (text, row) in enumerate(zip(texts, frame.itertuples(), strict=True)):
         assert text.startswith(f"{index}: ")
         assert f"label             {row.label} ({CLASSES[row.label]})" in text
         headline = text.splitlines()[0]
@@ -124,7 +124,7 @@ def test_what_is_told_is_what_the_table_says(config, table):
             assert f"rank              {row.rank} of {table.record.num_candidates} cand" in text
             assert f"dloss_undistill   {row.dloss_undistill:+.3e}" in text
         if row.teacher_class < 0:
-            assert "unknown, it never saw the sample" in text
+            assert "unknown, the cache does not have the sample" in text
             assert "dloss" not in text.partition("strategy")[0]
         else:
             verdict = "right" if row.teacher_correct else "wrong"
@@ -141,11 +141,11 @@ def test_the_class_and_the_whole_have_the_shares_of_the_table(config, table):
     for label, name in enumerate(CLASSES):
         row = int(np.flatnonzero(frame["label"] == label)[0])
         own = candidates[candidates["label"] == label]["selected"]
-        told = (
+        expected = (
             f"{own.sum()} of {len(own)} candidates of class {label} ({name}) kept, "
             f"{100 * own.mean():.1f} %; {overall:.1f} % overall"
         )
-        assert told in unwrapped(select.explain(config, [row]))
+        assert expected in unwrapped(select.explain(config, [row]))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_class_and_the_whole_have_the_shares_of_the_table(config, table):
         ("dloss_undistill", 1, "distil it", "do not distil it"),
         ("dloss_swap", -1, "distil it", "do not distil it"),
         ("dloss_remove", 1, "it helps", "it harms"),
-        ("dloss_add", -1, "distil it", "do not"),
+        ("dloss_add", -1, "distil it", "do not distil it"),
         ("dloss_current", 1, "distil it", "do not distil it"),
     ],
 )
@@ -180,11 +180,11 @@ def test_a_score_has_its_standard_error_where_there_is_one(edited, table):
     assert "+1.000e-03: with" in edited(row, dloss_swap=1e-3, dloss_swap_se=np.nan)
 
 
-def test_a_label_issue_is_told_with_the_probability_of_the_label(edited, table):
+def test_a_label_issue_is_reported_with_the_probability_of_the_label(edited, table):
     row = candidate(table.frame)
-    told = "a head that did not see the sample gives its label 0.125"
-    assert f"yes, {told}" in edited(row, label_issue=True, p_refit=0.125)
-    assert f"no, {told}" in edited(row, label_issue=False, p_refit=0.125)
+    refitted = "a head that did not see the sample gives its label 0.125"
+    assert f"yes, {refitted}" in edited(row, label_issue=True, p_refit=0.125)
+    assert f"no, {refitted}" in edited(row, label_issue=False, p_refit=0.125)
     assert re.search(r"label issue +no$", edited(row, label_issue=False, p_refit=np.nan), re.M)
     assert "label issue" not in edited(row, label_issue=pd.NA, p_refit=np.nan)
 
@@ -202,55 +202,55 @@ def test_the_place_among_the_candidates_is_that_of_self_influence(edited, table)
     [
         (
             ["select.strategy=influence"],
-            "influence: the rows that help, says dloss_undistill, by more than 0",
+            "influence: samples that help according to dloss_undistill, by more than 0",
         ),
         (
             ["select.strategy=influence", "select.fraction=0.5"],
-            "influence: the rows that help, says dloss_undistill, the first 50 % of the candidates",
+            "samples that help according to dloss_undistill, the first 50 % of the candidates",
         ),
         (
             ["select.strategy=influence", "select.standard_errors=1.5"],
-            "by more than 0, with 1.5 standard errors to spare",
+            "by more than 0, by at least 1.5 standard errors more",
         ),
         (
             ["select.strategy=class-balanced", "select.fraction=0.5"],
-            "class-balanced: the same share of every class, what dloss_undistill says helps most",
+            "class-balanced: the same fraction of every class, best dloss_undistill first",
         ),
         (
             ["select.strategy=beta", "select.fraction=0.5", "select.beta_mean=0.25"],
             "beta: a draw around the percentile 0.25 of self-influence, the first 50 %",
         ),
         (["select.strategy=param-change", "select.fraction=0.5"], "soft labels move the head most"),
-        (["select.strategy=label-issue-free"], "label-issue-free: the rows without a label issue"),
+        (["select.strategy=label-issue-free"], "label-issue-free: samples without a label issue"),
         (
             ["select.strategy=random", "select.fraction=0.5", "select.influence=unset"],
-            "random: rows drawn by the seed, the first 50 % of the candidates",
+            "random: samples drawn by the seed, the first 50 % of the candidates",
         ),
         (
             ["select.strategy=el2n", "select.threshold=0.5", "select.influence=unset"],
-            "el2n: the rows of low EL2N, below 0.5",
+            "el2n: samples with low EL2N, below 0.5",
         ),
         (["select.strategy=correct", "select.influence=unset"], "that the teacher gets right"),
-        (["select.strategy=all", "select.influence=unset"], "all: every row"),
-        (["select.strategy=none", "select.influence=unset"], "none: no row"),
+        (["select.strategy=all", "select.influence=unset"], "all: every sample"),
+        (["select.strategy=none", "select.influence=unset"], "none: no sample"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_the_rule_is_told_with_its_numbers(config, table, overrides, rule):
+def test_the_rule_is_reported_with_its_numbers(config, table, overrides, rule):
     changed = with_overrides(config, overrides)
     text = unwrapped(select.explain(changed, [candidate(table.frame)]))
     assert rule in text
 
 
 @pytest.mark.parametrize("index", [-1, 90, 10**9])
-def test_an_index_out_of_range_is_refused_with_the_range_before_anything_is_made(
+def test_an_index_out_of_range_is_rejected_with_the_range_before_anything_is_made(
     config, tmp_path, index
 ):
     (tmp_path / "data").symlink_to(config.data_folder)
     changed = with_overrides(config, [f"workspace={tmp_path}"])
-    with pytest.raises(ConfigError, match=rf"--explain {index}.*0 to 89") as told:
+    with pytest.raises(ConfigError, match=rf"--explain {index}.*0 to 89") as rejection:
         select.explain(changed, [0, index])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(rejection.value)
     assert not changed.selections_folder.exists()
 
 

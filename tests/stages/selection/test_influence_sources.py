@@ -40,12 +40,12 @@ PLAIN = [
 ]
 COLUMNS = ("dloss_undistill", "dloss_swap", "dloss_remove", "dloss_add")
 ROUNDING = 2e-5
-"""Of the largest score: the stage solves to a relative residual of 1e-6."""
+"""Tolerance relative to the largest score: the stage solves to a relative residual of 1e-6."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """What a cache says of the training split of a data set, in memory."""
+    """Cached numbers of the training split of a data set, in memory."""
 
     features: Tensor
     """(V, N, D) float64"""
@@ -70,7 +70,7 @@ class Arrays:
         )
 
     def problem(self, rows: Tensor, *, views=(0,), **settings) -> HeadProblem:
-        """All of the rows distilled."""
+        """True for every row: all are distilled."""
         views = list(views)
         given = {"l2": L2, "kd_weight": KD_WEIGHT, "distilled": torch.ones(len(rows))} | settings
         tau = given.get("temperature", 1.0)
@@ -86,7 +86,7 @@ class Arrays:
 
 
 def minimum(problem: HeadProblem):
-    """The problem at its minimum, found from nothing."""
+    """The problem at its minimum, computed from scratch."""
     num_classes, num_inputs = problem.soft_labels.shape[2], problem.features.shape[2] + 1
     start = torch.zeros(num_classes, num_inputs, dtype=torch.float64)
     return fit(problem, start=start, gtol=1e-10).linear
@@ -269,7 +269,7 @@ def test_standard_errors_raise_the_bound_of_the_selection(chosen):
     assert 0 < frame["selected"].sum() < (frame["dloss_undistill"] > 0).sum()
 
 
-def test_negative_standard_errors_leave_out_only_what_harms_beyond_doubt(chosen):
+def test_negative_standard_errors_drop_only_clearly_harmful_samples(chosen):
     frame = chosen("select.standard_errors=-1", "select.class_quota=0").frame
     upper = frame["dloss_undistill"] + frame["dloss_undistill_se"]
     assert (frame["selected"] == (upper > 0)).all()
@@ -310,7 +310,7 @@ def test_few_principal_components_are_those_of_the_training_rows(chosen, arrays)
 
 
 def test_a_proxy_gives_the_features_and_the_teacher_the_labels(chosen, arrays, cache, made):
-    """Its rows lie in another order, so that they must be joined by image."""
+    """Its rows are in another order, so they must be joined by image."""
     features = arrays.features.flip(2).sqrt().half().numpy()
     backwards = np.arange(cache.shape.num_samples)[::-1].copy()
     proxy = made("proxy", features=features, weights="0" * 64, rows=backwards)
@@ -321,7 +321,7 @@ def test_a_proxy_gives_the_features_and_the_teacher_the_labels(chosen, arrays, c
     assert table.frame["p_target"].equals(chosen().frame["p_target"])
 
 
-def test_as_many_rows_for_the_curvature_as_there_are_is_all(chosen, arrays):
+def test_a_curvature_subsample_of_all_rows_changes_nothing(chosen, arrays):
     """In every target of a cross-fit, too."""
     num_rows = len(arrays.training)
     for settings in ([], ["select.influence.target=cross-fit", "select.influence.folds=2"]):
@@ -350,7 +350,7 @@ def test_fewer_rows_for_the_curvature_are_evenly_spread(chosen, arrays):
     assert {solve_.hessian_rows for solve_ in solves_of(folded)} == {160}
 
 
-def test_ekfac_tells_the_residual_that_it_leaves(chosen, arrays):
+def test_ekfac_records_its_residual(chosen, arrays):
     table = chosen("select.influence.solver=ekfac")
     linear = minimum(arrays.problem(arrays.training))
     right_side = heldout_gradient(linear.weight, *arrays.target(arrays.held_out))
@@ -431,9 +431,9 @@ def test_another_strategy_reads_the_same_scores(base, chosen, caplog):
     first = chosen()
     path = scores_of(base, first)
     before = path.stat().st_mtime_ns, path.read_bytes()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         second = chosen("select.strategy=beta", "select.fraction=0.3")
-    assert f"{path} exists, nothing is scored again" in caplog.text
+    assert f"{path} exists, nothing to do" in caplog.text
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
     assert second.record.scores == first.record.scores
     assert second.frame["dloss_swap"].equals(first.frame["dloss_swap"])

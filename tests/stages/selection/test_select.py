@@ -216,7 +216,7 @@ def test_the_second_time_nothing_is_computed(chosen):
     assert first.path.stat().st_mtime_ns == modified
 
 
-def test_augmented_labels_of_a_clean_cache_are_refused(digits, tmp_path):
+def test_augmented_labels_of_a_clean_cache_are_rejected(digits, tmp_path):
     from stages import cache_teacher
     from tests.support.workspaces import linked_copy
 

@@ -1,5 +1,4 @@
-"""Select on a cache that somebody else made: samples in another order, more of them, fewer, only
-the top logits, other labels."""
+"""Select on another team's cache: other order, number of samples, kept logits or labels."""
 
 import logging
 import shutil
@@ -37,7 +36,7 @@ NUM_CACHED = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What select made of a data set."""
+    """Results of select on a data set."""
 
     config: Config
     dataset: Dataset
@@ -55,7 +54,7 @@ class Chosen:
     def by_key(self) -> pd.DataFrame:
         """The table by sample key."""
         frame = self.table.frame.set_index("sample_key")
-        assert frame.index.is_unique, "or else rows cannot be told apart"
+        assert frame.index.is_unique, "or else samples cannot be distinguished"
         return frame
 
     def labels_at(self, keys) -> np.ndarray:
@@ -124,7 +123,7 @@ def test_influence_does_not_depend_on_the_order(canonical, turned):
     assert 0 < ours["selected"].sum() < len(ours)
 
 
-def test_soft_labels_lie_in_the_order_of_the_beton(turned):
+def test_soft_labels_are_in_the_order_of_the_beton(turned):
     """The loader joins them by position."""
     cache = TeacherCache.open(turned.config.select.cache)
     labels = turned.dataset.train.samples.labels
@@ -146,7 +145,7 @@ def test_a_student_trains_on_another_order(turned):
     assert run.result.teacher_agreement_held_out is not None
 
 
-def test_soft_labels_of_another_order_are_refused_by_training(canonical, turned):
+def test_soft_labels_of_another_order_are_rejected_by_training(canonical, turned):
     """Both are of the same data set and cache; only the order of the rows differs."""
     settings = [
         f"train_student.selection={turned.table.path}",
@@ -234,7 +233,7 @@ def test_extra_samples_are_not_selected_and_have_no_scores(extended, extras):
     assert frame.loc[~extras, scores].notna().all(axis=None)
 
 
-def test_extra_samples_that_are_held_out_say_so(extended, extras):
+def test_extra_samples_that_are_held_out_are_marked(extended, extras):
     frame = extended.table.frame
     reasons = set(frame[extras & frame["held_out"]]["reason"])
     assert reasons == set(frame[~extras & frame["held_out"]]["reason"])
@@ -247,7 +246,7 @@ def test_extra_samples_are_supervised_by_their_hard_labels(extended, extras):
         assert (view[~extras].max(axis=1) < 1).any()
 
 
-def test_candidates_are_what_is_known_and_trained_on(extended, extras):
+def test_candidates_are_known_training_samples(extended, extras):
     frame, record = extended.table.frame, extended.table.record
     candidates = frame[~extras & ~frame["held_out"]]
     assert (record.num_not_cached, record.num_candidates) == (30, len(candidates))
@@ -260,7 +259,7 @@ def test_known_samples_among_extras_have_the_numbers_of_the_cache(cached, extend
     assert_same_rows(cached, extended, keys, columns=OF_THE_TEACHER)
 
 
-def test_the_number_of_extra_samples_is_told(extended, caplog):
+def test_the_number_of_extra_samples_is_reported(extended, caplog):
     config = with_overrides(extended.config, ["select.seed=1"])
     with caplog.at_level(logging.WARNING):
         record = select.execute(config).record
@@ -303,7 +302,7 @@ def relabelled(cached, folder_settings, tmp_path, *more) -> Config:
     return config
 
 
-def test_other_labels_are_refused_and_with_their_name_accepted_and_recorded(
+def test_other_labels_are_rejected_and_with_their_name_accepted_and_recorded(
     cached, folder_settings, tmp_path
 ):
     config = relabelled(cached, folder_settings, tmp_path)
@@ -327,7 +326,7 @@ def test_other_labels_are_refused_and_with_their_name_accepted_and_recorded(
         assert shares.max() > raw.max()
 
 
-def test_a_cache_of_other_classes_is_refused(digits, cached):
+def test_a_cache_of_other_classes_is_rejected(digits, cached):
     config = with_overrides(cached.config, [f"select.cache={cache_path(digits)}"])
     line = read_or_refusal(lambda: select.execute(config))
     assert "has 10 classes (expected 3, as " in line
@@ -425,8 +424,8 @@ def test_a_student_trains_on_top_3_labels(top_k):
 @pytest.mark.parametrize(
     "setting", ["select.temperature=2", "select.revise_at=2", "select.influence.temperature=2"]
 )
-def test_a_temperature_that_was_not_kept_is_refused(top_k, setting):
-    """Of a cache of another team; one's own configuration is refused before there is a cache."""
+def test_a_temperature_that_was_not_kept_is_rejected(top_k, setting):
+    """With another team's cache; one's own configuration is rejected before there is a cache."""
     own = top_k(3).config
     with pytest.raises(ConfigError, match=r"cache_teacher\.temperatures must include 2"):
         with_overrides(own, [setting])
@@ -438,7 +437,7 @@ def test_a_temperature_that_was_not_kept_is_refused(top_k, setting):
     assert not list(config.selections_folder.glob("*.partial"))
 
 
-def test_accepting_other_labels_is_refused_where_only_the_top_is_kept(top_k):
+def test_accepting_other_labels_is_rejected_where_only_the_top_is_kept(top_k):
     config = with_overrides(top_k(3).config, ['select.accept_mismatch=["labels"]'])
     with pytest.raises(ConfigError, match=r"top logits") as refusal:
         select.execute(config)
@@ -450,7 +449,7 @@ def test_accepting_other_labels_is_refused_where_only_the_top_is_kept(top_k):
 def test_top_k_with_extra_samples_gives_these_hard_labels(
     cached, folder_settings, images_with_extras, tmp_path
 ):
-    """In a packed row, too, whatever the label is."""
+    """In a packed row, too, for every label."""
     base = linked_copy(cached.config.workspace, tmp_path / "k", without=("caches", "selections"))
     sparse = with_overrides(cached.config, [f"workspace={base}", "cache_teacher.top_k=1"])
     cache_teacher.execute(sparse)
@@ -490,10 +489,10 @@ def test_a_selection_takes_views_from_the_cache_and_not_from_the_settings(
     assert train_student.execute(config).result.num_distilled == chosen.table.record.num_selected
 
 
-def test_a_cache_without_any_held_out_image_is_refused_for_influence(
+def test_a_cache_without_any_held_out_image_is_rejected_for_influence(
     cached, folder_settings, tmp_path
 ):
-    """Nothing could be predicted; other strategies do."""
+    """Influence cannot be predicted; other strategies work."""
     keys = key_text(cached.dataset.train.samples.keys[cached.dataset.held_out])
     images = tmp_path / "images"
     shutil.copytree(cached.config.prepare.path, images)
@@ -520,7 +519,7 @@ def teacher_of(config: Config) -> Path:
 
 
 def test_a_student_is_not_compared_with_another_teacher_than_its_own(digits, tmp_path):
-    """A selection from a foreign cache, beside a cache of a teacher of one's own."""
+    """A selection from another team's cache, next to the cache of one's own teacher."""
     copy = tmp_path / "foreign"
     shutil.copytree(cache_path(digits), copy)
     workspace = linked_copy(digits.workspace, tmp_path / "work", without=("selections",))

@@ -1,7 +1,7 @@
 """An interrupt during select leaves nothing unfinished, whenever it comes.
 
-Threads that write on behalf of the command once went on after it was interrupted, and made again
-the folder that had just been removed.
+Once, threads that wrote for the command continued after the interrupt, and recreated the folder
+that had just been removed.
 """
 
 import shutil
@@ -49,11 +49,11 @@ def appeared(folder: Path, pattern: str, *, command, seconds: float = 60) -> boo
 
 
 def check_what_is_left(config: Config, command) -> int:
-    """Whole things alone, now and a little later; the exit code."""
+    """Check that everything is complete, now and a little later; return the exit code."""
     done = command.wait()
     assert unfinished(config.workspace) == []
     time.sleep(0.02)
-    assert unfinished(config.workspace) == [], "a thread went on"
+    assert unfinished(config.workspace) == [], "a thread continued"
     assert done.shell_code in (0, 130), done
     if done.shell_code == 130:
         assert "Traceback" not in done.err

@@ -37,7 +37,7 @@ from tests.support.workspaces import linked_copy, snapshot, unfinished
 
 WORLDS = [2, 3]
 CLOSE = 1e-10
-"""Of the largest entry."""
+"""Tolerance relative to the largest entry."""
 
 PROBLEMS = {
     "41 rows": {"num_samples": 41},
@@ -126,7 +126,7 @@ SCORINGS = {
     "EK-FAC": ({"solver": "ekfac", "temperature": 2.0, "l2": 1e-2, "label_issues": False}, False),
     "a part bends": ({**LESS, "hessian_subsample": 30, "label_issues": False}, False),
 }
-"""Settings, and whether the target is one fold of the rows after the other."""
+"""Settings, and True if the target is each fold of the rows in turn."""
 
 
 def found_of_scoring(
@@ -201,7 +201,7 @@ def alone() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=WORLDS)
 def together(request, tmp_path_factory) -> list[dict[str, Tensor]]:
-    """What each of several ranks has found."""
+    """Results of each of several ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     return on_ranks(found_of_all, world=request.param, folder=folder)
 
@@ -214,7 +214,7 @@ def test_several_ranks_find_what_one_finds(alone, together, job):
         assert_equal_to_rounding(together[0][name], alone[name], name=name)
 
 
-def test_every_rank_has_the_result_to_the_bit(together):
+def test_every_rank_has_the_bit_identical_result(together):
     first, *others = together
     for other in others:
         assert other.keys() == first.keys()

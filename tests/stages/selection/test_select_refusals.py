@@ -1,4 +1,4 @@
-"""What `select` refuses: one line that says what to do, and nothing written."""
+"""Inputs that `select` rejects: one line with a remedy, and nothing is written."""
 
 import shutil
 
@@ -36,25 +36,25 @@ def own(digits, tmp_path) -> Config:
 
 @pytest.fixture
 def refused(own, tiny_toml):
-    """The line in which a command is refused; soft labels, which need no influence, are whole."""
+    """Run a command that fails, and return its error line; it may write soft labels."""
 
     def line(*overrides: str, command: str = "select") -> str:
         settings = [f"workspace={own.workspace}", *QUICK, *overrides]
         before = written(own)
         done = heartcut(command, tiny_toml, *(p for one in settings for p in ("--set", one)))
         assert (done.code, done.out) == (1, "")
-        *warnings, told = done.err.splitlines()
-        assert told.startswith("error: ")
+        *warnings, message = done.err.splitlines()
+        assert message.startswith("error: ")
         assert all("they are trained with their hard labels" in one for one in warnings)
         assert unfinished(own.workspace) == []
         assert written(own) == before
-        return told
+        return message
 
     return line
 
 
 def written(config: Config) -> dict:
-    """Everything but soft labels that select wrote."""
+    """Files that select wrote, without soft labels."""
     found = snapshot(config.selections_folder)
     return {path: facts for path, facts in found.items() if ".soft" not in str(path)}
 
@@ -86,28 +86,28 @@ def test_a_cache_without_features(own, refused):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "expected"),
     [
-        (lambda label, _: label == 4, "the training rows have 1 class (expected at least 2"),
+        (lambda label, _: label == 4, "the training samples have 1 class (expected at least 2"),
         (
             lambda label, held_out: held_out | (np.arange(len(label)) == np.argmin(held_out)),
-            "the training rows have 1 class (expected at least 2",
+            "the training samples have 1 class (expected at least 2",
         ),
         (lambda _, held_out: held_out, "has none of the training images"),
         (lambda _, held_out: ~held_out, "has none of the held-out images"),
         (
             lambda label, held_out: ~held_out | (label != 3),
-            "the held-out rows have no sample of class 3 (expected some",
+            "the held-out samples have none of class 3 (expected some",
         ),
         (
             lambda label, held_out: ~held_out | (label < 3),
-            "the held-out rows have no sample of class 3 and 6 others (expected some",
+            "the held-out samples have none of class 3 and 6 others (expected some",
         ),
     ],
     ids=["one class", "one row", "no training", "no held out", "class absent", "seven absent"],
 )
-def test_too_few_rows(dataset, cache, made, refused, wanted, told):
-    assert told in refused(made(rows=rows_of(dataset, cache, wanted)))
+def test_too_few_rows(dataset, cache, made, refused, wanted, expected):
+    assert expected in refused(made(rows=rows_of(dataset, cache, wanted)))
 
 
 def test_features_that_are_the_same_in_every_row(cache, made, refused):
@@ -117,12 +117,12 @@ def test_features_that_are_the_same_in_every_row(cache, made, refused):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_features_that_are_no_numbers_do_not_get_into_a_cache(cache, made, value):
+def test_features_that_are_not_finite_are_not_cached(cache, made, value):
     features = np.stack([cache.features(view) for view in range(cache.shape.num_views)])
     features[1, 100, -1] = value
-    with pytest.raises(PipelineError, match=r"features of view 1") as told:
+    with pytest.raises(PipelineError, match=r"features of view 1") as rejection:
         made(features=features)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(rejection.value)
 
 
 def test_more_folds_than_rows(dataset, cache, made, refused):
@@ -133,14 +133,14 @@ def test_more_folds_than_rows(dataset, cache, made, refused):
     few = made(rows=rows_of(dataset, cache, some))
     folds = ["select.influence.label_issues=true", "select.influence.folds=50"]
     line = refused(few, *folds)
-    assert mentions(line, "20 training rows", "50 folds")
+    assert mentions(line, "20 training samples", "50 folds")
     assert "Lower `select.influence.folds`" in line
     assert "too few for 50 folds" in refused(
         few, "select.influence.target=cross-fit", "select.influence.folds=50"
     )
 
 
-def test_a_class_with_a_single_row_is_refused_only_where_heads_are_cross_fitted(
+def test_a_class_with_a_single_row_is_rejected_only_where_heads_are_cross_fitted(
     dataset, cache, made, own, refused
 ):
     def some(label, held_out):
@@ -163,7 +163,7 @@ def test_too_few_held_out_rows_to_choose_l2(dataset, cache, made, refused, own):
 
     few = made(rows=rows_of(dataset, cache, some))
     line = refused(few, "select.influence.l2=auto")
-    assert mentions(line, "8 held-out rows", "at least 10", "l2")
+    assert mentions(line, "8 held-out samples", "at least 10", "l2")
     table = select.execute(with_overrides(own, [few]))
     assert table.record.scores.diagnostics.num_target == 8
 
@@ -172,7 +172,7 @@ def test_too_few_held_out_rows_to_choose_l2(dataset, cache, made, refused, own):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         (["select.influence.l2=0"], "select.influence.l2"),
         (["select.fraction=0"], "select.fraction"),
@@ -203,8 +203,8 @@ def test_too_few_held_out_rows_to_choose_l2(dataset, cache, made, refused, own):
     ],
     ids=lambda value: " ".join(value).replace("select.", "") if isinstance(value, list) else "",
 )
-def test_settings_that_cannot_be(refused, settings, told):
-    assert told in refused(*settings)
+def test_invalid_settings(refused, settings, expected):
+    assert expected in refused(*settings)
 
 
 def test_standard_errors_of_a_target_that_is_too_small_for_any(dataset, cache, made, refused, own):
@@ -219,24 +219,24 @@ def test_standard_errors_of_a_target_that_is_too_small_for_any(dataset, cache, m
     assert mentions(line, "standard errors", "2 samples", "at least 4")
 
 
-# What a target must not be.
+# Targets that are not allowed.
 
 
 def external(cache: TeacherCache) -> list[str]:
     return ["select.influence.target=external", f"select.influence.external={cache.path}"]
 
 
-def strangers(count: int) -> np.ndarray:
+def random_keys(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 16), dtype=np.uint8)
 
 
-def test_a_target_that_shares_an_image_with_what_is_scored(dataset, cache, refused, tmp_path):
-    keys = strangers(30)
+def test_a_target_that_shares_an_image_with_the_scored_samples(dataset, cache, refused, tmp_path):
+    keys = random_keys(30)
     keys[7] = cache.keys[dataset.training[11]]
     outside = rewritten(cache, tmp_path / "outside", rows=np.arange(30), keys=keys)
     line = refused(*external(outside))
     assert "has 1 of the training images of" in line
-    assert "they are what is scored" in line
+    assert "they are scored" in line
 
 
 def test_a_target_of_test_images(digits, dataset, refused):
@@ -256,9 +256,9 @@ def test_a_target_that_chooses_l2(dataset, cache, refused, own, tmp_path):
 
 def test_a_target_of_another_teacher(cache, refused, tmp_path):
     outside = rewritten(
-        cache, tmp_path / "outside", rows=np.arange(30), keys=strangers(30), weights="0" * 64
+        cache, tmp_path / "outside", rows=np.arange(30), keys=random_keys(30), weights="0" * 64
     )
-    assert "is of another network than" in refused(*external(outside))
+    assert "was made by another network than" in refused(*external(outside))
 
 
 def test_a_target_without_features(own, refused):
@@ -274,7 +274,7 @@ def test_a_proxy_without_the_images(cache, refused, tmp_path):
 
 
 def test_rows_are_never_their_own_target(dataset, cache, own):
-    """The digest of the target tells who it is: V alone, and V has no scored row."""
+    """The target is V alone by its digest, and no sample of V has a score."""
     table = select.execute(own)
     held_out = cache.keys[dataset.held_out]
     assert table.record.scores.diagnostics.target_digest == array_sha256(held_out)
@@ -284,12 +284,12 @@ def test_rows_are_never_their_own_target(dataset, cache, own):
     assert frame.loc[dataset.training, "dloss_undistill"].notna().all()
 
 
-def test_a_public_teacher_that_saw_the_target_says_so(own, made):
+def test_a_teacher_that_was_trained_on_the_target_is_recorded(own, made):
     public = made("public", target_in_sample=True)
-    told = select.execute(with_overrides(own, [public, "select.influence.target=held-out"]))
-    assert told.record.scores.diagnostics.target == "held-out"
-    assert told.record.scores.diagnostics.target_in_sample
-    assert told.record.target_in_sample
+    held_out = select.execute(with_overrides(own, [public, "select.influence.target=held-out"]))
+    assert held_out.record.scores.diagnostics.target == "held-out"
+    assert held_out.record.scores.diagnostics.target_in_sample
+    assert held_out.record.target_in_sample
     auto = select.execute(with_overrides(own, [public]))
     assert auto.record.scores.diagnostics.target == "cross-fit"
     assert auto.record.scores.diagnostics.target_in_sample
@@ -298,7 +298,7 @@ def test_a_public_teacher_that_saw_the_target_says_so(own, made):
 # Names and files.
 
 
-def test_names_lie_beside_each_other_and_belong_to_their_settings(own, refused):
+def test_named_tables_exist_side_by_side_and_belong_to_their_settings(own, refused):
     first = select.execute(with_overrides(own, ["select.name=all-of-it"]))
     others = ["select.influence=unset", "select.strategy=random", "select.fraction=0.5"]
     second = select.execute(with_overrides(own, [*others, "select.name=half"]))
@@ -339,8 +339,8 @@ def test_a_score_file_that_was_changed(own, refused):
     column = stored.schema.get_field_index("dloss_undistill")
     changed = stored.column(column).to_numpy().copy()
     changed[np.nanargmin(changed)] *= -1
-    told = stored.set_column(column, stored.schema.field(column), [changed])
-    pq.write_table(told.replace_schema_metadata(stored.schema.metadata), path)
+    edited = stored.set_column(column, stored.schema.field(column), [changed])
+    pq.write_table(edited.replace_schema_metadata(stored.schema.metadata), path)
     assert f"{path} was edited" in refused("select.fraction=0.31")
 
 

@@ -1,4 +1,4 @@
-"""`select` says where rows are left out whose scores cannot be told from the threshold."""
+"""`select` warns if it drops samples whose scores do not differ clearly from the threshold."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from tests.support.workspaces import linked_copy
 
 @pytest.fixture
 def chosen(digits, tmp_path):
-    """`select` under other settings, elsewhere."""
+    """Run `select` with other settings in another workspace."""
     workspace = linked_copy(digits.workspace, tmp_path / "work")
 
     def run(*overrides: str) -> SelectionTable:
@@ -26,7 +26,7 @@ def chosen(digits, tmp_path):
 
 
 def counted(table: SelectionTable, threshold: float = 0.0, sign: float = 1.0) -> tuple[int, int]:
-    """Rows left out within two standard errors of the threshold, and rows left out."""
+    """Dropped samples within two standard errors of the threshold, and all dropped samples."""
     score, near, num = table.record.identity.score, 0, 0
     for row in table.frame.to_dict("records"):
         if row["rank"] < 0 or row["selected"]:
@@ -36,18 +36,18 @@ def counted(table: SelectionTable, threshold: float = 0.0, sign: float = 1.0) ->
     return near, num
 
 
-def test_rows_left_out_in_doubt_are_counted(chosen):
+def test_dropped_samples_near_the_threshold_are_counted(chosen):
     table = chosen("select.standard_errors=0")
     outcomes = set()
     for factor in (1e-3, 0.3, 1.0, 1e3):
         frame = table.frame.assign(dloss_undistill_se=table.frame["dloss_undistill_se"] * factor)
         scaled = replace(table, frame=frame)
         near, num = counted(scaled)
-        told = list(threshold_warnings(scaled))
-        outcomes.add(len(told))
-        assert len(told) == (near > num / 2)
-        if told:
-            assert told[0].startswith(f"{near:,} of the {num:,} rows left out")
+        warnings = list(threshold_warnings(scaled))
+        outcomes.add(len(warnings))
+        assert len(warnings) == (near > num / 2)
+        if warnings:
+            assert warnings[0].startswith(f"{near:,} of the {num:,} dropped samples")
     assert outcomes == {0, 1}
 
 
@@ -69,18 +69,18 @@ def test_select_show_and_report_say_the_same(chosen, caplog):
         table = chosen(f"select.threshold={middle}", "select.class_quota=0")
     near, num = counted(table, middle)
     assert near > num / 2
-    (told,) = threshold_warnings(table)
-    assert re.match(rf"{near:,} of the {num:,} rows left out \(\d+ %\) are within two", told)
-    assert caplog.messages[-1] == told == list(warnings_of_table(table))[-1]
+    (warning,) = threshold_warnings(table)
+    assert re.match(rf"{near:,} of the {num:,} dropped samples \(\d+ %\) are within two", warning)
+    assert caplog.messages[-1] == warning == list(warnings_of_table(table))[-1]
 
 
-def test_what_is_left_out_beyond_doubt_is_not_doubted(chosen):
+def test_clearly_harmful_samples_cause_no_warning(chosen):
     table = chosen("select.class_quota=0")
     assert table.record.identity.standard_errors == -2
     assert counted(table)[0] == 0
     assert not list(threshold_warnings(table))
 
 
-def test_a_share_that_was_asked_for_is_not_doubted(chosen):
+def test_a_fraction_causes_no_warning(chosen):
     assert not list(threshold_warnings(chosen("select.fraction=0.5")))
     assert not list(threshold_warnings(chosen("select.strategy=correct")))
