@@ -1,4 +1,4 @@
-# Every command of the project, spelled out once. `make` alone lists them.
+# Commands of the project. `make` alone lists them.
 
 VENV ?= .venv
 CONFIG = configs/digits.toml
@@ -12,7 +12,7 @@ unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 BIN = $(VENV)/bin
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo "$(VENV)/.uv/bin/uv")
-# One thread for each of as many processes as there are cores: more would wait for each other.
+# As many processes as cores, each with one thread: more threads would wait for each other.
 PYTEST = OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 MKDOCS = NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs
 DEMO_TEACHER = work/demo/teacher.safetensors
@@ -55,48 +55,48 @@ report: setup  ## Write one HTML file about the students of CONFIG, their teache
 
 prepare: setup  ## Write the images as beton files
 train-teacher: setup  ## Train a teacher
-cache-teacher: setup  ## Run the teacher once and keep its logits
-select: setup  ## Revise labels, score samples, keep the best
-train-student: setup  ## Train the student on what was selected
+cache-teacher: setup  ## Run the teacher once and cache its outputs
+select: setup  ## Revise labels and select the samples to distil
+train-student: setup  ## Train the student from the cached labels
 compare: setup  ## Run all stages, and the student under every variant of CONFIG
 sweep: setup  ## Run the student at every point of the sweep table of CONFIG
 sweep: CONFIG = configs/digits-sweep.toml
 
-tensorboard: setup  ## The runs of CONFIG side by side in TensorBoard
+tensorboard: setup  ## Show the runs of CONFIG side by side in TensorBoard
 	@runs=$$("$(BIN)/heartcut" show runs-folder "$(CONFIG)" $(ARGS)) && \
 		exec "$(BIN)/tensorboard" --logdir "$$runs"
 
 $(STAGES):
 	@"$(BIN)/heartcut" $(if $(NPROC),launch --processes "$(NPROC)") $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)
 
-check: browser  ## All that CI runs: formatting, lint, types, the site, tests
+check: browser  ## Run all checks of CI: formatting, lint, types, the site, tests
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy"
 	$(MKDOCS) build --strict --quiet
 	$(PYTEST) $(ARGS)
 
-test: browser  ## The tests alone
+test: browser  ## Run the tests
 	$(PYTEST) $(ARGS)
 
-test-gpu: setup  ## The tests that need a CUDA device
+test-gpu: setup  ## Run the tests that need a CUDA device
 	"$(BIN)/python" -m pytest -m gpu $(ARGS)
 
 docs: setup  ## Build the documentation site in work/site
 	$(MKDOCS) build --strict --quiet
 	@echo work/site/index.html
 
-docs-serve: setup  ## Show the site at localhost:8000, and again after every change
+docs-serve: setup  ## Serve the site at localhost:8000, rebuilt after every change
 	$(MKDOCS) serve
 
-bench: setup  ## Measure; BENCHMARKS=benchmarks/x.py for one of them
+bench: setup  ## Run the benchmarks; BENCHMARKS=benchmarks/x.py for one of them
 	@set -e; for script in $(BENCHMARKS); do "$(BIN)/python" "$$script" $(ARGS); done
 
-format: setup  ## Format the code and repair what lint can repair
+format: setup  ## Format the code, and fix lint errors that can be fixed automatically
 	"$(BIN)/ruff" check --fix --quiet . || true
 	"$(BIN)/ruff" format .
 
-lock: setup  ## Remake requirements.lock from pyproject.toml; ARGS=--upgrade for newer versions
+lock: setup  ## Update requirements.lock from pyproject.toml; ARGS=--upgrade for newer versions
 	"$(UV)" pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file requirements.lock pyproject.toml $(ARGS)

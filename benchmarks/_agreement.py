@@ -1,4 +1,4 @@
-"""How well predictions agree with a truth: correlations and slope, with bootstrap intervals."""
+"""Agreement of predictions with a truth: correlations and slope, with bootstrap intervals."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A statistic and where 95 % of its bootstrap replicates lie."""
+    """A statistic and its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -25,26 +25,26 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of one predictor with one truth."""
+    """Agreement of one predictor with one truth."""
 
     pearson: Interval
     spearman: Interval
     slope: Interval
-    """Of truth on prediction, with an intercept: above 1 where the prediction is too small."""
+    """Slope of truth on prediction, with an intercept; above 1 if the prediction is too small."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Truth:
-    """True changes of the held-out loss, and what was predicted."""
+    """True changes of the held-out loss, and the predicted ones."""
 
     name: str
     effective: float
-    """p_eff / N where the scores are read."""
+    """p_eff / N of the head that the scores are computed at."""
     values: Numbers
-    """(m,)"""
+    """True changes, (m,)."""
     predicted: dict[str, Numbers]
     refit_error: float
-    """Change of a refit that is made ten times tighter, over the spread of ``values``."""
+    """Change of a refit with a ten times smaller tolerance, over the spread of ``values``."""
 
     @cached_property
     def agreements(self) -> dict[str, Agreement]:
@@ -52,7 +52,7 @@ class Truth:
 
 
 def agreement(values: Numbers, predicted: Numbers) -> Agreement:
-    """Agreement over the m refits; they are resampled in pairs."""
+    """Compute the agreement over the m refits, resampled in pairs."""
     count = len(values)
     picks = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
     picks = np.concatenate([np.arange(count)[None], picks])
@@ -65,19 +65,19 @@ def agreement(values: Numbers, predicted: Numbers) -> Agreement:
 
 
 def shown(value: float) -> str:
-    """As many digits as say something: correlations near 1 and slopes of any size."""
+    """Format a number with its significant digits: correlations near 1, slopes of any size."""
     if 0.99 <= abs(value) < 1.0:
         return f"{value:.5f}"
     return f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.2g}"
 
 
 def _correlations(x: Numbers, y: Numbers) -> Numbers:
-    """Of each row, (R,)."""
+    """Correlation of each row, (R,)."""
     x, y = (part - part.mean(axis=1, keepdims=True) for part in (x, y))
     return (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
 
 
 def _interval(replicates: Numbers) -> Interval:
-    """The first one is of the sample itself."""
+    """Interval of the replicates; the first one is the sample itself."""
     low, high = np.percentile(replicates[1:], (2.5, 97.5))
     return Interval(value=float(replicates[0]), low=float(low), high=float(high))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: synthetic CIFAR-size data, interleaved timing, one way to report."""
+"""Shared parts of the benchmarks: synthetic data, interleaved timing, and the report."""
 
 import json
 import statistics
@@ -39,7 +39,7 @@ class Measured:
 def interleaved(contestants: dict[str, Callable[[], float]], *, rounds: int) -> list[Measured]:
     """Rates of all contestants, taken in turn, after one round that is not counted.
 
-    A contestant runs once and returns its images per second; taking turns lets a ratio hold while
+    A contestant runs once and returns its images per second. Turns make ratios comparable although
     the machine's speed drifts.
     """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -53,18 +53,18 @@ def interleaved(contestants: dict[str, Callable[[], float]], *, rounds: int) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """How fast something is to be, as a ratio to something else."""
+    """Wanted speed of a contestant, as a ratio to another one."""
 
     name: str
     baseline: str
     ratio: float | None
-    """None: there is no target."""
+    """None if there is no target."""
 
 
 def report(claim: str, measured: list[Measured], *, targets: Sequence[Target]) -> None:
     """Print hardware, a table of rates, a table of ratios with their targets, and one line of JSON.
 
-    A ratio is the median of the ratios of the rounds, whose two sides ran one after the other.
+    A ratio is the median over the rounds. In a round, the two sides run one after the other.
     """
     rates = {entry.name: entry.per_second for entry in measured}
     print(f"\n{claim}\n{machine()}\n")
@@ -92,13 +92,16 @@ def report(claim: str, measured: list[Measured], *, targets: Sequence[Target]) -
 
 
 def device_is_done() -> None:
-    """Wait for what an accelerator was told to do."""
+    """Wait until the accelerator has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def timed(work: Callable[[], int]) -> Callable[[], float]:
-    """Images per second of a piece of work that returns how many it took."""
+    """Return a function that runs ``work`` and gives its images per second.
+
+    ``work`` returns its number of images.
+    """
 
     def rate() -> float:
         started = time.perf_counter()
@@ -117,7 +120,7 @@ def machine() -> str:
 
 
 def synthetic_beton(folder: Path, *, num_samples: int, num_classes: int, side: int = 32) -> Beton:
-    """A beton of random pixels: the loader's work does not depend on what is on the images."""
+    """A beton of random pixels: the loader's work does not depend on the pixels."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (num_samples, side, side, 3), dtype=np.uint8)
     labels = generator.integers(0, num_classes, num_samples)

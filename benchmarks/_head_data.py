@@ -1,7 +1,7 @@
-"""Synthetic features of a network that is fairly sure: classes overlap, the spectrum decays.
+"""Synthetic features of a fairly confident network: classes overlap, the spectrum decays.
 
-The same for every run: means and noise fall with the number of the feature as 1 / j^0.75, are
-rotated and rectified. Soft labels are those of a head that was trained for a moment.
+They are the same in every run. Means and noise fall with the feature's number j as 1 / j^0.75, and
+are rotated and rectified. Soft labels come from a head that was trained briefly.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Synthetic:
-    """Rows on the disk or in memory, and the teacher's head."""
+    """Samples on the disk or in memory, and the teacher's head."""
 
     features: Tensor
     """(N, D) float16"""
@@ -34,7 +34,7 @@ class Synthetic:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureRows:
-    """One view of features, read as asked for."""
+    """One view of features, read on demand."""
 
     values: Tensor
 
@@ -48,7 +48,7 @@ class FeatureRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelRows:
-    """The teacher's soft labels at temperature 1, made of its logits as asked for."""
+    """The teacher's soft labels at temperature 1, computed from its logits on demand."""
 
     values: Tensor
 
@@ -91,7 +91,7 @@ def _mapped(path: Path, shape: tuple[int, int]) -> Tensor:
 def _teacher(
     features: Tensor, labels: Tensor, *, num_classes: int, generator: torch.Generator
 ) -> Tensor:
-    """A head after a hundred steps on small batches: it errs, and is surer than it should be."""
+    """A head after a hundred steps on small batches: it makes mistakes and is overconfident."""
     head = torch.zeros(num_classes, features.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.Adam([head], lr=0.02)
     for _ in range(100):

@@ -25,17 +25,17 @@ KRONFLUENCE, KRONFLUENCE_L2 = "kronfluence", "kronfluence, damping = l2"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Which rows the head is fitted to, and how."""
+    """The samples that the head is fitted to, and its settings."""
 
     l2: float
     temperature: float = 1.0
     num_rows: int | None = None
-    """A random part of the training rows; None is all."""
+    """Size of a random part of the training samples; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Data:
-    """What a cache says of its training and held-out rows in the clean view."""
+    """Cached numbers of the training and held-out samples in the clean view."""
 
     features: Tensor
     """(N, D) float64."""
@@ -97,7 +97,7 @@ class Head:
     effective: float
     """p_eff / N."""
     kronfluence_error: float
-    """Of our use of its factors against the scores it returns itself, relative."""
+    """Relative difference between scores from kronfluence's factors and its own scores."""
 
     @classmethod
     def of(cls, problem: HeadProblem, data: Data) -> "Head":
@@ -155,7 +155,7 @@ def pushes(problem: HeadProblem, masks: Tensor, residuals: Tensor) -> Tensor:
 
 
 def swap_residuals(head: Head) -> Tensor:
-    """What distilling adds to each sample's logit gradient, (N, C)."""
+    """Change of each sample's logit gradient by distilling it, (N, C)."""
     parts = [
         chunk.soft_residuals(chunk.rows.soft) - chunk.hard_residuals()
         for chunk in head.centre.linear.chunks()

@@ -1,7 +1,7 @@
 """kronfluence's EK-FAC of the same head: labels sampled once, fp32, its own defaults.
 
-One `nn.Linear` that carries the fitted head, the cached features as its data set, the mean held-out
-loss as the one aggregated query. Its scores are sums over rows, hence the 1 / (N M).
+kronfluence gets one `nn.Linear` with the fitted head, the cached features as its data set, and the
+mean held-out loss as its only, aggregated query. Its scores are sums over rows, hence 1 / (N M).
 """
 
 import logging
@@ -50,16 +50,16 @@ class HeadTask(Task):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KronfluenceFit:
-    """Its factors, with which any query gradient can be preconditioned, and its own scores."""
+    """kronfluence's factors, which precondition any query gradient, and its own scores."""
 
     class_basis: Tensor
     input_basis: Tensor
     eigenvalues: Tensor
     removal: Tensor
-    """Its pairwise scores at its default damping, over N M: dloss_remove, (N,)."""
+    """Its pairwise scores at its default damping, divided by N M: dloss_remove, (N,)."""
 
     def inverse(self, gradient: Tensor, *, damping: float) -> Tensor:
-        """Its preconditioned query gradient, (C, D + 1)."""
+        """Precondition a query gradient, (C, D + 1)."""
         rotated = self.class_basis.T @ gradient @ self.input_basis
         return self.class_basis @ (rotated / (self.eigenvalues + damping)) @ self.input_basis.T
 
@@ -67,7 +67,7 @@ class KronfluenceFit:
 def kronfluence_fit(
     problem: HeadProblem, weight: Tensor, *, features: Tensor, labels: Tensor, seed: int = 0
 ) -> KronfluenceFit:
-    """Fit its factors to the training rows and score them against held-out features and labels."""
+    """Fit kronfluence to the training samples, and score them against the held-out ones."""
     torch.manual_seed(seed)
     task = HeadTask(kd_weight=problem.kd_weight, temperature=problem.temperature)
     model = nn.Sequential(nn.Linear(weight.shape[1] - 1, weight.shape[0]))
@@ -115,7 +115,7 @@ def kronfluence_fit(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Its log level becomes everybody's, and it calls what torch has since renamed."""
+    """Undo kronfluence's change of the root log level; ignore its warnings of deprecated calls."""
     root = logging.getLogger()
     level = root.level
     with warnings.catch_warnings():

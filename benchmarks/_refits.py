@@ -1,10 +1,9 @@
-"""Heads that are really refitted: what a predicted influence is compared with.
+"""Heads that are really refitted, as the truth for predicted influence.
 
-Changed problems are refitted in numbers, so a refit is chord Newton steps on the changed problem's
-own gradient with a Hessian that is made once, dense, where the average of all changes is. It stops
-when that gradient is below `GTOL`, so the approximate Hessian decides the speed and not the answer.
-Neither conjugate gradients nor the line search of `head.solver` have a part in it unless the steps
-fail to converge.
+Many changed problems are refitted. A refit takes chord Newton steps with the gradient of the
+changed problem and a dense Hessian that is computed once, at the average of all changes. It stops
+when the gradient is below `GTOL`, so the Hessian affects the speed and not the result.
+`head.solver` is used only if the steps do not converge.
 
 Shapes: N samples, C classes, D features, P = C (D + 1).
 """
@@ -26,7 +25,7 @@ DIRECTIONS = 64  # Hessian products at once
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
-    """The held-out rows, whose mean cross-entropy is what is predicted and measured."""
+    """The held-out samples, whose mean cross-entropy is predicted and measured."""
 
     features: Tensor
     """(M, D) float64."""
@@ -43,7 +42,7 @@ class Centre:
 
     linear: Linearisation
     hessian: Tensor | None
-    """Of the data term, (P, P); None where it is too large to be dense."""
+    """Hessian of the data term, (P, P); None if it is too large to be dense."""
     factor: Tensor | None
     """Cholesky factor of the Hessian with l2."""
 
@@ -118,7 +117,7 @@ def _ridge(linear: Linearisation) -> Tensor:
 
 def _factor(hessian: Tensor, linear: Linearisation, *, share: float) -> Tensor:
     num_classes, num_inputs = linear.weight.shape
-    # The same row added to every class bends nothing; all vectors here are centred.
+    # Adding the same row to every class does not change the loss; all vectors here are centred.
     null = torch.full((num_classes, num_classes), 1.0 / num_classes, dtype=torch.float64)
     filled = torch.kron(null, torch.eye(num_inputs, dtype=torch.float64))
     return torch.linalg.cholesky(share * hessian + torch.diag(_ridge(linear)) + filled)

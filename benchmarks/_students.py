@@ -1,4 +1,4 @@
-"""Students that are trained side by side: from a cache, from memory, with a teacher in the loop."""
+"""Students to compare: trained from a cache, from memory, or with a teacher in the loop."""
 
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -31,7 +31,7 @@ from pipeline.training.optimisation import (
 )
 from pipeline.training.student_loss import DistillationLoss, DistillationSettings, Weights
 
-TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # the CIFAR-100 recipes of the field
+TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # as in the usual CIFAR-100 recipes
 SETTINGS = OptimiserSettings(kind="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 RATES = ScheduleSettings(
     kind="constant", epochs=1, steps_per_epoch=1, warmup=0.3, milestones=(), gamma=0.1
@@ -39,7 +39,7 @@ RATES = ScheduleSettings(
 
 
 class Student:
-    """A network with its own optimiser; all contestants train alike."""
+    """A network with its own optimiser; all contestants use the same settings."""
 
     def __init__(
         self, arch: str, runtime: Runtime, *, num_classes: int, compiled: bool = False
@@ -67,12 +67,12 @@ class Student:
         self._outputs = torch.compile(outputs_of) if compiled else outputs_of
 
     def train(self, batches: Iterator[Batch], *, size: EpochSize) -> None:
-        """What train-student does with an epoch."""
+        """Train an epoch like train-student."""
         self.learner.epoch((batch for batch in batches), Totals(self.runtime.device), size=size)
         device_is_done()
 
     def train_bare(self, batches: Iterable[tuple[Tensor, Batch]]) -> None:
-        """The limit: the same step on normalised batches that lie ready."""
+        """The limit: the same step on normalised batches in memory."""
         self.model.train()
         for images, batch in batches:
             with self.runtime.autocast():
@@ -86,7 +86,7 @@ class Student:
 
 
 class FieldStudent:
-    """The loop of the field's repositories: float32, NCHW, the teacher asked about every batch."""
+    """The loop of common repositories: float32, NCHW, and the teacher runs on every batch."""
 
     def __init__(self, teacher: str, student: str, device: torch.device, *, num_classes: int):
         torch.manual_seed(0)
@@ -97,7 +97,7 @@ class FieldStudent:
         self._optimizer = make_optimizer([self._model], SETTINGS)
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """KD with the weights of `Student`; metrics are read after every step, as theirs are."""
+        """Train with the loss weights of `Student`; metrics are read after every step."""
         self._model.train()
         for images, labels in batches:
             images, labels = images.to(self._device), labels.to(self._device)
@@ -119,7 +119,7 @@ class FieldStudent:
 
 
 def resident(batches: Iterable[Batch], normalise: Normaliser) -> list[tuple[Tensor, Batch]]:
-    """Batches normalised and with their soft labels on the device, in memory of their own."""
+    """Copies of the batches on the device, normalised and with soft labels."""
     device = normalise.device
     return [
         (
@@ -155,7 +155,7 @@ def supervision_of(beton: Beton, views: ViewSpec, *, num_classes: int) -> Superv
 
 
 def fresh_teacher(arch: str, runtime: Runtime, *, num_classes: int) -> Teacher:
-    """A frozen network with fresh weights: what it says does not change what it costs."""
+    """A frozen network with fresh weights: its outputs do not change its cost."""
     torch.manual_seed(1)
     model: Classifier = build(arch, num_classes=num_classes).eval().requires_grad_(False)
     return Teacher(
@@ -181,13 +181,13 @@ def online_teacher(arch: str, runtime: Runtime, *, num_classes: int) -> OnlineTe
 
 
 def endless(loader: BatchLoader, *, batch_size: int) -> Iterator[Batch]:
-    """Batches of one epoch after the other, whole ones only."""
+    """Batches of one epoch after the other, without incomplete ones."""
     for epoch in count():
         yield from (batch for batch in loader.epoch(epoch) if len(batch) == batch_size)
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's CIFAR holds and transforms them."""
+    """Images as torchvision's CIFAR stores and transforms them."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self._images, self._labels = images, labels
@@ -210,7 +210,7 @@ class InMemory(Dataset[tuple[Tensor, int]]):
 def field_loader(
     beton: Beton, *, batch_size: int, num_images: int | None = None
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of a beton's images as the field loads them, with one worker for each core."""
+    """torch's DataLoader over a beton's images, with one worker for each core."""
     return DataLoader(
         InMemory(_pixels(beton)[:num_images], beton.samples.labels[:num_images]),
         batch_size=batch_size,

@@ -1,10 +1,10 @@
 """Claim: a cache of ImageNet's size is written, verified and read at half the speed of a file copy.
 
-Synthetic logits of 1,000 classes, one view, uncompressed, one process for each size. Writing is
-encoding, hashing, forcing to the disk, receipts and the seal; reading is every byte through SHA-256
-and decoding; hydrating is a verified copy into one memory-mapped file. The copy reads a file of the
-same bytes and writes another one, forced to the disk at the end. Time must be linear in the number
-of rows and memory bounded.
+Synthetic logits of 1,000 classes, one view, uncompressed, one process for each size. Writing
+encodes, hashes and syncs the data, and writes receipts and the seal. Reading hashes every byte with
+SHA-256 and decodes it. Hydrating makes a verified copy in one memory-mapped file. The file copy
+reads and writes the same number of bytes, and syncs at the end. Time must be linear in the number
+of rows, and memory bounded.
 
     python benchmarks/cache_scale.py [--rows 80000 320000 1280000] [--rounds 3] [--folder PLACE]
 """
@@ -90,7 +90,7 @@ def contents(num_rows: int) -> CacheContents:
 
 
 def write(folder: Path, num_rows: int, shard: np.ndarray, codec: str) -> None:
-    """A sealed cache; every shard has the same numbers but for its first row."""
+    """Write a sealed cache; its shards have the same numbers apart from the first row."""
     writer = CacheWriter.begin(
         open_objects(folder),
         identity=identity(),
@@ -139,36 +139,24 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def measure(num_rows: int, rounds: int, place: Path) -> dict[str, object]:
-    """Seconds of each step and of the copy before it, and this process's peak memory."""
-    shard = np.random.default_rng(0).normal(0, 3, (SHARD_ROWS, CLASSES)).astype(np.float16)
-    times: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(rounds):
-        folder = Path(tempfile.mkdtemp(dir=place))
-        try:
-            flat, again = folder / "flat", folder / "again"
-            with flat.open("wb") as file:
-                for start in range(0, num_rows, SHARD_ROWS):
-                    file.write(shard[: num_rows - start].tobytes())
-            os.sync()
-            steps: dict[str, Callable[[], None]] = {
-                "write": lambda: write(folder / "none", num_rows, shard, "none"),  # noqa: B023
-                "read": lambda: read(folder / "none"),  # noqa: B023
-                "verify": lambda: verify(folder / "none"),  # noqa: B023
-                "hydrate": lambda: hydrate(folder / "none", folder / "local", num_rows),  # noqa: B023
-            }
-            for name, step in steps.items():
-                # Each after a copy of its own: what memory and disk do changes by the second.
-                beside = seconds(lambda: copy(flat, again))  # noqa: B023
-                again.unlink()
-                times.setdefault(name, []).append((seconds(step), beside))
-        finally:
-            shutil.rmtree(folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"rows": num_rows, "seconds": times, "peak_rss": peak}
+    """Measure each step and the copy before it in seconds, and this process's peak memory.""" shard
+    = np.random.default_rng(0).normal(0, 3, (SHARD_ROWS, CLASSES)).astype(np.float16) times:
+    dict[str, list[tuple[float, float]]] = {} for _ in range(rounds): folder =
+    Path(tempfile.mkdtemp(dir=place)) try: flat, again = folder / "flat", folder / "again" with
+    flat.open("wb") as file: for start in range(0, num_rows, SHARD_ROWS): file.write(shard[:
+    num_rows - start].tobytes()) os.sync() steps: dict[str, Callable[[], None]] = { "write": lambda:
+    write(folder / "none", num_rows, shard, "none"),  # noqa: B023 "read": lambda: read(folder /
+    "none"),  # noqa: B023 "verify": lambda: verify(folder / "none"),  # noqa: B023 "hydrate":
+    lambda: hydrate(folder / "none", folder / "local", num_rows),  # noqa: B023 } for name, step in
+    steps.items(): # Each step after its own copy: the speed of memory and disk drifts. beside =
+    seconds(lambda: copy(flat, again))  # noqa: B023 again.unlink() times.setdefault(name,
+    []).append((seconds(step), beside)) finally: shutil.rmtree(folder) peak =
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 return {"rows": num_rows, "seconds":
+    times, "peak_rss": peak}
 
 
 def bytes_per_row() -> dict[str, int]:
-    """Of one view, uncompressed, for every choice of what to keep."""
+    """Uncompressed bytes of one view, for each choice of what to keep."""
 
     def total(**kept: int) -> int:
         made = identity(features=bool(kept.get("features")), top_k=kept.get("top_k", 0))
@@ -186,7 +174,7 @@ def bytes_per_row() -> dict[str, int]:
     }
 
 
-def tell(results: list[dict[str, object]]) -> None:
+def show(results: list[dict[str, object]]) -> None:
     print(f"\nA cache of {CLASSES} classes, one view, float16\n{machine()}\n")
     print(
         f"{'rows':>10} {'step':<8} {'s, median':>10} {'min - max':>16} {'n':>3} {'MB/s':>7}  ratio"
@@ -225,7 +213,7 @@ def main() -> None:
         command += ["--rounds", str(arguments.rounds), "--folder", str(arguments.folder)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
-    tell(results)
+    show(results)
 
 
 if __name__ == "__main__":

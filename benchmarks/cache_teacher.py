@@ -1,8 +1,8 @@
-"""Claim: cache-teacher costs what the bare forward pass of the teacher costs (>= 0.95).
+"""Claim: cache-teacher is as fast as the bare forward pass of the teacher (>= 0.95).
 
-The bare pass has its batches normalised and in memory, and the same network and precision: no
-loader, no views, no float32 head, no statistics, no compression, no disk. The cached pass is what
-the stage does from its first batch to the last stored byte.
+The bare pass has normalised batches in memory, and the same network and precision. It has no
+loader, views, float32 head, statistics, compression or disk. The cached pass is the whole stage,
+from the first batch to the last stored byte.
 
     python benchmarks/cache_teacher.py [--arch resnet56a] [--batch 512] [--rounds 9]
 """
@@ -48,7 +48,7 @@ def bare(model: Classifier, batches: list[torch.Tensor], runtime: Runtime) -> Ca
 
 
 def cached(planned: TeacherPass, folder: Path) -> Callable[[], float]:
-    """Each call fills and seals one more cache of the clean view and those of the pass."""
+    """Each call writes and seals one more cache of the clean view and the views of the pass."""
     number = iter(range(10**9))
     beton, views, kept = planned.beton, planned.views, KeptOutputs(features=True)
 

@@ -1,10 +1,10 @@
-"""Claim: whole shards are encoded and decoded in less time and memory than by zarr's pipeline.
+"""Claim: heartcut encodes and decodes whole shards in less time and memory than zarr's pipeline.
 
-One shard of synthetic logits, 16,384 rows of 1,000 classes. Writing is encoding and SHA-256 without
-a disk: `NewArrays.write` runs zarr's codecs itself, zarr assigns to the same array. Reading is the
-file, SHA-256 and decoding: `ArrayReader.shard` decodes itself, zarr reads through the store of
-`TeacherCache.group`. Each pair in turn, in one thread; time is that thread's processor time, memory
-what Python allocates.
+One shard of synthetic logits, 16,384 rows of 1,000 classes. Writing encodes and hashes without a
+disk: `NewArrays.write` calls zarr's codecs directly, zarr assigns to the same array. Reading reads
+the file, hashes and decodes it: `ArrayReader.shard` decodes directly, zarr reads through the store
+of `TeacherCache.group`. Pairs run in turn in one thread. Time is the processor time of that thread,
+and memory is what Python allocates.
 
     python benchmarks/cache_zarr.py [--rounds 5] [--folder PLACE]
 """
@@ -31,7 +31,7 @@ Work = Callable[[], object]
 
 
 def read_by_zarr(cache: TeacherCache) -> None:
-    """The shard as zarr reads it, through a store that remembers nothing yet."""
+    """Read the shard by zarr, through a new store."""
 
     async def read() -> object:
         store = cache.reader.sealed_store()
@@ -42,7 +42,7 @@ def read_by_zarr(cache: TeacherCache) -> None:
 
 
 def ways(cache: TeacherCache, shard: np.ndarray) -> dict[str, tuple[Work, Work]]:
-    """Pairs of the same work, by name: here, and by zarr's pipeline."""
+    """Pairs of the same work by name: by heartcut, and by zarr's pipeline."""
     manifest = cache.manifest
     new = NewArrays(
         cache.reader.specs, group_attributes(manifest), group_texts(manifest), lambda *_: True

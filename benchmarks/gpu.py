@@ -1,8 +1,8 @@
-"""Claims, on an H200: an epoch of CIFAR-100's size takes resnet8x4 less than 2.5 s, from betons
-with views and soft labels; a step is at 0.95 or more of the same step on resident tensors; a cache
-of all 162 views of 50,000 images with resnet32x4 takes less than 5 minutes.
+"""Claims, on an H200: resnet8x4 trains an epoch of CIFAR-100's size in less than 2.5 s, from betons
+with views and soft labels; it reaches 0.95 or more of the speed on resident tensors; a cache of all
+162 views of 50,000 images with resnet32x4 takes less than 5 minutes.
 
-Without a CUDA device this says so and measures nothing.
+Without a CUDA device it prints so and measures nothing.
 
     python benchmarks/gpu.py [--batch 512] [--views 8] [--compile]
 """
@@ -35,7 +35,7 @@ MOST_SECONDS_OF_EPOCH, MOST_SECONDS_OF_CACHE = 2.5, 300.0
 def epochs(
     beton: Beton, runtime: Runtime, *, batch_size: int, compiled: bool
 ) -> dict[str, Callable[[], float]]:
-    """Whole epochs of train-student's loop, and of the bare step on resident tensors."""
+    """Epochs of train-student's loop, and of the bare step on resident tensors."""
     views = ViewSpec(padding=4, flip=True, count=4)
     loader = BatchLoader(
         beton,
@@ -67,12 +67,19 @@ def epochs(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--views", type=int, default=8, help="cached; the time of 162 follows")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=8,
+        help="number of cached views; the time of 162 is extrapolated",
+    )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--compile", action="store_true", help="the student, by torch.compile")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the student with torch.compile"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no CUDA device here (expected one): nothing was measured")
+        print("no CUDA device found (expected one), so nothing was measured")
         return
     runtime = resolve_runtime("auto")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,15 +1,16 @@
 """Claim: exact influence is many times faster than kronfluence.
 
-Synthetic features (`_head_data`), 100 classes, 256 features, 5,000 held-out rows, the all-distilled
-head. kronfluence gets an `nn.Linear` with the fitted head, its defaults, and one aggregated query;
-its time is fitting factors and scoring. Ours is timed twice: given the same head, and with the
-refit from the teacher's. All are compared with scores solved to 1e-12 in float64.
+Synthetic features (`_head_data`), 100 classes, 256 features, 5,000 held-out samples, the head with
+everything distilled. kronfluence gets an `nn.Linear` with the fitted head, its defaults, and one
+aggregated query; its time is that of fitting factors and scoring. heartcut is timed twice: with the
+same fitted head, and with the fit from the teacher's head. All are compared with scores solved to
+1e-12 in float64.
 
     python benchmarks/influence.py [--rounds 3] [--rows 50000] [--classes 100] [--features 256]
 
 `--large` instead scores 320,000 and 1,280,000 rows of 1,000 classes and 512 features from memory-
-mapped files, with `hessian_subsample` 100,000, one process for each size, and tells time and peak
-memory. It needs 4 GB of disk below --folder and a quarter of an hour.
+mapped files, with `hessian_subsample` 100,000, one process for each size, and prints time and peak
+memory. It needs 4 GB of disk in --folder and 15 minutes.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def problem_of(data: Synthetic, rows: Tensor, **settings: float) -> HeadProblem:
-    """Everything distilled, at temperature 1."""
+    """The problem with everything distilled, at temperature 1."""
     problem = HeadProblem(
         features=FeatureRows(values=data.features),
         labels=data.labels,
@@ -120,11 +121,11 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         "teacher_accuracy": accuracy,
         "effective_parameters": ekfac(exact_linear).effective_parameters / options.rows,
     }
-    tell(facts, seconds, found, exact)
+    show(facts, seconds, found, exact)
 
 
 def exact_scores(linear: Linearisation, features: Tensor, labels: Tensor) -> Tensor:
-    """dloss_remove in float64 to a residual of 1e-12."""
+    """Solve dloss_remove in float64 to a residual of 1e-12."""
     gradient = heldout_gradient(linear.weight, features, labels)
     solution = solve(linear, gradient, rtol=1e-12, max_iterations=5000).solution
     return score_rows(linear, solution).dloss_remove.mean
@@ -133,7 +134,7 @@ def exact_scores(linear: Linearisation, features: Tensor, labels: Tensor) -> Ten
 def scores_at(
     linear: Linearisation, helper: Preconditioner | None, features: Tensor, labels: Tensor
 ) -> Tensor:
-    """Held-out gradient, solve and scores, as `select` does them."""
+    """Held-out gradient, solve and scores, as in `select`."""
     gradient = heldout_gradient(linear.weight, features, labels)
     rtol = least_residual(linear.problem)
     solved = solve(linear, gradient, preconditioner=helper, rtol=rtol)
@@ -155,7 +156,7 @@ def timed(
     return seconds, found
 
 
-def tell(
+def show(
     facts: dict[str, float],
     seconds: dict[str, list[float]],
     found: dict[str, Tensor],
@@ -191,14 +192,14 @@ def row(name: str, values: list[float]) -> str:
 
 
 def large(folder: Path | None) -> None:
-    """One process for each size, so that peak memory is its own."""
+    """Run one process for each size, so that peak memory is its own."""
     print(f"\n{machine()}, 1,000 classes, 512 features, hessian_subsample {SUBSAMPLE:,}\n")
     for num_rows in LARGE:
         command = [sys.executable, __file__, "--one", str(num_rows)]
         if folder is not None:
             command += ["--folder", str(folder)]
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        print(told.strip().splitlines()[-1], flush=True)
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        print(output.strip().splitlines()[-1], flush=True)
 
 
 def score_from_disk(folder: Path, *, num_rows: int) -> dict[str, float]:

@@ -1,14 +1,14 @@
-"""Claim: predicted influence agrees with really refitting the head, where p_eff/N is small.
+"""Claim: predicted influence agrees with refitting the head, if p_eff/N is small.
 
-The clean view of a cache's training rows is what the head is fitted to, the held-out rows are whose
-loss is predicted. Four truths, each by refitting: leave one sample out; remove a random half or
-tenth; swap one sample between its hard label and distillation; swap a random half or tenth. Every
-predictor scores the same samples, which are drawn before any truth is known. Intervals are 95 %,
+The head is fitted to the clean view of a cache's training samples, and the loss of its held-out
+samples is predicted. Four truths are computed by refitting: leave one sample out; remove a random
+half or tenth; swap one sample between its hard label and distillation; swap a random half or tenth.
+All predictors score the same samples, drawn before any truth is known. Intervals are 95 %,
 bootstrapped over the refits.
 
     python benchmarks/influence_truth.py [CONFIG] [--set KEY=VALUE ...] [--json FILE]
 
-needs the cache of CONFIG (`heartcut cache-teacher`); without CONFIG the digits' is made.
+It needs the cache of CONFIG (`heartcut cache-teacher`). Without CONFIG it makes the digits' cache.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from stages.config.file import load_config
 DIGITS = Path("configs/digits.toml")
 ALONE, SWAPPED, SUBSETS = 200, 100, 60
 STRATA = 20
-TRUSTED = 0.1  # p_eff / N up to which the thresholds are meant
+TRUSTED = 0.1  # p_eff / N up to which the thresholds apply
 FEW_ROWS = 600
 MIDWAY, NEWTON = "exact solve, read midway", "one Newton step"
-CHECKED = (0, -1)  # refits that are made again by `fit`, ten times tighter
+CHECKED = (0, -1)  # refits that are repeated by `fit` with a ten times smaller tolerance
 
 
 def leave_one_out(hard: Head, bar: Progress) -> Truth:
@@ -53,7 +53,7 @@ def leave_one_out(hard: Head, bar: Progress) -> Truth:
 
 
 def single_swaps(head: Head, name: str, bar: Progress) -> Truth:
-    """One sample's supervision turned into the other one."""
+    """Swap one sample between its hard label and distillation."""
     column = head.column(name)
     rows = stratified(column[EXACT], SWAPPED)
     distilled = head.problem.distilled
@@ -67,7 +67,7 @@ def single_swaps(head: Head, name: str, bar: Progress) -> Truth:
 
 
 def subset_removals(hard: Head, keep: float, bar: Progress) -> Truth:
-    """LDS: random subsets are kept."""
+    """LDS: keep random subsets."""
     problem = hard.problem
     num_removed = problem.num_samples - round(keep * problem.num_samples)
     share = 1.0 - num_removed / problem.num_samples
@@ -83,7 +83,7 @@ def subset_removals(hard: Head, keep: float, bar: Progress) -> Truth:
 
 
 def subset_swaps(head: Head, name: str, share: float, bar: Progress) -> Truth:
-    """A share of the samples turned into the other supervision."""
+    """Swap a fraction of the samples between hard label and distillation."""
     problem, own = head.problem, head.problem.distilled
     masks = random_masks(problem.num_samples, round(share * problem.num_samples))
     predicted = {by: masks @ scores for by, scores in head.column(name).items()}
@@ -144,11 +144,11 @@ def random_masks(num_samples: int, count: int) -> Tensor:
 
 
 def measure(setting: Setting, data: Data, bar: Progress) -> list[Truth]:
-    """All truths of a setting; removal does not depend on the temperature."""
+    """Compute all truths of a setting; removal does not depend on the temperature."""
     hard = Head.of(data.problem(setting, distilled=0.0), data)
     distilled = Head.of(data.problem(setting, distilled=1.0), data)
     errors = max(hard.kronfluence_error, distilled.kronfluence_error)
-    logging.info("kronfluence's own scores are met to %.0e", errors)
+    logging.info("largest relative difference from kronfluence's own scores: %.0e", errors)
     found = []
     if setting.temperature == 1.0:
         found.append(leave_one_out(hard, bar))
@@ -160,7 +160,7 @@ def measure(setting: Setting, data: Data, bar: Progress) -> list[Truth]:
 
 
 def settings(num_rows: int) -> list[Setting]:
-    """All rows with a usual l2, and few rows with ever less of it."""
+    """All samples with usual l2 values, and few samples with smaller and smaller ones."""
     few = [Setting(l2=l2, num_rows=FEW_ROWS) for l2 in (1.0, 1e-1, 1e-2, 1e-3, 1e-4)]
     return [
         Setting(l2=1e-4),
@@ -175,8 +175,8 @@ def num_refits(setting: Setting) -> int:
     return removals + 2 * (SWAPPED + 2 * SUBSETS)
 
 
-def tell(setting: Setting, truths: list[Truth], num_rows: int) -> None:
-    """One table for each truth."""
+def show(setting: Setting, truths: list[Truth], num_rows: int) -> None:
+    """Print one table for each truth."""
     used = setting.num_rows or num_rows
     print(f"\n## N = {used:,}, l2 = {setting.l2:g}, temperature {setting.temperature:g}")
     for one in truths:
@@ -190,8 +190,8 @@ def tell(setting: Setting, truths: list[Truth], num_rows: int) -> None:
             print(f"| {by} | {found.pearson} | {found.spearman} | {found.slope} |")
 
 
-def tell_summary(results: dict[Setting, list[Truth]]) -> None:
-    """What the exact scores reach, beside p_eff/N and the thresholds."""
+def show_summary(results: dict[Setting, list[Truth]]) -> None:
+    """Print the agreement of the exact scores next to p_eff/N and the thresholds."""
     print("\n## Exact scores against p_eff/N\n")
     print("Pearson of single samples, Spearman of subsets.\n")
     print("| N | l2 | temperature | truth | p_eff/N | exact solve | read midway | wanted |")
@@ -211,7 +211,7 @@ def tell_summary(results: dict[Setting, list[Truth]]) -> None:
 
 
 def as_json(results: dict[Setting, list[Truth]], seconds: float) -> str:
-    """Everything, with the numbers of every refit."""
+    """All results as JSON, with the numbers of every refit."""
     parts = [
         {
             "setting": vars(setting),
@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", nargs="?", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path, help="numbers of every refit go there")
+    parser.add_argument("--json", type=Path, help="file to write the numbers of every refit to")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(num_cores())
@@ -248,9 +248,9 @@ def main() -> None:
     with progress("refit", total=sum(map(num_refits, chosen)), unit="refits") as bar:
         for setting in chosen:
             results[setting] = measure(setting, data, bar)
-            tell(setting, results[setting], num_rows)
+            show(setting, results[setting], num_rows)
             sys.stdout.flush()
-    tell_summary(results)
+    show_summary(results)
     seconds = time.perf_counter() - started
     print(f"\n{sum(map(num_refits, chosen)):,} refits, {seconds:.0f} s; {versions()}")
     if arguments.json:

@@ -1,12 +1,12 @@
-"""Claim: random resized crops of large JPEGs come faster than from torch's DataLoader.
+"""Claim: heartcut loads random resized crops of large JPEGs faster than torch's DataLoader.
 
 python benchmarks/large_images.py [--images 20000] [--rounds 5] [--folder work/large-images]
 
-Makes JPEGs of 300 to 600 pixels in 1,000 classes, prepares them as they are, and reads epochs in
-turn: our loader with rrc-flip views of 224 pixels, and a DataLoader of the same files with
-torchvision's RandomResizedCrop and flip, both with the same number of workers. `--stages` runs all
-stages on the same files afterwards, with small networks in two processes, and asks the teacher
-again about views that the loader shows.
+It makes JPEGs of 300 to 600 pixels in 1,000 classes, prepares them unchanged, and reads epochs in
+turn: heartcut's loader with rrc-flip views of 224 pixels, and a DataLoader of the same files with
+torchvision's RandomResizedCrop and flip, both with the same number of workers. `--stages` then runs
+all stages on the same files, with small networks in two processes, and recomputes the teacher's
+outputs on views of the loader.
 """
 
 import argparse
@@ -76,7 +76,7 @@ OURS, FIELD = "heartcut, rrc-flip, JPEG beton", "DataLoader, PIL, RandomResizedC
 
 
 class Textures:
-    """Images with the spectrum of photographs, colours and edges, cut out of a few sheets."""
+    """Images with the spectrum, colours and edges of photographs, cut from a few sheets."""
 
     def __init__(self, *, sheets: int = 8, side: int = 1400) -> None:
         generator = np.random.default_rng(0)
@@ -90,7 +90,7 @@ class Textures:
         self._side = side
 
     def image(self, number: int) -> Image.Image:
-        """The same image for the same number, always."""
+        """Image of a number; the same number gives the same image."""
         generator = np.random.default_rng(number)
         height, width = generator.integers(SIDES[0], SIDES[1] + 1, 2)
         light, first, second = (self._cut(generator, height, width) for _ in range(3))
@@ -107,7 +107,7 @@ class Textures:
 
 
 def write_images(folder: Path, *, num_images: int, num_classes: int) -> None:
-    """Training images, dealt to the classes in turn, and one test image of each class."""
+    """Write training images for the classes in turn, and one test image of each class."""
     textures = Textures()
 
     def write(number: int) -> None:
@@ -123,7 +123,7 @@ def write_images(folder: Path, *, num_images: int, num_classes: int) -> None:
 
 
 def configuration(folder: Path, *, size: int) -> Path:
-    """A user's configuration of all stages, with networks for a processor."""
+    """Write a configuration of all stages, with networks small enough for a CPU."""
     path = folder / "config.toml"
     path.write_text(CONFIG.format(folder=folder, size=size, small=size // 2))
     return path
@@ -159,7 +159,7 @@ def field_epochs(folder: Path, rows: np.ndarray, *, size: int) -> Callable[[], f
 
 
 def run_stages(config: Path, *, processes: int) -> None:
-    """All stages as a user would run them, and the teacher again on views of the loader."""
+    """Run all stages by command, then recompute the teacher on views of the loader."""
     launched = ["launch", "--processes", str(processes)]
     print(f"\nstages in {processes} processes, by torchrun")
     for stage in STAGES:
@@ -168,7 +168,7 @@ def run_stages(config: Path, *, processes: int) -> None:
 
 
 def command(name: str, *arguments: str) -> str:
-    """Run a command of heartcut, print its seconds, and return what it says.
+    """Run a heartcut command, print its seconds, and return its output.
 
     Raises:
         SystemExit: if it fails.
@@ -226,13 +226,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--read", type=int, default=2000, help="images read in a round")
+    parser.add_argument("--read", type=int, default=2000, help="number of images read in a round")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="keep the images here, and use them again")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the images for later runs")
     parser.add_argument("--stages", action="store_true", help="run all stages afterwards")
-    parser.add_argument("--processes", type=int, default=2, help="of each stage")
-    parser.add_argument("--stage-size", type=int, default=64, help="side of the stages' views")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="number of processes of each stage"
+    )
+    parser.add_argument(
+        "--stage-size", type=int, default=64, help="side of the stages' views in pixels"
+    )
     arguments = parser.parse_args()
     if arguments.folder is not None:
         arguments.folder.mkdir(parents=True, exist_ok=True)

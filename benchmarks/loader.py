@@ -1,6 +1,6 @@
-"""Claims: replayed views come 15 times as fast as from torch's DataLoader with equal augmentation
-and at 0.3 or more of a plain copy of the batches in memory; soft labels cost little, whatever
-their number of classes.
+"""Claims: the loader replays views 15 times as fast as torch's DataLoader with equal augmentation,
+and at 0.3 or more of the speed of copying the batches in memory; soft labels cost little, for any
+number of classes.
 
     python benchmarks/loader.py [--classes 10 100 1000] [--rounds 9]
 """
@@ -24,11 +24,11 @@ from pipeline.methods.sparse_labels import packed_width
 
 BATCH, TOP_K, FEATURES = 512, 16, 256
 VIEWS = ViewSpec(padding=4, flip=True, count=4)
-FIELD_IMAGES = 10_240  # it takes a second for what the others do in a fortieth
+FIELD_IMAGES = 10_240  # 40 times slower than the others, so fewer images
 
 
 def supervision_of(beton: Beton, num_classes: int, *, top_k: int, features: bool) -> Supervision:
-    """One table for all views: which one is read changes nothing."""
+    """Soft labels of all views in one table: the time does not depend on the view."""
     generator = np.random.default_rng(1)
     width = packed_width(top_k) if top_k else num_classes
     bits = generator.integers(0, 0x3C00, (beton.num_samples, width), dtype=np.uint16)
@@ -45,7 +45,7 @@ def supervision_of(beton: Beton, num_classes: int, *, top_k: int, features: bool
 
 
 def epochs(beton: Beton, supervision: Supervision | None) -> Callable[[], float]:
-    """Each call reads one more epoch and returns its images per second."""
+    """Return a function that reads one more epoch and returns its images per second."""
     loader = BatchLoader(
         beton, batch_size=BATCH, view_spec=VIEWS, order="random", supervision=supervision
     )
@@ -60,7 +60,7 @@ def epochs(beton: Beton, supervision: Supervision | None) -> Callable[[], float]
 
 
 def copies(num_samples: int) -> Callable[[], float]:
-    """The limit: the images of every batch, in random order, copied to where the batch lies."""
+    """The limit: copies of the images of every batch, in random order, into the batch's memory."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (num_samples, 32, 32, 3), dtype=np.uint8)
     batch = np.empty((BATCH, 32, 32, 3), dtype=np.uint8)
@@ -77,7 +77,7 @@ def copies(num_samples: int) -> Callable[[], float]:
 
 
 def field_epochs(beton: Beton) -> Callable[[], float]:
-    """torch's DataLoader from its second batch on: starting its workers is not counted."""
+    """torch's DataLoader from its second batch on, without the start of its workers."""
     loader = field_loader(beton, batch_size=BATCH, num_images=FIELD_IMAGES)
 
     def run() -> float:

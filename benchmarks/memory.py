@@ -1,8 +1,8 @@
-"""Claims: no stage's memory grows with the number of images beyond its tables of a few hundred
-bytes an image, and a training's memory does not grow with its epochs.
+"""Claims: a stage's memory grows by at most a few hundred bytes for each image, and the memory of a
+training does not grow with its epochs.
 
-Every stage runs as a process of its own, at three sizes; what counts is the peak of memory that is
-the process's own (RssAnon). Mapped files are the page cache's, which gives them back.
+Every stage runs as its own process at three sizes. The measure is the peak of the process's own
+memory (RssAnon). Mapped files are in the page cache, which is freed on demand.
 
     python benchmarks/memory.py [--sizes 10000 20000 40000] [--epochs 50]
 """
@@ -58,25 +58,25 @@ class Watched:
         return max(self.own)
 
     def mean_of(self, start: float, stop: float) -> float:
-        """Over a part of the time, 0 to 1."""
+        """Mean over a part of the time; the whole time is 0 to 1."""
         count = len(self.own)
         return statistics.fmean(self.own[int(start * count) : int(stop * count)])
 
 
 def watch(*arguments: str) -> Watched:
-    """Run a command of heartcut and look at its memory fifty times a second."""
+    """Run a heartcut command and read its memory fifty times a second."""
     watched, started = Watched(), time.monotonic()
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments], stdout=told, stderr=told
+            [sys.executable, "-m", "cli", *arguments], stdout=output, stderr=output
         )
         looking = threading.Thread(target=_look, args=(process, watched))
         looking.start()
         process.wait()
         looking.join()
-        told.seek(0)
+        output.seek(0)
         if process.returncode:
-            sys.exit(f"heartcut {' '.join(arguments)} failed:\n{told.read().decode()}")
+            sys.exit(f"heartcut {' '.join(arguments)} failed:\n{output.read().decode()}")
     watched.seconds = time.monotonic() - started
     return watched
 
@@ -91,7 +91,7 @@ def _look(process: subprocess.Popen[bytes], watched: Watched) -> None:
 
 
 def write_images(folder: Path, *, count: int) -> None:
-    """Small images of ten classes, a tenth of them marked as another one, and some to test on."""
+    """Write small images of ten classes, a tenth of them with a wrong label, and test images."""
     generator = np.random.default_rng(0)
     for split, number in (("train", count), ("test", count // 10)):
         for label in range(CLASSES):
@@ -114,25 +114,25 @@ def stages_at(size: int, folder: Path) -> dict[str, Watched]:
     }
 
 
-def tell_sizes(sizes: list[int], found: dict[int, dict[str, Watched]]) -> bool:
-    """Peaks at all sizes, and what one more image costs."""
+def show_sizes(sizes: list[int], found: dict[int, dict[str, Watched]]) -> bool:
+    """Print the peaks at all sizes, and the memory for each further image."""
     print(f"\npeak of own memory, MB\n{machine()}\n")
     heads = "".join(f"{f'{size:,} images':>18}" for size in sizes)
     print(f"{'':16}{heads} {'bytes an image':>16} {'at most':>8}")
-    all_well = True
+    is_good = True
     for stage in STAGES:
         peaks = [found[size][stage].peak for size in sizes]
         slope = float(np.polyfit(sizes, peaks, 1)[0]) * 1e6
-        all_well &= slope <= MOST_BYTES_AN_IMAGE
+        is_good &= slope <= MOST_BYTES_AN_IMAGE
         row = "".join(f"{peak:>18,.0f}" for peak in peaks)
         print(f"{stage:16}{row} {slope:>16,.0f} {MOST_BYTES_AN_IMAGE:>8,}")
-    return all_well
+    return is_good
 
 
-def tell_epochs(epochs: int, folder: Path) -> bool:
-    """Memory of a long training on the data of ``folder``, its second fifth against its last one.
+def show_epochs(epochs: int, folder: Path) -> bool:
+    """Compare the memory of a long training in its second fifth and in its last one.
 
-    Few images would not do: the first fifth must be longer than starting takes.
+    It needs enough images that the first fifth is longer than the start of the process.
     """
     workspace = ["--set", f"workspace={folder / 'work'}"]
     long = ["--set", f"train_student.epochs={epochs}"]
@@ -155,8 +155,8 @@ def main() -> None:
     os.chdir(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory() as folder:
         found = {size: stages_at(size, Path(folder) / str(size)) for size in arguments.sizes}
-        is_well = tell_sizes(arguments.sizes, found)
-        is_well &= tell_epochs(arguments.epochs, Path(folder) / str(min(arguments.sizes)))
+        is_good = show_sizes(arguments.sizes, found)
+        is_good &= show_epochs(arguments.epochs, Path(folder) / str(min(arguments.sizes)))
     line = {
         "claim": "memory, MB",
         "machine": machine(),
@@ -166,7 +166,7 @@ def main() -> None:
         },
     }
     print(json.dumps(line))
-    sys.exit(0 if is_well else 1)
+    sys.exit(0 if is_good else 1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Claims: `select`'s scoring costs little beside its own matrix products, and its memory does not
-grow with the number of samples beyond a few numbers for each.
+"""Claims: scoring in `select` costs little more than its matrix products, and its memory grows by a
+few numbers for each sample.
 
-Synthetic features (`_head_data`). Time: all that `select` computes by default (heads, scores,
-standard errors, label issues, diagnostics) and the same matrix products alone, on resident
-operands, in turn. Memory: the same from memory-mapped files, one process for each size; what counts
-is the peak of what is the process's own (RssAnon), because mapped files are the page cache's.
+Synthetic features (`_head_data`). Time: everything that `select` computes by default (heads,
+scores, standard errors, label issues, diagnostics) and its matrix products alone, on resident
+operands, in turn. Memory: the same from memory-mapped files, one process for each size. The measure
+is the peak of the process's own memory (RssAnon), because mapped files are in the page cache.
 
     python benchmarks/select_scoring.py [--rounds 3] [--rows 50000] [--classes 100] [--features 256]
     python benchmarks/select_scoring.py --memory [--sizes 50000 100000 200000]
@@ -85,7 +85,7 @@ def made(options: argparse.Namespace, folder: Path) -> Synthetic:
 
 
 def all_scores(data: Synthetic, num_rows: int, **changes: object) -> Callable[[], object]:
-    """What `select` computes of the first rows, held against the others."""
+    """A function that computes the scores of the first rows, with the others as target."""
     features, held_out = data.features[:num_rows], data.features[num_rows:]
     target = Target(
         features=FeatureRows(values=held_out),
@@ -119,17 +119,17 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def seconds(self) -> float:
-        """All of them again, on resident operands, and nothing else."""
+        """Time of all counted products, repeated on resident operands."""
         return sum(count * _seconds_of(signature) for signature, count in self.counts.items())
 
 
 def _layout(operand: Tensor) -> tuple[tuple[int, ...], bool]:
-    """Shape, and whether it is the transpose of a contiguous one."""
+    """Shape, and True for the transpose of a contiguous operand."""
     return tuple(operand.shape), not operand.is_contiguous()
 
 
 def _seconds_of(signature: tuple[object, ...]) -> float:
-    """One product; the median of several."""
+    """Time of one product, the median of several."""
     left_shape, left_turned, right_shape, right_turned, dtype = signature
     left, right = (
         torch.rand(shape[::-1], dtype=dtype).T if turned else torch.rand(shape, dtype=dtype)
@@ -144,7 +144,7 @@ def _seconds_of(signature: tuple[object, ...]) -> float:
 
 
 def speed(options: argparse.Namespace, folder: Path) -> None:
-    """Scoring and its products, in turn, after a run that counts the products and not the time."""
+    """Time scoring and its products in turn, after a run that counts the products."""
     run = all_scores(made(options, folder), options.rows)
     with Products() as products:
         run()
@@ -154,10 +154,10 @@ def speed(options: argparse.Namespace, folder: Path) -> None:
         run()
         seconds["all of select's scoring"].append(time.perf_counter() - start)
         seconds["its products alone"].append(products.seconds())
-    tell_speed(seconds)
+    show_speed(seconds)
 
 
-def tell_speed(seconds: dict[str, list[float]]) -> None:
+def show_speed(seconds: dict[str, list[float]]) -> None:
     print(f"\nselect's scoring beside its own matrix products\n{machine()}\n")
     print(f"{'':28} {'s, median':>10} {'min - max':>19} {'n':>3}")
     for name, values in seconds.items():
@@ -172,16 +172,16 @@ def tell_speed(seconds: dict[str, list[float]]) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """One process for each size, so that its peak is its own."""
+    """Measure one process for each size, so that its peak is its own."""
     print(f"\nmemory of select's scoring, {options.classes} classes, {options.features} features")
     print(f"{machine()}\n\n{'samples':>12} {'own peak, MB':>14} {'RSS peak, MB':>14} {'s':>8}")
     found = []
     for size in options.sizes:
-        told = _in_a_process(options, size)
-        found.append(told)
+        measured = _in_a_process(options, size)
+        found.append(measured)
         print(
-            f"{size:>12,} {told['own_mb']:>14,.0f} {told['rss_mb']:>14,.0f} "
-            f"{told['seconds']:>8.1f}",
+            f"{size:>12,} {measured['own_mb']:>14,.0f} {measured['rss_mb']:>14,.0f} "
+            f"{measured['seconds']:>8.1f}",
             flush=True,
         )
     growth = (found[-1]["own_mb"] - found[0]["own_mb"]) * 2**20
@@ -196,13 +196,13 @@ def _in_a_process(options: argparse.Namespace, size: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", *map(str, shape)]
     if options.folder is not None:
         command += ["--folder", str(options.folder)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found: dict[str, float] = json.loads(told.splitlines()[-1])
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
     return found
 
 
 def watched(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Score from memory-mapped files, with the curvature of as many samples at every size."""
+    """Score from memory-mapped files, with the same number of curvature samples at every size."""
     data = made(options, folder)
     run = all_scores(data, options.rows, hessian_subsample=SUBSAMPLE, l2=1e-4)
     peak, done = [0.0], threading.Event()

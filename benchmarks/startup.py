@@ -1,8 +1,8 @@
-"""Claims: help answers in under a second; a stage whose work is done says so in a few seconds.
+"""Claims: `--help` takes less than a second; a stage whose output exists takes a few seconds.
 
-Every command as a process of its own on the digits, in turn: asked for help, and asked for what
-lies there already. `python benchmarks/startup.py --setup` times set-up too: `make setup` anew in a
-fresh folder and virtual environment (it downloads the packages), and again.
+Each command runs as its own process on the digits, in turn: with `--help`, and with existing
+output. `python benchmarks/startup.py --setup` times set-up too: `make setup` in a new folder and
+virtual environment (it downloads the packages), and a second time.
 
     python benchmarks/startup.py [--rounds 5] [--setup]
 """
@@ -28,7 +28,7 @@ MOST_SECONDS_OF_HELP = 1.0
 
 
 def seconds(*command: str, **environment: str) -> float:
-    """Of one command, which must succeed."""
+    """Time of one command, which must succeed."""
     started = time.perf_counter()
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}
@@ -43,7 +43,7 @@ def heartcut(*arguments: str) -> list[str]:
 
 
 def commands(workspace: Path) -> dict[str, list[str]]:
-    """Name -> command line."""
+    """Command lines by name."""
     where = ["--set", f"workspace={workspace}"]
     return {
         "python -c pass": [sys.executable, "-c", "pass"],
@@ -58,7 +58,7 @@ def commands(workspace: Path) -> dict[str, list[str]]:
     }
 
 
-def tell(times: dict[str, list[float]]) -> None:
+def show(times: dict[str, list[float]]) -> None:
     print(f"\nstart-up, seconds\n{machine()}\n")
     print(f"{'':32} {'median':>8} {'min - max':>16} {'n':>3}")
     for name, values in times.items():
@@ -68,7 +68,7 @@ def tell(times: dict[str, list[float]]) -> None:
 
 
 def setup_times(folder: Path) -> dict[str, list[float]]:
-    """`make setup` in a copy of the project: the first time, and when all is there."""
+    """Time `make setup` in a copy of the project: the first time, and a second time."""
     copy = folder / "heartcut"
     left_out = shutil.ignore_patterns(".venv", ".git", "work", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=left_out)
@@ -79,7 +79,7 @@ def setup_times(folder: Path) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--setup", action="store_true", help="Time set-up too.")
+    parser.add_argument("--setup", action="store_true", help="time set-up too")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def main() -> None:
                 times[name].append(seconds(*command))
         if arguments.setup:
             times |= setup_times(Path(folder))
-    tell(times)
+    show(times)
     slow = [
         name
         for name, values in times.items()

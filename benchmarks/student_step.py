@@ -1,12 +1,12 @@
-"""Claims: a step of train-student costs what the same step costs on tensors that lie ready
-(>= 0.97), and a fraction of what it costs with the teacher in the loop.
+"""Claims: a step of train-student is as fast as the same step on tensors in memory (>= 0.97), and
+several times as fast as with the teacher in the loop.
 
 Four ways to take the same steps, in turn:
 
 - heartcut: train-student's loop, from betons, with views and cached soft labels;
 - resident: the limit, the same step on normalised batches and soft labels in memory;
-- online: train-student --online, the same loop with the teacher asked about every batch;
-- field: distillation as the field's repositories run it: torch's DataLoader with one worker for
+- online: train-student --online, the same loop with a forward pass of the teacher per batch;
+- field: distillation as in common repositories: torch's DataLoader with one worker for
   each core, PIL transforms, float32, NCHW, the teacher in the loop, metrics read after every step.
 
     python benchmarks/student_step.py [--teacher resnet32x4] [--student resnet8x4] [--batch 64]
@@ -37,7 +37,7 @@ from pipeline.data.views import ViewSpec
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training.learner import EpochSize
 
-TARGETS = {  # of the ratios to the field's loop and to our own online mode
+TARGETS = {  # ratios to the field's loop and to heartcut's online mode
     ("resnet32x4", "resnet8x4"): (5.0, 2.2),
     ("resnet56", "resnet20"): (3.4, 1.6),
 }
@@ -45,7 +45,7 @@ VIEWS = ViewSpec(padding=4, flip=True, count=4)
 
 
 def endless_field(beton: Beton, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the field's loader, epoch after epoch."""
+    """Batches of torch's DataLoader, epoch after epoch."""
     loader = field_loader(beton, batch_size=batch_size)
     while True:
         yield from loader

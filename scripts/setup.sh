@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the virtual environment that every make target runs in: system libraries, Python, uv,
-# the packages of requirements.lock, heartcut itself. Returns at once when nothing has changed,
-# and picks up where it was interrupted.
+# the packages of requirements.lock, heartcut itself. Returns at once if nothing has changed, and
+# resumes after an interrupt.
 #
-#   VENV        where the environment goes                    (default: .venv)
-#   PYTHON      the Python to build it from                   (default: one is looked for)
-#   FFCV_WHEEL  an ffcv wheel built before, docs/install.md   (default: ffcv is compiled)
+#   VENV        folder of the environment                     (default: .venv)
+#   PYTHON      command of the Python to build it from        (default: found on PATH)
+#   FFCV_WHEEL  file of an ffcv wheel, docs/install.md        (default: ffcv is compiled)
 set -euo pipefail
 unset CDPATH VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH UV_SYSTEM_PYTHON UV_PYTHON
 
@@ -13,9 +13,9 @@ wheel=${FFCV_WHEEL:+$(realpath -m -- "$FFCV_WHEEL")}
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
 venv=$(realpath -m -- "${VENV:-.venv}")
-marker=$venv/heartcut-setup   # line 1: the places it was made for; line 2: what is installed
+marker=$venv/heartcut-setup   # line 1: folders that it was made for; line 2: hash of its inputs
 made_for="$root $venv"
-python=""                     # the Python to build from, its version, and whether it has headers
+python=""                     # the Python to build from, its version, and "yes" if it has headers
 version=""
 headers=""
 uv=""
@@ -25,20 +25,20 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 runs() { command -v -- "$1" >/dev/null && "$1" --version >/dev/null 2>&1; }
 in_range() { [[ $1 =~ ^3\.1[123]$ ]]; }
 
-# "3.11 yes": the version of a Python, and whether C extensions can be built for it.
+# Print "3.11 yes": the version of a Python, and "yes" if C extensions can be built for it.
 describe() {
     "$1" -c 'import os, sys, sysconfig
 header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
 print("%d.%d %s" % (sys.version_info[:2] + ("yes" if os.path.exists(header) else "no",)))' 2>/dev/null
 }
 
-# What a finished environment was made from: files, places and the Python's version.
+# Hash of the inputs of a finished environment: files, folders and Python's version.
 fingerprint() {
     { cat requirements.lock pyproject.toml scripts/setup.sh; echo "$made_for $1"; } |
         sha256sum | cut -d ' ' -f 1
 }
 
-# The environment exists, was made here, for the Python that is asked for, and its Python runs.
+# Print the version of an environment that was made here, for the requested Python, and runs.
 usable_version() {
     local place found wanted
     [[ -f $marker && -x $venv/bin/python ]] || return 1
@@ -72,7 +72,7 @@ find_python() {
         while read -r candidate; do
             found=$(describe "$candidate") || continue
             in_range "${found% *}" || continue
-            # The first one wins, unless a later one can build extensions and it can't.
+            # Take the first one, or a later one if only that one can build extensions.
             if [[ -z $python || ($headers == no && $found == *yes) ]]; then
                 python=$candidate version=${found% *} headers=${found#* }
             fi
@@ -87,7 +87,7 @@ has_locked_ffcv() {
     compgen -G "$venv/lib/python3.*/site-packages/ffcv-$(sed -n 's/^ffcv==\([^ ]*\).*/\1/p' requirements.lock).dist-info" >/dev/null
 }
 
-# libturbojpeg0-dev in Debian and Ubuntu today; take the other name only where it alone is known.
+# libturbojpeg0-dev in Debian and Ubuntu today; take the other name only if apt knows just that.
 turbojpeg_package() {
     if ! apt-cache show libturbojpeg0-dev >/dev/null 2>&1 &&
         apt-cache show libturbojpeg-dev >/dev/null 2>&1; then
@@ -97,7 +97,7 @@ turbojpeg_package() {
     fi
 }
 
-# Debian's names of what this machine lacks, one a line.
+# Debian's names of the missing packages, one a line.
 missing_packages() {
     if [[ -z $wheel ]] && ! has_locked_ffcv; then
         command -v pkg-config >/dev/null || echo pkg-config
@@ -121,14 +121,14 @@ install_system_packages() {
     [[ -n $missing ]] || return 0
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=" ca-certificates"
     if ! command -v apt-get >/dev/null; then
-        die "FFCV needs OpenCV 4 and TurboJPEG with their headers, pkg-config, a C++ compiler, and Python's headers and venv; Debian calls what is missing here: $missing. Install them with this system's package manager, then run the same command again."
+        die "FFCV needs OpenCV 4 and TurboJPEG with their headers, pkg-config, a C++ compiler, and Python's headers and venv; the missing Debian packages are: $missing. Install their equivalents with this system's package manager, then run the same command again."
     fi
     if (($(id -u) != 0)); then
         command -v sudo >/dev/null && sudo="sudo "
         as_root=(sudo)
     fi
     install="${sudo}apt-get update && ${sudo}apt-get install -y --no-install-recommends"
-    # sudo that wants a password needs a terminal to ask on.
+    # sudo with a password needs a terminal.
     if (($(id -u) != 0)) &&
         { [[ -z $sudo ]] || ! { sudo -n true || : </dev/tty; } 2>/dev/null; }; then
         die "system packages are missing and installing them needs root. Run this line as root, then the same command again:
@@ -136,26 +136,26 @@ install_system_packages() {
     fi
     say "installing system packages: $missing"
     as_root+=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120)
-    "${as_root[@]}" update >&2 || say "apt-get update failed; going on with the package lists at hand"
-    missing=$(missing_packages | paste -sd ' ')   # now the package lists know turbojpeg's name
+    "${as_root[@]}" update >&2 || say "apt-get update failed; continuing with the current package lists"
+    missing=$(missing_packages | paste -sd ' ')   # the updated package lists have turbojpeg's name
     # shellcheck disable=SC2086
     "${as_root[@]}" install -y --no-install-recommends $missing >&2 ||
         die "the system packages could not be installed. Run this line as root, then the same command again:
     $install $missing"
     find_python
     missing=$(missing_packages | paste -sd ' ')
-    [[ -z $missing ]] || die "apt-get installed the system packages, yet these are not seen: $missing. Is another pkg-config or Python first on PATH ($(command -v pkg-config || true))?"
+    [[ -z $missing ]] || die "apt-get installed the system packages, but these are not found: $missing. Check that no other pkg-config or Python is first on PATH ($(command -v pkg-config || true))."
 }
 
-# Only ever remove a directory that this script made.
+# Remove only a folder that this script made.
 clear_unusable() {
     if usable_version >/dev/null || [[ ! -e $venv ]]; then return; fi
-    # Interrupted before there was a Python: go on from there.
+    # Interrupted before there was a Python: continue.
     if [[ -f $marker && ! -e $venv/bin && $(<"$marker") == "$made_for" ]]; then return; fi
     if [[ ! -f $marker ]] && { [[ ! -d $venv ]] || [[ -n $(ls -A -- "$venv") ]]; }; then
-        die "$venv was not made by set-up. Remove it, or choose another place with VENV=..."
+        die "$venv was not made by set-up. Remove it, or choose another folder with VENV=FOLDER."
     fi
-    say "$venv was made elsewhere or for another Python; building it anew"
+    say "$venv was made for another folder or Python; rebuilding it"
     rm -rf -- "$venv"
 }
 
@@ -164,21 +164,21 @@ install_uv() {
     if runs "$uv"; then return; fi
     say "installing uv"
     "${python:-python3}" -m venv --clear "$venv/.uv" ||
-        die "${python:-python3} cannot make a virtual environment to hold uv. Install uv, or pass another Python with PYTHON=..."
+        die "${python:-python3} cannot make a virtual environment for uv. Install uv, or choose another Python with PYTHON=COMMAND."
     "$venv/.uv/bin/python" -m pip install -q --disable-pip-version-check uv ||
-        die "pip could not install uv. Check the network and pip's configuration."
+        die "pip could not install uv. Check the network and pip's configuration, then run the same command again."
 }
 
 make_venv() {
     usable_version >/dev/null && return
     say "making $venv with Python ${version:-3.11 to 3.13}"
     "$uv" venv -q --allow-existing --prompt heartcut --python "${python:->=3.11,<3.14}" "$venv" ||
-        die "no virtual environment could be made with ${python:-a Python 3.11, 3.12 or 3.13}. Install Python 3.11, 3.12 or 3.13, or name one with PYTHON=..."
+        die "no virtual environment could be made with ${python:-a Python 3.11, 3.12 or 3.13}. Install Python 3.11, 3.12 or 3.13, or choose one with PYTHON=COMMAND."
 }
 
 install_packages() {
     local python_flag=(--python "$venv/bin/python") quiet=-q failure
-    if [[ -t 2 ]]; then quiet=""; fi   # a terminal sees the progress
+    if [[ -t 2 ]]; then quiet=""; fi   # a terminal shows the progress
     if [[ -n $wheel ]]; then
         "$uv" pip install -q "${python_flag[@]}" --no-deps "$wheel"
     fi
@@ -186,35 +186,35 @@ install_packages() {
     "$uv" pip sync $quiet "${python_flag[@]}" --require-hashes --build-constraints requirements.lock \
         requirements.lock >&2
     "$uv" pip install -q "${python_flag[@]}" --no-deps --no-build-isolation --editable .
-    # Importing ffcv takes seconds; what can go wrong is that its extension misses a library.
+    # Importing ffcv takes seconds; loading its extension shows if a library is missing.
     failure=$("$venv/bin/python" -c 'import ctypes, glob, sysconfig
 ctypes.CDLL(glob.glob(sysconfig.get_paths()["platlib"] + "/ffcv/_libffcv*.so")[0])' 2>&1) ||
-        die "ffcv's extension does not load: ${failure##*$'\n'}. Install that library; or, if the system's libraries have changed since ffcv was compiled, run '$uv cache clean ffcv', remove $venv, and run the same command again."
+        die "ffcv's extension does not load: ${failure##*$'\n'}. Install that library. If the system's libraries have changed since ffcv was compiled, run '$uv cache clean ffcv', remove $venv, and run the same command again."
 }
 
 if is_complete && [[ -z $wheel ]]; then exit 0; fi
-if command -v flock >/dev/null; then   # a second make waits, then finds the work done
+if command -v flock >/dev/null; then   # a second make waits, and then has nothing to do
     exec 9<scripts/setup.sh
     flock 9
     if is_complete && [[ -z $wheel ]]; then exit 0; fi
 fi
 
-# uv does not read pip's settings; hand it the two that decide whether a registry is reached.
+# uv does not read pip's settings; pass the two that are needed to reach a registry.
 if [[ -n ${PIP_INDEX_URL:-} && -z ${UV_INDEX_URL:-} ]]; then
     export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}
 fi
 if [[ -n ${PIP_CERT:-} ]]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$PIP_CERT}; fi
 export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300}
-# Without this ffcv's extension links every module of OpenCV, and loads them all at import.
+# Without this, ffcv's extension links all modules of OpenCV, and loads them at import.
 export LDFLAGS="${LDFLAGS:+$LDFLAGS }-Wl,--as-needed"
 
-[[ -z $wheel || -f $wheel ]] || die "FFCV_WHEEL=$FFCV_WHEEL is not a file."
+[[ -z $wheel || -f $wheel ]] || die "FFCV_WHEEL=$FFCV_WHEEL is not a file. Pass the path of an ffcv wheel, or unset FFCV_WHEEL."
 find_python
 if runs uv; then uv=$(command -v uv); fi
 install_system_packages
 clear_unusable
 mkdir -p -- "$venv"
-echo "$made_for" >"$marker"   # drops the fingerprint too: nothing is finished from here on
+echo "$made_for" >"$marker"   # removes the fingerprint: the environment is unfinished from here on
 [[ -n $uv ]] || install_uv
 make_venv
 install_packages
