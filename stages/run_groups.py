@@ -1,4 +1,4 @@
-"""Runs: found, grouped by what was done, and named; for `show`, `report` and the study."""
+"""Runs, found, grouped by their settings and named, for `show`, `report` and the study."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,29 +26,29 @@ _NAMES_OF_REVISION: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ by their seeds alone."""
+    """Runs that differ only by their seeds."""
 
     name: str
     runs: tuple[Run, ...]
 
     @property
     def is_plain(self) -> bool:
-        """Students of which nothing was distilled."""
+        """True for students without a teacher."""
         return self.runs[0].result.method is None and is_student(self.runs[0])
 
     def by_seed(self, field: str) -> dict[int, float]:
-        """One number of the results of all runs."""
+        """List one number of the results by seed."""
         return {run.result.seed: float(getattr(run.result, field)) for run in self.runs}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """Runs that were trained on one data set, in groups."""
+    """Runs on one data set, in groups."""
 
     workspace: Path
     groups: list[Group]
     config: Config | None
-    """Where a configuration was given: it may tell where the cache lies."""
+    """Configuration, if one was given: it may name the place of the cache."""
 
     @property
     def num_runs(self) -> int:
@@ -56,17 +56,17 @@ class Runs:
 
     @property
     def caches(self) -> list[str]:
-        """Ids of the teacher caches, each once, in the order of the runs."""
+        """IDs of the teacher caches, each once, in the order of the runs."""
         found = (run.result.inputs.cache for group in self.groups for run in group.runs)
         return list(dict.fromkeys(cache for cache in found if cache is not None))
 
 
 def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
-    """The runs at ``places``: configurations, workspaces, sweeps, or runs.
+    """Find the runs at ``places``: configurations, workspaces, sweeps, or runs.
 
     Raises:
         ArtefactNotFound: if there are none.
-        ArtefactMismatch: if they are of several data sets.
+        ArtefactMismatch: if they belong to several data sets.
         ConfigError: if overrides were given without a configuration.
     """
     groups: list[Group] = []
@@ -91,13 +91,13 @@ def find_runs(places: Sequence[Path], overrides: Sequence[str]) -> Runs:
 
 
 def _near(folder: Path) -> Path:
-    """``folder`` from here, where it lies below: a report may be sent, and paths have names."""
+    """Make ``folder`` relative if it is below the working directory: absolute paths name people."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _of_config(config: Config) -> list[Group]:
-    """What was compared or swept; without either, everything that was trained."""
+    """Find the runs that were compared or swept; without either, all runs."""
     found = [
         group
         for group in _named(comparison.read(config.workspace))
@@ -111,7 +111,7 @@ def _of_config(config: Config) -> list[Group]:
 
 
 def _named(paths: Mapping[str, Iterable[Path]]) -> list[Group]:
-    """Runs by the name of their group, as far as they are still there."""
+    """Group the runs that still exist by name."""
     groups = []
     for name, own in paths.items():
         there = [path for path in own if (path / RESULT).exists()]
@@ -126,7 +126,9 @@ def _of_place(place: Path) -> list[Group]:
         folder = SweepFolder(path=sweep)
         found = _of_sweep(folder, sweep.resolve().parent.parent)
         if not found:
-            raise ArtefactNotFound(f"{folder.results} has no run that succeeded. Sweep again.")
+            raise ArtefactNotFound(
+                f"{folder.results} has no run that succeeded. Run `heartcut sweep` again."
+            )
         return found
     if not place.exists():
         raise ArtefactNotFound(
@@ -138,11 +140,11 @@ def _of_place(place: Path) -> list[Group]:
     sweeps = [SweepFolder(path=path.parent) for path in sorted(place.glob(f"sweeps/*/{RESULTS}"))]
     named = [group for folder in sweeps for group in _of_sweep(folder, place)]
     compared = _named(comparison.read(place))
-    return [*compared, *named, *_of_folder(place / "runs")]  # those named keep their names
+    return [*compared, *named, *_of_folder(place / "runs")]  # named groups keep their names
 
 
 def _of_folder(folder: Path) -> list[Group]:
-    """All students in a folder of runs."""
+    """Find all students in a folder of runs."""
     runs = [Run.open(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))]
     students = [run for run in runs if is_student(run)]
     if not students:
@@ -162,7 +164,7 @@ def _of_sweep(folder: SweepFolder, workspace: Path) -> list[Group]:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Runs with the same settings but for the seed, and the same inputs."""
+    """Group runs that have the same settings, apart from the seed, and the same inputs."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(_identity_but_for_seed(run), []).append(run)
@@ -175,12 +177,12 @@ def _identity_but_for_seed(run: Run) -> str:
 
 
 def is_student(run: Run) -> bool:
-    """Whether it was trained as one, and not as a teacher."""
+    """Return True for a run that was trained as a student, not as a teacher."""
     return "distil" in read_settings(run.path)
 
 
 def _name(run: Run) -> str:
-    """What a run did, in the field's words."""
+    """Name a run by its method, label revision and selection."""
     result = run.result
     if result.method is None:
         return f"{result.arch}, {'plain' if is_student(run) else 'teacher'}"
@@ -199,7 +201,7 @@ def _name(run: Run) -> str:
 
 
 def soft_labels_of(run: Run) -> SoftLabelRecord | None:
-    """The record of the soft labels of a run, where they lie in its workspace."""
+    """Read the record of the soft labels of a run, if they are in its workspace."""
     labels = run.result.inputs.soft_labels
     if labels is None:
         return None
@@ -216,7 +218,7 @@ def _selection_record_of(run: Run) -> SelectionRecord | None:
 
 
 def selection_path_of(run: Run) -> Path | None:
-    """The selection of a run, where it lies in its workspace."""
+    """Find the selection of a run, if it is in its workspace."""
     selection = run.result.inputs.selection
     if selection is None:
         return None
@@ -224,7 +226,7 @@ def selection_path_of(run: Run) -> Path | None:
 
 
 def _joined(groups: Sequence[Group]) -> list[Group]:
-    """Every run once, in groups whose names can be shown; all seeds of a student in the first."""
+    """Keep every run once, with all seeds of a student in its first group; make names printable."""
     found: dict[str, Group] = {}
     seen: set[str] = set()
     for group in groups:
@@ -235,11 +237,11 @@ def _joined(groups: Sequence[Group]) -> list[Group]:
         key = _identity_but_for_seed(own[0])
         first = found.get(key, replace(group, name=printable(group.name), runs=()))
         found[key] = replace(first, runs=first.runs + own)
-    return told_apart(found.values())
+    return with_different_names(found.values())
 
 
-def told_apart(groups: Iterable[Group]) -> list[Group]:
-    """Groups with names that differ, seeds in order."""
+def with_different_names(groups: Iterable[Group]) -> list[Group]:
+    """Give groups different names, and put seeds in order."""
     found: dict[str, Group] = {}
     for group in groups:
         runs = tuple(sorted(group.runs, key=lambda run: run.result.seed))
@@ -257,5 +259,5 @@ def _require_one_dataset(groups: Sequence[Group]) -> None:
         if found != expected:
             raise ArtefactMismatch(
                 f"{run.path} was trained on data set {short(found)} (expected "
-                f"{short(expected)}, that of {first.path}). Report the runs of one data set."
+                f"{short(expected)}, that of {first.path}). Name only runs of one data set."
             )

@@ -9,14 +9,14 @@ _LEAST_NAME: Final = 12
 
 
 def percent(share: float | None, *, digits: int = 2) -> str:
-    """A share in per cent; a dash where it is not known."""
+    """Format a share in per cent; a dash if it is not known."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def percent_over_seeds(
     mean: float | None, std: float | None, *, unit: str = " %", unknown: str = "-", digits: int = 2
 ) -> str:
-    """Mean and standard deviation of a share in per cent; of one seed the mean alone."""
+    """Format mean and standard deviation in per cent; for one seed only the mean."""
     if mean is None:
         return unknown
     deviation = "" if std is None else f" ± {100 * std:.{digits}f}"
@@ -24,7 +24,7 @@ def percent_over_seeds(
 
 
 def percentage_points(mean: float, low: float | None, high: float | None) -> str:
-    """A difference of shares in points, with its interval where there is one."""
+    """Format a difference of shares in points, with its interval if there is one."""
     difference = f"{100 * mean:+.2f}"
     if low is None or high is None:
         return difference
@@ -32,17 +32,17 @@ def percentage_points(mean: float, low: float | None, high: float | None) -> str
 
 
 def decimal(value: float | None, form: str) -> str:
-    """A number in a format; a dash where it is not known."""
+    """Format a number; a dash if it is not known."""
     return "-" if value is None else format(value, form)
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: `1 run`, `2,000 runs`."""
+    """Format a count with its noun: `1 run`, `2,000 runs`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds, minutes, or hours and minutes."""
+    """Format a time in seconds, minutes, or hours and minutes."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -50,9 +50,9 @@ def duration(seconds: float) -> str:
 
 
 def text_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
-    """Rows as columns two spaces apart.
+    """Lay out rows as columns, two spaces apart.
 
-    Within ``width`` columns, long names in the first column continue in the next line.
+    A ``width`` makes long names in the first column continue on the next line.
     """
     if width is not None:
         rows = list(_wrapped(rows, width))
@@ -68,9 +68,9 @@ def _wrapped(rows: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[str
 
 
 def markdown_table(rows: Sequence[Sequence[str]], *, aligned: bool = True) -> str:
-    """Rows as a Markdown table whose first row is the header.
+    """Lay out rows as a Markdown table whose first row is the header.
 
-    Aligned columns are for readers of the text; a page that is rendered needs none.
+    Aligned columns are for readers of the text; a rendered page does not need them.
     """
     if not aligned:
         rule = "|" + "---|" * len(rows[0])
@@ -86,7 +86,7 @@ def _between_bars(cells: Sequence[str]) -> str:
 
 
 def _padded(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
-    """The rows with every cell as wide as its column."""
+    """Pad every cell to the width of its column."""
     widths = _widths(rows)
     for row in rows:
         yield [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

@@ -1,4 +1,4 @@
-"""What the machine offers: device, precision, cores, and how much of each is used."""
+"""Device, precision and cores of this machine, and how much of each is used."""
 
 import contextlib
 import os
@@ -17,20 +17,20 @@ Module = TypeVar("Module", bound=nn.Module)
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32", "fp64"]
 
 _CPU_INFO = Path("/proc/cpuinfo")
-"""Of Linux; on ARM it names no model."""
+"""Description of the CPU on Linux; on ARM it names no model."""
 _LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Where and how the networks run."""
+    """Device and precision that networks run on."""
 
     device: torch.device
     precision: Precision
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Run matrix products in the precision where it is a low one; the rest in `dtype`."""
+        """Run matrix products in a low precision, if that is chosen; the rest in `dtype`."""
         dtype = _LOW_PRECISION.get(self.precision, torch.bfloat16)
         with torch.autocast(
             self.device.type, dtype=dtype, enabled=self.precision in _LOW_PRECISION
@@ -39,25 +39,25 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images and weights."""
+        """Data type of images and weights."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     def place(self, model: Module) -> Module:
-        """The network on the device, in the memory format and the type that it runs in."""
+        """Move a network to the device, in the memory format and type that it runs in."""
         placed = model.to(device=self.device, dtype=self.dtype)
         return placed.to(memory_format=torch.channels_last)
 
     def loader_workers(self, wanted: int) -> int:
-        """Loader threads: as wanted, or 0 for what suits the device.
+        """Choose the number of loader threads: as wanted; 0 stands for what suits the device.
 
-        On a CPU one thread feeds any network many times over, and more of them would spin on the
-        cores that the network needs; an accelerator leaves all cores to the loader.
+        On a CPU one thread feeds any network many times over. More threads would spin on the cores
+        that the network needs. An accelerator leaves all cores to the loader.
         """
         return wanted or (num_cores() if self.device.type == "cuda" else 1)
 
     @property
     def description(self) -> str:
-        """For people: device, precision, threads."""
+        """Device, threads and precision in words."""
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
         num_threads = torch.get_num_threads()
@@ -66,7 +66,7 @@ class Runtime:
 
 
 def resolve_runtime(precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"]) -> Runtime:
-    """The device of this machine and the precision that ``auto`` means on it."""
+    """Find the device of this machine, and the precision that ``auto`` means on it."""
     device = torch.device("cpu")
     if torch.cuda.is_available():  # torchrun gives every process of a machine a GPU of its own
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -79,10 +79,10 @@ def resolve_runtime(precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"]) 
 
 
 def num_cores() -> int:
-    """Cores that this process may use: its share of the machine's, or what OMP_NUM_THREADS says.
+    """Count the cores that this process may use: its share of the machine, or OMP_NUM_THREADS.
 
-    The ranks of one machine share the cores that torchrun may use. The one thread that torchrun
-    sets for every rank is a default of its own and no wish of the user's.
+    The ranks of one machine share the cores that torchrun may use. OMP_NUM_THREADS=1 of a rank is
+    ignored: torchrun sets it by default, so it is not the user's choice.
     """
     allowed = len(os.sched_getaffinity(0))
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -90,12 +90,12 @@ def num_cores() -> int:
         shared = len(os.sched_getaffinity(os.getppid()))
         allowed = max(1, min(allowed, shared // num_ranks))
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    is_told = wanted.isdigit() and int(wanted) > (1 if num_ranks > 1 else 0)
-    return min(allowed, int(wanted)) if is_told else allowed
+    is_set = wanted.isdigit() and int(wanted) > (1 if num_ranks > 1 else 0)
+    return min(allowed, int(wanted)) if is_set else allowed
 
 
 def processor() -> str:
-    """Model of the CPU, because kinds of it round differently; its instruction set if unknown."""
+    """Name the model of the CPU, because models round differently; else its instruction set."""
     try:
         lines = _CPU_INFO.read_text().splitlines()
     except OSError:
@@ -105,7 +105,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what shapes the numbers."""
+    """List the versions of the packages that influence numbers."""
     import numpy
     import torchvision
 

@@ -1,4 +1,4 @@
-"""What each of several ranks must remember to go on: its random numbers, its part of the sums."""
+"""State that each rank needs to resume: its random numbers, and its part of the sums."""
 
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ _OWN_SUMS = ("loss", "num_correct")
 
 
 def all_states(own: RankState, ranks: Ranks) -> list[RankState]:
-    """The states of all ranks, in their order; all must ask."""
+    """Collect the states of all ranks, in their order; all ranks must call this."""
     if not ranks.are_many:
         return [own]
     totals = own["totals"]
@@ -35,10 +35,10 @@ def all_states(own: RankState, ranks: Ranks) -> list[RankState]:
 
 
 def own_state(states: list[RankState], ranks: Ranks) -> RankState:
-    """A rank's own among those that were kept.
+    """Choose the state of this rank among the stored ones.
 
-    Where there are more or fewer ranks than then, the first one takes all sums, and a rank that is
-    new has None for its random numbers.
+    If the number of ranks has changed, the first rank takes all sums. A rank that is new has None
+    for its random numbers.
     """
     if len(states) == ranks.world:
         return states[ranks.rank]
@@ -51,13 +51,13 @@ def own_state(states: list[RankState], ranks: Ranks) -> RankState:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor | None]:
-    """Where torch's random numbers are."""
+    """Read the state of torch's random number generators."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict[str, Tensor | None], device: torch.device) -> None:
-    """Go back to what `random_state` told."""
+    """Restore what `random_state` returned."""
     if state["cpu"] is not None:
         torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None:
@@ -65,7 +65,7 @@ def set_random_state(state: dict[str, Tensor | None], device: torch.device) -> N
 
 
 def random_stream(seed: int, rank: int, *, step: int) -> int:
-    """A seed for the random numbers of one rank from one step on, unlike those of others."""
+    """Derive a seed for one rank from one step on, different from those of other ranks."""
     mixed = (seed * 0x9E3779B97F4A7C15 + rank * 0xD1B54A32D192ED03 + step) % 2**64
     mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 % 2**64
     return mixed >> 1

@@ -1,8 +1,8 @@
-"""The processes of one job: which one this is, and what they tell each other.
+"""The processes of one job: the rank of this one, and the exchange between them.
 
-torchrun starts the processes and names them by environment variables; alone, every method here is
-the identity and nothing of torch.distributed is touched. Numbers travel by NCCL between GPUs and by
-gloo between CPUs; what the processes agree on besides always goes by gloo.
+torchrun starts the processes and numbers them by environment variables. In a single process every
+method here is the identity, and torch.distributed is not used. Tensors travel by NCCL between GPUs
+and by gloo between CPUs; all other messages use gloo.
 """
 
 import os
@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, PeerLost
 Made = TypeVar("Made")
 
 LONGEST_WAIT: Final = timedelta(hours=12)
-"""For a rank that is at work on its own; one that has died is noticed at once."""
+"""Time to wait for a rank that works on its own; a dead rank is noticed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what is written once, and tells what is told once."""
+        """True for the one process that writes shared files and prints results."""
         return self.rank == 0
 
     @property
@@ -41,17 +41,17 @@ class Ranks:
         return self.world > 1
 
     def part(self, total: int) -> slice:
-        """This rank's contiguous share of ``total`` rows; shares differ by one row at most."""
+        """Choose this rank's contiguous share of ``total`` rows; shares differ by at most one."""
         return part_of(total, rank=self.rank, world=self.world)
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum of all ranks' tensors of one shape, in place."""
+        """Sum the tensors of all ranks, of one shape, in place."""
         if self.are_many:
             dist.all_reduce(values)
         return values
 
     def each(self, values: Tensor) -> Tensor:
-        """All ranks' tensors of one shape, (world, ...)."""
+        """Stack the tensors of all ranks, of one shape: (world, ...)."""
         if not self.are_many:
             return values[None]
         found = [torch.empty_like(values) for _ in range(self.world)]
@@ -59,9 +59,9 @@ class Ranks:
         return torch.stack(found)
 
     def gathered(self, rows: Tensor, *, total: int | None = None) -> Tensor:
-        """All ranks' rows one after the other, in the order of the ranks; any number from each.
+        """Concatenate the rows of all ranks, in their order; each may have any number.
 
-        Where every rank has its `part` of ``total`` rows, they need not ask each other how many.
+        If every rank has its `part` of ``total`` rows, their numbers need not be exchanged.
         """
         if not self.are_many:
             return rows
@@ -71,24 +71,24 @@ class Ranks:
         return torch.cat([part[:n] for part, n in zip(self.each(padded), counts, strict=True)])
 
     def _counts(self, own: int, total: int | None) -> list[int]:
-        """Rows of every rank."""
+        """Count the rows of every rank."""
         if total is None:
             return [int(count) for count in self.each(torch.tensor(own))]
         parts = [part_of(total, rank=rank, world=self.world) for rank in range(self.world)]
         return [part.stop - part.start for part in parts]
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so; all must ask."""
+        """Return True if the flag of any rank is set; all ranks must call this."""
         if not self.are_many:
             return flag
         return bool(self.summed(torch.tensor(int(flag))))
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank is here."""
         self.any(False)
 
     def first_before_others(self, make: Callable[[], Made]) -> Made:
-        """What ``make`` gives on every rank, where the others find the files of the first one."""
+        """Call ``make`` on the first rank, then on the others, which find its files."""
         if not self.is_first:
             self.wait()
             return make()
@@ -101,17 +101,17 @@ ALONE: Final = Ranks()
 
 
 def part_of(total: int, *, rank: int, world: int) -> slice:
-    """Rows of one rank among ``total``: contiguous, the first ranks have one more where needed."""
+    """Choose the rows of one rank: contiguous; the first ranks have one more where needed."""
     least, more = divmod(total, world)
     start = rank * least + min(rank, more)
     return slice(start, start + least + (rank < more))
 
 
 class Poll:
-    """Whether any rank says so, asked at every step and answered at the next one.
+    """Question to all ranks, asked at every step and answered at the next one.
 
-    So the ranks agree on a step at which all of them act, and none waits for the slowest. Alone,
-    the answer is what was asked.
+    So the ranks agree on a step at which all of them act, and none waits for the slowest. In a
+    single process the answer comes at once.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -119,7 +119,7 @@ class Poll:
         self._asked: tuple[Tensor, dist.Work] | None = None
 
     def answers(self, *flags: bool) -> tuple[bool, ...]:
-        """The answers to the flags of the step before; all ranks must ask as many."""
+        """Return the answers to the flags of the step before; all ranks must ask equally many."""
         if not self._ranks.are_many:
             return flags
         earlier = self.last() or (False,) * len(flags)
@@ -128,7 +128,7 @@ class Poll:
         return earlier
 
     def last(self) -> tuple[bool, ...]:
-        """The answers that were not told yet, if any."""
+        """Return the answers that are still outstanding, if any."""
         if self._asked is None:
             return ()
         (asked, work), self._asked = self._asked, None
@@ -138,10 +138,10 @@ class Poll:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The ranks that torchrun started, connected for a while; `ALONE` without torchrun.
+    """Connect the ranks that torchrun started, for a while; `ALONE` without torchrun.
 
     Raises:
-        ConfigError: if it is not told where the others are.
+        ConfigError: if the address of the other ranks is not set.
         PeerLost: if another rank has ended, or cannot be reached.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -154,11 +154,11 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=LONGEST_WAIT)
         yield Ranks(rank=rank, world=world)
     except RuntimeError as error:
-        if not _tells_of_a_peer(error):
+        if not _is_of_a_peer(error):
             raise
         raise PeerLost(
-            "the connection to another rank broke: it has ended (expected all to go on). Look for "
-            "its error, then run the same command again to go on."
+            "the connection to another rank broke: it has ended (expected all to continue). Look "
+            "for its error, then run the same command to resume."
         ) from error
     finally:
         if dist.is_initialized():
@@ -170,10 +170,10 @@ def _require_address(world: int) -> None:
         if not os.environ.get(name):
             raise ConfigError(
                 f"WORLD_SIZE is {world}, but {name} is not set (expected both, as torchrun sets "
-                "them). Start the processes by `heartcut launch` or torchrun, or unset WORLD_SIZE."
+                "them). Start the ranks with `heartcut launch` or torchrun, or unset WORLD_SIZE."
             )
 
 
-def _tells_of_a_peer(error: RuntimeError) -> bool:
-    """Whether the error is of the connection between ranks; gloo's have no type of their own."""
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    """Recognise an error of the connection between ranks; gloo's have no type of their own."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

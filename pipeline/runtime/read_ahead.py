@@ -1,4 +1,4 @@
-"""Work done a little ahead by threads, in order and with bounded memory."""
+"""Work done a little ahead by threads, in order and in bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 def read_ahead(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
 ) -> Iterator[Result]:
-    """``map`` by ``threads`` threads, at most ``ahead`` items early, in the order of ``items``.
+    """Map ``work`` over ``items`` in ``threads`` threads, in order, at most ``ahead`` items early.
 
-    An error is raised where its result would have come; leaving early cancels the rest.
+    An error is raised in place of its result. Leaving early cancels the rest.
     """
     remaining, reader = iter(items), get_ident()
     pool = ThreadPoolExecutor(max_workers=threads)
@@ -29,6 +29,6 @@ def read_ahead(
     finally:
         for future in waiting:
             future.cancel()
-        # An abandoned generator is closed where the garbage collector happens to run, perhaps in a
-        # thread of the pool itself, which cannot wait for its own end.
+        # The garbage collector may close an abandoned generator in a thread of the pool itself,
+        # which cannot wait for its own end.
         pool.shutdown(wait=get_ident() == reader)

@@ -8,14 +8,15 @@ from pipeline.runtime.ranks import Ranks
 
 
 def is_missing(path: Path, ranks: Ranks) -> bool:
-    """Whether a rank does not have it; they all make it then, where the others have it as well."""
+    """Return True if any rank lacks the file; then all ranks take part in making it."""
     return ranks.any(not path.exists())
 
 
 def write_once(path: Path, write: Callable[[], None], *, ranks: Ranks) -> None:
-    """Write what every rank holds: by rank 0, then by the first rank of a machine that lacks it.
+    """Write a file once per folder: by rank 0, then by the first rank of a machine that lacks it.
 
-    Machines that share a folder have one copy, others one each; ``write`` publishes it complete.
+    Every rank has the content. Machines that share a folder have one copy, others one each.
+    ``write`` publishes the file complete.
     """
     for writes in (ranks.is_first, _is_first_here(ranks)):
         if writes and not path.exists():
@@ -24,5 +25,5 @@ def write_once(path: Path, write: Callable[[], None], *, ranks: Ranks) -> None:
 
 
 def _is_first_here(ranks: Ranks) -> bool:
-    """Of the ranks of this machine, as torchrun numbers them."""
+    """Return True for the first rank of this machine, as torchrun numbers them."""
     return int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0

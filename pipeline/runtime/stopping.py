@@ -1,4 +1,4 @@
-"""Requests to stop: a signal becomes one, and the process stops where nothing is lost."""
+"""Requests to stop: a signal becomes a request, and the process stops where nothing is lost."""
 
 import signal
 import threading
@@ -9,11 +9,11 @@ from types import FrameType
 from pipeline.errors import Terminated
 from pipeline.runtime.ranks import Poll, Ranks
 
-ENDED = "terminated: nothing half-written was left under a final name"
+ENDED = "terminated: run the same command to resume"
 
 
 class StopRequest:
-    """The signal that asked this process to stop, if one did."""
+    """Signal that asked this process to stop, if there was one."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -23,7 +23,7 @@ class StopRequest:
         return self._signal is not None
 
     def raise_if_stopped(self) -> None:
-        """Stop now, if it was asked for.
+        """Stop now, if that was requested.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
@@ -35,14 +35,14 @@ class StopRequest:
             raise Terminated(ENDED)
 
     def _heard(self, number: int, _: FrameType | None) -> None:
-        if self._signal is not None:  # asked twice: at once
+        if self._signal is not None:  # a second signal: stop at once
             self._signal = number
             self.raise_if_stopped()
         self._signal = number
 
 
 class SharedStopRequest:
-    """The request of any rank: all of them stop at the same step; alone, one's own."""
+    """Request of any rank: all ranks stop at the same step; a single process at its own."""
 
     def __init__(self, own: StopRequest, ranks: Ranks) -> None:
         self._own, self._ranks, self._poll = own, ranks, Poll(ranks)
@@ -53,27 +53,27 @@ class SharedStopRequest:
         return self._is_agreed if self._ranks.are_many else self._own.is_there
 
     def ask(self, is_due: bool) -> bool:
-        """Ask the ranks for requests, and whether a checkpoint is due for any of them."""
+        """Ask all ranks for requests; return True if a checkpoint is due for any of them."""
         stops, any_due = self._poll.answers(self._own.is_there, is_due)
         self._is_agreed |= stops
         return any_due
 
     def settle(self) -> None:
-        """Ask at a place where the ranks may wait for each other."""
+        """Ask all ranks at a place where they may wait for each other."""
         self._poll.last()
         self._is_agreed |= self._ranks.any(self._own.is_there)
 
     def raise_if_stopped(self) -> None:
-        """Stop now, if any rank was asked to.
+        """Stop now, if that was requested from any rank.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
-            Terminated: after SIGTERM, or where another rank was asked.
+            Terminated: after SIGTERM, or where another rank received the signal.
         """
         if self._ranks.are_many and not self._is_agreed:
             return
         if self._ranks.are_many:
-            self._ranks.wait()  # a rank that has ended could have the others stopped at once
+            self._ranks.wait()  # the end of one rank could stop the others at once
         self._own.raise_if_stopped()
         if self._ranks.are_many:
             raise Terminated(ENDED)
@@ -81,9 +81,9 @@ class SharedStopRequest:
 
 @contextmanager
 def catching_stop_signals() -> Iterator[StopRequest]:
-    """Take Ctrl-C and SIGTERM as requests for a while; a second one stops at once.
+    """Turn Ctrl-C and SIGTERM into requests for a while; a second signal stops at once.
 
-    Signals reach the main thread alone: elsewhere no request is ever there.
+    Signals reach only the main thread: in other threads there is never a request.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

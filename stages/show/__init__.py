@@ -1,1 +1,1 @@
-"""Parts of `heartcut show`: a description of an artefact, as a record and as text."""
+"""Parts of `heartcut show`: a summary of an artefact, as a record and as text."""

@@ -1,6 +1,6 @@
-"""show cache: a teacher cache -> how good its teacher is, and how sure.
+"""show cache: a teacher cache -> accuracy and confidence of its teacher.
 
-Reads the clean view of the cache, and the records of a data set beside it where there is one.
+Reads the clean view of the cache, and the records of the data set in the same workspace, if any.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,17 +31,17 @@ _ADVICE: Final = "Pass WORKSPACE/caches/ID, an address or a configuration."
 
 
 class ViewQuality(Record):
-    """The teacher in one view; view 0 is the clean one."""
+    """Accuracy of the teacher in one view; view 0 is the clean one."""
 
     view: int
     accuracy_training: float
     accuracy_held_out: float | None
     agreement: float
-    """Share of rows that have the class of the clean view."""
+    """Share of samples with the same class as in the clean view."""
 
 
 class ClassErrors(Record):
-    """Rows of one class that the teacher gets wrong in the clean view."""
+    """Samples of one class that the teacher gets wrong in the clean view."""
 
     label: int
     name: str | None
@@ -50,62 +50,62 @@ class ClassErrors(Record):
 
 
 class Calibration(Record):
-    """How sure the teacher is of rows that are not trained on, against how often it is right."""
+    """Confidence of the teacher on samples that no student trains on, against its accuracy."""
 
     split: Literal["held_out", "test"]
     num_rows: int
     accuracy: float
     mean_confidence: float
     expected_calibration_error: float
-    """Over 15 equal bins of confidence."""
+    """Error over 15 equal bins of confidence."""
 
 
 class CacheShown(Record):
     """One cache."""
 
     info: CacheInfo
-    """All that `heartcut cache info --json` tells."""
+    """Content of `heartcut cache info --json`."""
     dataset: str | None
-    """Id of the data set whose images these are; None: not known."""
+    """ID of the data set with these images; None: not known."""
     views: tuple[ViewQuality, ...]
     classes: tuple[ClassErrors, ...]
-    """The most wrong rows first; of equal ones by label."""
+    """Classes with the most wrong samples first; equal ones by label."""
     confidence: Histogram | None
-    """Probability of the teacher's class at temperature 1; None: the cache keeps too little."""
+    """Probability of the teacher's class at temperature 1; None: the cache does not have it."""
     calibration: Calibration | None
 
 
 class CachesShown(Record):
-    """All that `show cache` shows; its JSON has these keys."""
+    """Content of `show cache`; its JSON has these keys."""
 
     caches: tuple[CacheShown, ...]
-    """One, or those of the training and the test images of a configuration."""
+    """One cache, or those of the training and test images of a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """The teacher in the clean view, (N,) each."""
+    """Answers of the teacher in the clean view, (N,) each."""
 
     labels: NDArray[np.int64]
     correct: NDArray[np.bool_]
-    """A tie for first place counts as right."""
+    """True also for a tie for first place."""
     confidence: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unseen:
-    """Rows of a cache that no student trains on."""
+    """Samples of a cache that no student trains on."""
 
     split: Literal["held_out", "test"]
     rows: NDArray[np.int64]
 
 
 def execute(place: str, overrides: Sequence[str] = ()) -> CachesShown:
-    """Describe the cache at a folder or an address, or those of a configuration.
+    """Describe the cache at a folder or an address, or the caches of a configuration.
 
     Raises:
         ArtefactNotFound: if there is none.
-        ArtefactMismatch: if it is damaged, or something else.
+        ArtefactMismatch: if it is damaged, or not a cache.
     """
     if not place.endswith(".toml"):
         require_no_overrides(place, overrides)
@@ -118,7 +118,7 @@ def execute(place: str, overrides: Sequence[str] = ()) -> CachesShown:
 
 
 def _require_cache(place: str) -> None:
-    """Refuse a folder that is something else, or missing."""
+    """Reject a folder that is missing or not a cache."""
     path = Path(place)
     is_address = ":" in place.partition("/")[0]
     if not is_address and kind_of(path) != "a teacher cache":
@@ -145,14 +145,14 @@ def _describe(store: ObjectStore, folder: Path | None) -> CacheShown:
 
 
 def _answers(cache: TeacherCache) -> _Answers:
-    """Read a shard at a time: all of it may not fit."""
+    """Read the clean view a shard at a time, because it may not fit in memory."""
     labels = cache.labels
-    is_told = not cache.is_sparse or 1.0 in cache.manifest.identity.temperatures
+    has_confidence = not cache.is_sparse or 1.0 in cache.manifest.identity.temperatures
     parts = list(_sparse(cache) if cache.is_sparse else _dense(cache, labels))
     return _Answers(
         labels=labels,
         correct=np.concatenate([right for right, _ in parts]),
-        confidence=np.concatenate([sure for _, sure in parts]) if is_told else None,
+        confidence=np.concatenate([sure for _, sure in parts]) if has_confidence else None,
     )
 
 
@@ -169,7 +169,7 @@ def _dense(
 
 
 def _sparse(cache: TeacherCache) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
-    """Confidence needs the log-sum-exp at temperature 1, and is not to be used without it."""
+    """Read a top-k cache; confidence is valid only with the log-sum-exp at temperature 1."""
     kept = cache.manifest.identity.temperatures
     slot = kept.index(1.0) if 1.0 in kept else 0
     blocks = (cache.blocks(name, 0) for name in (TOP_LOGIT, TARGET_LOGIT, LOGSUMEXP))
@@ -201,7 +201,7 @@ def _classes(answers: _Answers, num_classes: int, names: Sequence[str]) -> tuple
 
 
 def _folder_beside(store: ObjectStore) -> Path | None:
-    """The data set of the workspace that a local cache lies in, if there is one."""
+    """Find the data set in the workspace of a local cache."""
     if ":" in store.url.partition("/")[0]:
         return None
     folder = Path(store.url).resolve().parent.parent / "data"
@@ -209,7 +209,7 @@ def _folder_beside(store: ObjectStore) -> Path | None:
 
 
 def _unseen(cache: TeacherCache, folder: Path, record: DatasetRecord) -> _Unseen | None:
-    """Rows that no student trains on; None where the data set has other images."""
+    """Find the samples that no student trains on; None if the data set has other images."""
     if cache.manifest.identity.fingerprint == record.eval.fingerprint:
         return _Unseen(split="test", rows=np.arange(cache.shape.num_samples))
     samples = open_samples(folder, "train", record.train)

@@ -1,4 +1,4 @@
-"""The description of teacher caches as text."""
+"""Summary of teacher caches as text."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -23,11 +23,11 @@ from stages.text import percent
 _MOST_VIEWS: Final = 8
 _MOST_CLASSES: Final = 10
 _IN_A_TABLE: Final = ("accuracy", "held out", "agreement")
-"""What `cache info` tells in a line, and the table of views here."""
+"""Lines of `cache info` that the table of views replaces here."""
 
 
 def as_text(shown: CachesShown) -> str:
-    """All of it, for people."""
+    """Print the summary of all caches."""
     return rendered(block for cache in shown.caches for block in _blocks(cache))
 
 
@@ -37,7 +37,7 @@ def _blocks(shown: CacheShown) -> Iterator[RenderableType]:
     yield _views(shown.views)
     yield _classes(shown)
     if shown.confidence is None:
-        yield plain("confidence: not known, the cache keeps the top logits and no sum at 1")
+        yield plain("confidence: not known, the top-k cache has no log-sum-exp at temperature 1")
     else:
         yield histogram_table("confidence where the teacher is right and wrong", shown.confidence)
 
@@ -45,18 +45,19 @@ def _blocks(shown: CacheShown) -> Iterator[RenderableType]:
 def _calibration(shown: CacheShown) -> Iterator[tuple[str, str]]:
     found = shown.calibration
     if found is None:
-        yield "calibration", "not known, there is no data set of these images beside the cache"
+        yield "calibration", "not known, the workspace of the cache has no data set of these images"
         return
-    rows = "held-out" if found.split == "held_out" else "test"
+    images = "held-out" if found.split == "held_out" else "test"
+    samples = "sample" if found.num_rows == 1 else "samples"
     yield (
         "calibration",
-        f"error {found.expected_calibration_error:.4f} on {found.num_rows:,} {rows} rows: right on "
-        f"{percent(found.accuracy)}, sure of {percent(found.mean_confidence)}",
+        f"error {found.expected_calibration_error:.4f} on {found.num_rows:,} {images} {samples}: "
+        f"accuracy {percent(found.accuracy)}, mean confidence {percent(found.mean_confidence)}",
     )
 
 
 def _views(views: tuple[ViewQuality, ...]) -> Table:
-    """The first ones, and what the others lie between."""
+    """List the first views, and the range of the others."""
     shown = views if len(views) <= _MOST_VIEWS else views[: _MOST_VIEWS - 2]
     rows = [
         (
@@ -95,5 +96,7 @@ def _classes(shown: CacheShown) -> Table:
         for one in worst
     ]
     if len(shown.classes) > _MOST_CLASSES:
-        rows.append((f"{len(shown.classes) - _MOST_CLASSES:,} more, --json has all", *("",) * 4))
+        rows.append(
+            (f"{len(shown.classes) - _MOST_CLASSES:,} more, use --json for all", *("",) * 4)
+        )
     return with_bars(("class", "wrong", "of", "share", ""), rows)

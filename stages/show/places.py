@@ -1,4 +1,4 @@
-"""What lies at a path that `show` is given, and refusing the wrong thing by name."""
+"""Recognition of what is at a path, and errors that name it where it is the wrong thing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ _MARKERS: Final = {
     "selections": "a workspace",
     "caches": "a workspace",
 }
-"""What a folder is that has such a name in it; the first one counts."""
+"""Name inside a folder -> kind of the folder; the first match counts."""
 _HOLDERS: Final = {
     "*/result.json": "a folder of runs",
     "*/manifest.json": "a folder of teacher caches",
@@ -44,7 +44,7 @@ _ABOUT_TABLES: Final = (
 
 
 def kind_of(path: Path) -> str:
-    """What lies at ``path``, in words."""
+    """Name the kind of artefact at ``path``."""
     if path.is_dir():
         inside = [kind for name, kind in _MARKERS.items() if (path / name).exists()]
         below = (kind for shape, kind in _HOLDERS.items() if next(path.glob(shape), None))
@@ -53,26 +53,26 @@ def kind_of(path: Path) -> str:
 
 
 def refusal(path: Path, *, wanted: str, advice: str) -> ArtefactNotFound | ArtefactMismatch:
-    """The error for what is not there, or is of another kind than ``wanted``."""
+    """Make the error for a path that does not exist, or is not ``wanted``."""
     place = printable(str(path))
     if not path.exists():
         return ArtefactNotFound(f"{place} does not exist (expected {wanted}). {advice}")
     kind = kind_of(path)
     command = _SHOWN_BY.get(kind)
-    shown = "" if command is None else f", or see it with `heartcut show {command} {place}`"
+    shown = "" if command is None else f", or inspect it with `heartcut show {command} {place}`"
     return ArtefactMismatch(
         f"{place} is {kind} (expected {wanted}). {advice.removesuffix('.')}{shown}."
     )
 
 
 def require_runs(folder: Path) -> None:
-    """Refuse a folder that does not hold runs."""
+    """Reject a folder without runs."""
     if not folder.is_dir() or not any(path.is_dir() for path in folder.iterdir()):
         raise refusal(folder, wanted=RUNS, advice=ABOUT_RUNS)
 
 
 def require_no_overrides(place: str, overrides: Sequence[str]) -> None:
-    """Refuse --set where there is no configuration."""
+    """Reject --set without a configuration."""
     if overrides:
         raise ConfigError(
             f"--set needs a configuration (expected a .toml file in place of {place})."
@@ -80,10 +80,10 @@ def require_no_overrides(place: str, overrides: Sequence[str]) -> None:
 
 
 def find_table(place: str, overrides: Sequence[str]) -> Path:
-    """The table that is meant: a path, WORKSPACE/NAME, or that of a configuration.
+    """Find a table by its path, WORKSPACE/NAME, or configuration.
 
     Raises:
-        PipelineError: if there is none, or several are.
+        PipelineError: if there is no table, or several.
     """
     if place.endswith(".toml"):
         return _of_config(Path(place), overrides)
@@ -102,10 +102,10 @@ def find_table(place: str, overrides: Sequence[str]) -> Path:
     if len(tables) == 1:
         return tables[0]
     if tables:
-        told = ", ".join(printable(table.stem) for table in tables[:8])
+        names = ", ".join(printable(table.stem) for table in tables[:8])
         raise ConfigError(
             f"{printable(str(folder))} has {len(tables)} selection tables (expected one). Pass one "
-            f"of them: {told}{', ...' if len(tables) > 8 else ''}."
+            f"of them: {names}{', ...' if len(tables) > 8 else ''}."
         )
     raise refusal(path, wanted=_TABLE, advice=_ABOUT_TABLES)
 
@@ -117,7 +117,7 @@ def _tables_in(folder: Path) -> list[Path]:
 
 
 def _of_config(path: Path, overrides: Sequence[str]) -> Path:
-    """The table that `select` makes of a configuration."""
+    """Find the table that `select` writes for a configuration."""
     from pipeline.artefacts.dataset import Dataset
     from pipeline.artefacts.selection import selection_path
     from stages.caches import Caches  # loads torch, which a table does not need

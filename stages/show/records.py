@@ -1,7 +1,6 @@
-"""What the descriptions of `show` share: histograms, names of classes, JSON.
+"""Parts that the summaries of `show` share: histograms, names of classes, JSON.
 
-Every description is a frozen record of finite numbers, so its JSON has no NaN: what is not known
-is null.
+Every summary is a frozen record of finite numbers, so its JSON has no NaN. Unknown values are null.
 """
 
 import json
@@ -15,10 +14,10 @@ from pipeline.artefacts.records import Record
 
 
 class Histogram(Record):
-    """How many rows have which value, those that the teacher gets right and wrong apart."""
+    """Numbers of samples by value, separately for those that the teacher gets right and wrong."""
 
     edges: tuple[float, ...]
-    """B + 1 of them; what lies beyond is counted in the first and the last bin."""
+    """Edges of B bins, B + 1; values beyond are counted in the first and the last bin."""
     right: tuple[int, ...]
     wrong: tuple[int, ...]
 
@@ -26,7 +25,7 @@ class Histogram(Record):
 def histogram(
     values: NDArray[np.floating], right: NDArray[np.bool_], edges: NDArray[np.float64]
 ) -> Histogram:
-    """Count ``values`` between ``edges``, (N,) each; ``right``: the teacher is."""
+    """Count ``values`` between ``edges``; ``right``: the teacher is right; (N,) each."""
     kept = np.clip(values, edges[0], edges[-1])
     return Histogram(
         edges=tuple(edges.tolist()),
@@ -36,16 +35,16 @@ def histogram(
 
 
 def number(value: object) -> float | None:
-    """A float of a table; None where it is missing or no number."""
+    """Read a float of a table; None if it is missing or not a number."""
     found = float(value) if isinstance(value, int | float | np.floating | np.integer) else math.nan
     return found if math.isfinite(found) else None
 
 
 def name_of(label: int, names: Sequence[str]) -> str | None:
-    """The name of a class; None where it is not known."""
+    """Find the name of a class; None if it is not known."""
     return names[label] if 0 <= label < len(names) else None
 
 
 def as_json(record: Record) -> str:
-    """One JSON document: keys in the order of the fields, numbers unrounded, no NaN."""
+    """Write one JSON document: keys in the order of the fields, numbers unrounded, no NaN."""
     return json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False)

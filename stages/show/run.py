@@ -1,7 +1,7 @@
-"""show run: runs -> how good they are, what they cost, and how they came there.
+"""show run: runs -> their accuracy, cost and training curves.
 
 Reads result.json, metrics.jsonl and config.toml of every run, and `compared.json` of its workspace
-for the names that people gave them.
+for the names of the variants.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from pipeline.artefacts.run import RESULT, Run, RunResult, read_metrics
 from pipeline.errors import ConfigError
 from pipeline.methods.paired_differences import spread
 from stages.config.file import load_config
-from stages.run_groups import Group, grouped, is_student, told_apart
+from stages.run_groups import Group, grouped, is_student, with_different_names
 from stages.show.places import ABOUT_RUNS, RUNS, refusal
 
 NUMBERS: Final = (
@@ -29,7 +29,7 @@ NUMBERS: Final = (
     "teacher_agreement_test",
     "num_distilled",
 )
-"""Of result.json: what is averaged over seeds."""
+"""Fields of result.json that are averaged over seeds."""
 COSTS: Final = ("seconds", "training_images_per_second", "teacher_forwards_saved")
 
 
@@ -38,14 +38,14 @@ class RunShown(Record):
 
     path: str
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     group: str
-    """Name of the group that it is in."""
+    """Name of its group."""
     kind: Literal["student", "teacher"]
     result: RunResult
-    """result.json"""
+    """Content of result.json."""
     epochs: tuple[dict[str, float], ...]
-    """The lines of metrics.jsonl."""
+    """Lines of metrics.jsonl."""
 
 
 class Seeds(Record):
@@ -53,13 +53,13 @@ class Seeds(Record):
 
     num: int
     mean: float | None
-    """None where no run has it."""
+    """None if no run has it."""
     sd: float | None
-    """Of the sample; None below two seeds."""
+    """Standard deviation of the sample; None below two seeds."""
 
 
 class GroupShown(Record):
-    """Runs that differ by their seeds alone."""
+    """Runs that differ only by their seeds."""
 
     name: str
     runs: tuple[str, ...]
@@ -68,16 +68,16 @@ class GroupShown(Record):
     mean_of_last: int
     num_training_samples: int
     numbers: dict[str, Seeds]
-    """`NUMBERS` of result.json and `COSTS` of its cost."""
+    """`NUMBERS` of result.json, and `COSTS` of its cost."""
 
 
 class RunsShown(Record):
-    """All that `show run` shows; its JSON has these keys."""
+    """Content of `show run`; its JSON has these keys."""
 
     runs: tuple[RunShown, ...]
-    """In the order of the groups, then by seed."""
+    """Runs in the order of the groups, then by seed."""
     groups: tuple[GroupShown, ...]
-    """The best mean of the last held-out accuracies first."""
+    """Groups with the best mean of the last held-out accuracies first."""
 
 
 def execute(places: Sequence[Path], overrides: Sequence[str] = ()) -> RunsShown:
@@ -85,14 +85,16 @@ def execute(places: Sequence[Path], overrides: Sequence[str] = ()) -> RunsShown:
 
     Raises:
         ArtefactNotFound: if there are none.
-        ArtefactMismatch: if one is damaged, or something else.
+        ArtefactMismatch: if one is damaged, or not a run.
         ConfigError: if overrides were given without a configuration.
     """
     if overrides and not any(place.suffix == ".toml" for place in places):
         raise ConfigError("--set needs a configuration (expected a .toml file among the paths).")
     folders = [folder for place in places for folder in _folders(place, overrides)]
     runs = {run.result.id: run for run in map(Run.open, folders)}
-    groups = sorted(told_apart(_named(grouped(runs.values()))), key=_last_held_out, reverse=True)
+    groups = sorted(
+        with_different_names(_named(grouped(runs.values()))), key=_last_held_out, reverse=True
+    )
     return RunsShown(
         runs=tuple(_run(run, group.name) for group in groups for run in group.runs),
         groups=tuple(map(_group, groups)),
@@ -100,7 +102,7 @@ def execute(places: Sequence[Path], overrides: Sequence[str] = ()) -> RunsShown:
 
 
 def _folders(place: Path, overrides: Sequence[str]) -> list[Path]:
-    """The runs that are meant by one path."""
+    """Find the runs at one path."""
     folder = place
     if place.suffix == ".toml":
         folder = load_config(place, overrides=list(overrides)).runs_folder
@@ -115,7 +117,7 @@ def _folders(place: Path, overrides: Sequence[str]) -> list[Path]:
 
 
 def _named(groups: Iterable[Group]) -> Iterator[Group]:
-    """Groups with the names of the last comparison, or of what was done."""
+    """Name groups as the last comparison did, or by their settings."""
     names: dict[Path, dict[Path, str]] = {}
     for group in groups:
         place = min(group.runs, key=lambda run: run.result.seed).path.resolve()
@@ -157,7 +159,7 @@ def _group(group: Group) -> GroupShown:
 
 
 def _seeds(records: Sequence[Record], name: str) -> Seeds:
-    """One number of all records, as far as they have it."""
+    """Summarise one number of the records that have it."""
     dumped: Sequence[Mapping[str, float | None]] = [record.model_dump() for record in records]
     found = spread(value for value in (one[name] for one in dumped) if value is not None)
     return Seeds(num=found.num, mean=found.mean, sd=found.std)

@@ -1,4 +1,4 @@
-"""The description of runs as text."""
+"""Summary of runs as text."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,11 +7,11 @@ from rich.table import Table
 
 from stages.show.run import GroupShown, RunShown, RunsShown, Seeds
 from stages.show.text import curve, facts_table, plain, rendered, table, with_bars
-from stages.text import decimal, percent
+from stages.text import counted, decimal, percent
 
 
 def as_text(shown: RunsShown) -> str:
-    """All of it, for people."""
+    """Print the summary of one run, or compare several."""
     only = shown.runs[0] if len(shown.runs) == 1 else None
     return rendered(_several(shown) if only is None else _one(only))
 
@@ -33,7 +33,7 @@ def _facts(run: RunShown) -> Iterator[tuple[str, str]]:
     yield "seed", str(result.seed)
     yield (
         "distilled",
-        f"{result.num_distilled:,} of {result.num_training_samples:,} training rows",
+        f"{result.num_distilled:,} of {counted(result.num_training_samples, 'training sample')}",
     )
     yield (
         "held out",
@@ -53,7 +53,7 @@ def _facts(run: RunShown) -> Iterator[tuple[str, str]]:
     yield (
         "cost",
         f"{cost.seconds:,.1f} s, {cost.training_images_per_second:,.0f} images/s, "
-        f"{cost.teacher_forwards_saved:,} teacher forwards saved, {cost.device}",
+        f"{counted(cost.teacher_forwards_saved, 'teacher forward')} saved, {cost.device}",
     )
     inputs = result.inputs.model_dump(exclude={"accepted_mismatches"})
     yield from ((name.replace("_", " "), str(value)) for name, value in inputs.items() if value)
@@ -63,7 +63,7 @@ def _facts(run: RunShown) -> Iterator[tuple[str, str]]:
 
 
 def _epochs(run: RunShown) -> Table:
-    """Every epoch, or some of many."""
+    """List every epoch, or some of many."""
     step = -(-len(run.epochs) // 20)
     epochs = run.epochs[::-1][::step][::-1] if step else ()
     rows = [
@@ -85,7 +85,9 @@ def _epochs(run: RunShown) -> Table:
 def _several(shown: RunsShown) -> Iterator[RenderableType]:
     yield _accuracies(shown.groups)
     yield _others(shown.groups)
-    yield plain("mean +- standard deviation over seeds; choose by held out, not by test")
+    yield plain(
+        "mean +- standard deviation over seeds; choose by held-out accuracy, not by test accuracy"
+    )
     yield _curves(shown.runs)
 
 
@@ -128,21 +130,21 @@ def _distilled(group: GroupShown) -> str:
 
 
 def _shares(found: Seeds) -> str:
-    told = Seeds(
+    in_per_cent = Seeds(
         num=found.num,
         mean=None if found.mean is None else 100 * found.mean,
         sd=None if found.sd is None else 100 * found.sd,
     )
-    return _values(told, ".2f")
+    return _values(in_per_cent, ".2f")
 
 
 def _values(found: Seeds, form: str) -> str:
-    told = decimal(found.mean, form)
-    return told if found.sd is None else f"{told}±{format(found.sd, form)}"
+    mean = decimal(found.mean, form)
+    return mean if found.sd is None else f"{mean}±{format(found.sd, form)}"
 
 
 def _curves(runs: Sequence[RunShown]) -> Table:
-    """Loss and held-out accuracy by epoch, each from its least to its largest value."""
+    """Draw loss and held-out accuracy by epoch, each from its least to its largest value."""
     rows: list[tuple[str, ...]] = []
     groups = ["", *(run.group for run in runs)]
     for before, run in zip(groups, runs, strict=False):

@@ -1,4 +1,4 @@
-"""show selection: a selection table -> what it keeps, why, and whether to believe it.
+"""show selection: a selection table -> the samples it keeps, the reasons, and its checks.
 
 Reads the table, and `data/dataset.json` of its workspace for the names of the classes.
 """
@@ -21,7 +21,7 @@ from stages.show.records import Histogram, histogram, name_of, number
 SHOWN_SAMPLES: Final = 10
 _BINS: Final = 20
 _EXTREMES: Final = (0.005, 0.995)
-"""Quantiles between which the bins of the histogram lie."""
+"""Quantiles that bound the bins of the histogram."""
 _DEFAULT_SCORE: Final = "dloss_undistill"
 
 
@@ -32,7 +32,7 @@ class Sample(Record):
     label: int
     label_name: str | None
     teacher_class: int | None
-    """None: the teacher never saw the sample."""
+    """None: the sample is not in the cache."""
     teacher_name: str | None
     p_target: float | None
     p_refit: float | None
@@ -44,40 +44,40 @@ class Sample(Record):
 
 
 class ClassShare(Record):
-    """What became of the candidates of one class."""
+    """Counts of the candidates of one class."""
 
     label: int
     name: str | None
     num_candidates: int
     num_selected: int
     num_wrong: int
-    """That the teacher gets wrong."""
+    """Candidates that the teacher gets wrong."""
     share: float
-    """Selected of the candidates."""
+    """Share of the candidates that is selected."""
 
 
 class LabelIssues(Record):
-    """Rows whose label is probably wrong."""
+    """Samples whose label is probably wrong."""
 
     num: int
     num_selected: int
     likeliest: tuple[Sample, ...]
-    """Least `p_refit` first, at most 10."""
+    """Samples with the least `p_refit` first, at most 10."""
 
 
 class SelectionShown(Record):
-    """All that `show selection` shows; its JSON has these keys.
+    """Content of `show selection`; its JSON has these keys.
 
-    The counts are those of the rows. Those of ``record`` were written by `select`, and differ where
-    the table was edited since.
+    The counts are taken from the rows. The counts in ``record`` were written by `select`, and
+    differ if the table was edited since.
     """
 
     path: str
     id: str
     rule: str
-    """What the strategy keeps, in words."""
+    """Samples that the strategy keeps, in words."""
     record: SelectionRecord
-    """Identity, AUC, predicted gain, solves and diagnostics, as the table has them."""
+    """Identity, AUC, predicted gain, solves and diagnostics of the table."""
     is_edited: bool
     num_samples: int
     num_held_out: int
@@ -88,21 +88,21 @@ class SelectionShown(Record):
     num_wrong_selected: int
     num_wrong_left_out: int
     reasons: dict[str, int]
-    """Rows by reason, the most frequent first."""
+    """Numbers of samples by reason, the most frequent first."""
     classes: tuple[ClassShare, ...]
-    """By label; classes without a candidate are not there."""
+    """Classes with a candidate, by label."""
     score: str | None
     """Column of the histogram and of the samples below; None: there are no scores."""
     threshold: float | None
-    """Of that column, where the strategy keeps what is better."""
+    """Threshold of that column, if the strategy keeps what is better."""
     histogram: Histogram | None
     helpful: tuple[Sample, ...]
-    """Distilling them helps most, says the score; at most 10."""
+    """Samples with the most helpful scores, at most 10."""
     harmful: tuple[Sample, ...]
     label_issues: LabelIssues | None
-    """None where they were not computed."""
+    """None if they were not computed."""
     warnings: tuple[str, ...]
-    """What speaks against the scores; `select` told it too."""
+    """Reasons to doubt the scores; `select` prints them too."""
 
 
 def execute(place: str, overrides: Sequence[str] = ()) -> SelectionShown:
@@ -110,7 +110,7 @@ def execute(place: str, overrides: Sequence[str] = ()) -> SelectionShown:
 
     Raises:
         ArtefactNotFound: if there is none.
-        ArtefactMismatch: if it is damaged, or something else.
+        ArtefactMismatch: if it is damaged, or not a table.
     """
     table = SelectionTable.open(find_table(place, overrides))
     frame, record, names = table.frame, table.record, _class_names(table)
@@ -145,7 +145,7 @@ def execute(place: str, overrides: Sequence[str] = ()) -> SelectionShown:
 
 
 def _class_names(table: SelectionTable) -> list[str]:
-    """Of the data set in the table's workspace, if it has these rows; none otherwise."""
+    """Read class names from the data set of the workspace; none if it has other samples."""
     folder = table.path.resolve().parent.parent / "data"
     if not (folder / "dataset.json").exists():
         return []
@@ -188,7 +188,7 @@ def _classes(
 
 
 def _score(table: SelectionTable) -> str | None:
-    """The column that the strategy reads, or the default one; None where nothing was scored."""
+    """Find the column that the strategy reads, or the default; None if nothing was scored."""
     wanted = table.record.identity.score
     score = wanted if wanted is not None and wanted in table.frame else _DEFAULT_SCORE
     return score if np.isfinite(_values(table.frame, score)).any() else None
@@ -212,7 +212,7 @@ def _histogram(frame: pd.DataFrame, score: str) -> Histogram:
 
 
 def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Equal bins between the extremes; 0 is an edge."""
+    """Make equal bins between the extremes, with an edge at 0."""
     low, high = np.quantile(values, _EXTREMES)
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     width = max((high - low) / _BINS, np.finfo(np.float64).tiny)
@@ -223,7 +223,7 @@ def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _extremes(
     frame: pd.DataFrame, score: str | None, names: Sequence[str]
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """The samples that help and harm most."""
+    """Find the samples that help and harm most."""
     if score is None:
         return (), ()
     values = pd.Series(sign_of(score) * _values(frame, score))

@@ -1,4 +1,4 @@
-"""The description of a selection table as text."""
+"""Summary of a selection table as text."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -19,14 +19,14 @@ from stages.show.text import (
     title,
     with_bars,
 )
-from stages.text import decimal, percent
+from stages.text import counted, decimal, percent
 
 _MOST_CLASSES: Final = 30
 _MOST_REASONS: Final = 10
 
 
 def as_text(shown: SelectionShown) -> str:
-    """All of it, for people."""
+    """Print the summary of a selection."""
     return rendered(_blocks(shown))
 
 
@@ -37,7 +37,7 @@ def _blocks(shown: SelectionShown) -> Iterator[RenderableType]:
     yield _reasons(shown)
     yield _classes(shown)
     if shown.histogram is not None:
-        heading = f"{shown.score} where the teacher is right and wrong, ends hold all beyond"
+        heading = f"{shown.score} where the teacher is right and wrong; end bins hold the rest"
         yield histogram_table(heading, shown.histogram, threshold=shown.threshold)
     for heading, samples in (
         (f"most helpful by {shown.score}", shown.helpful),
@@ -49,8 +49,8 @@ def _blocks(shown: SelectionShown) -> Iterator[RenderableType]:
     if issues is not None and issues.likeliest:
         yield _samples("labels that are probably wrong, likeliest first", issues.likeliest)
     if shown.record.scores is not None:
-        told = tuple(_diagnostics(shown.record.scores.diagnostics))
-        yield Group(title("diagnostics, as docs/selection.md reads them"), facts_table(told))
+        facts = tuple(_diagnostics(shown.record.scores.diagnostics))
+        yield Group(title("diagnostics, explained in docs/selection.md"), facts_table(facts))
         yield _solves(shown)
 
 
@@ -63,27 +63,32 @@ def _facts(shown: SelectionShown) -> Iterator[tuple[str, str]]:
         quota = f"{record.identity.class_quota:g}"
         yield "class quota", f"every class keeps at least {quota} of the overall share"
     share = shown.num_selected / max(shown.num_candidates, 1)
-    kept = f"{shown.num_selected:,} of {shown.num_candidates:,} candidates, {percent(share)}"
+    candidates = counted(shown.num_candidates, "candidate")
+    kept = f"{shown.num_selected:,} of {candidates}, {percent(share)}"
     yield "selected", kept
     if shown.is_edited:
-        yield "edited", f"select kept {record.num_selected:,}; the rows were changed since"
-    yield "held out", f"{shown.num_held_out:,} of {shown.num_samples:,} rows"
+        yield (
+            "edited",
+            f"select kept {counted(record.num_selected, 'sample')}; the table was edited since",
+        )
+    yield "held out", f"{shown.num_held_out:,} of {counted(shown.num_samples, 'sample')}"
     if record.num_not_cached:
-        yield "not in the cache", f"{record.num_not_cached:,} rows, supervised by their hard labels"
+        samples = counted(record.num_not_cached, "sample")
+        yield "not in the cache", f"{samples}, trained with hard labels"
     if record.accepted:
         yield "accepted", f"other {' and '.join(record.accepted)} than the teacher's cache"
     yield (
         "teacher wrong",
-        f"{shown.num_wrong:,} candidates: {shown.num_wrong_left_out:,} left out, "
+        f"{counted(shown.num_wrong, 'candidate')}: {shown.num_wrong_left_out:,} left out, "
         f"{shown.num_wrong_selected:,} selected",
     )
     if record.wrong_row_auc is not None:
-        yield "AUC", f"{record.wrong_row_auc:.4f} of low dloss_undistill for these rows"
+        yield "AUC", f"{record.wrong_row_auc:.4f} of low dloss_undistill for these samples"
     if record.predicted_gain is not None:
         yield "predicted gain", f"{record.predicted_gain:.4g}, first order"
     issues = shown.label_issues
     if issues is not None:
-        yield "label issues", f"{issues.num:,} rows, {issues.num_selected:,} of them selected"
+        yield "label issues", f"{counted(issues.num, 'sample')}, {issues.num_selected:,} selected"
 
 
 def _reasons(shown: SelectionShown) -> Table:
@@ -93,7 +98,7 @@ def _reasons(shown: SelectionShown) -> Table:
     if len(found) > _MOST_REASONS:
         rest = sum(num for _, num in found[_MOST_REASONS:])
         rows.append((f"{len(found) - _MOST_REASONS:,} others", f"{rest:,}", ""))
-    return with_bars(("reason", "rows", ""), rows)
+    return with_bars(("reason", "samples", ""), rows)
 
 
 def _classes(shown: SelectionShown) -> Table:
@@ -112,7 +117,7 @@ def _classes(shown: SelectionShown) -> Table:
         for one in found[:_MOST_CLASSES]
     ]
     if len(found) > _MOST_CLASSES:
-        rows.append((f"{len(found) - _MOST_CLASSES:,} more, --json has all", *("",) * 5))
+        rows.append((f"{len(found) - _MOST_CLASSES:,} more, use --json for all", *("",) * 5))
     return with_bars(("class", "kept", "of", "wrong", "share", ""), rows)
 
 
@@ -136,22 +141,22 @@ def _samples(heading: str, samples: Sequence[Sample]) -> Table:
 
 
 def _diagnostics(found: Diagnostics) -> Iterator[tuple[str, str]]:
-    yield "loss predicted", f"of {found.num_target:,} samples, {found.target}"
-    yield "p_eff / N", f"{found.effective_parameters:.4f}, at most 0.25 is well"
+    yield "loss predicted", f"of {counted(found.num_target, 'sample')}, {found.target}"
+    yield "p_eff / N", f"{found.effective_parameters:.4f}, at most 0.25 is OK"
     stability = ", ".join(f"{value:.3f} at {name}" for name, value in found.rank_stability.items())
     if stability:
-        yield "rank stability", f"{stability}; at least 0.9 is well"
-    yield "sum rule", f"missed by {found.sum_rule_error:.1e}, at most 1e-3 is well"
-    yield "target cosine", f"{found.target_weight_cosine:+.3f}, far from 1 and -1 is well"
+        yield "rank stability", f"{stability}; at least 0.9 is OK"
+    yield "sum rule", f"missed by {found.sum_rule_error:.1e}, at most 1e-3 is OK"
+    yield "target cosine", f"{found.target_weight_cosine:+.3f}, far from 1 and -1 is OK"
     if found.leak is not None:
-        yield "leak", f"{100 * found.leak:+.2f} points, held out minus test; at most 5 is well"
+        yield "leak", f"{100 * found.leak:+.2f} points, held out minus test; at most 5 is OK"
     if found.second_order_gain is not None:
         yield "second-order gain", f"{found.second_order_gain:.4g}"
-    yield "target seen", "by the teacher's training" if found.target_in_sample else "no"
+    yield "target seen", "yes, by the teacher's training" if found.target_in_sample else "no"
 
 
 def _solves(shown: SelectionShown) -> Table:
-    assert shown.record.scores is not None, "there are solves where there are scores"
+    assert shown.record.scores is not None, "a table with scores has solves"
     header = (
         "head",
         "l2",

@@ -1,6 +1,6 @@
-"""What `show` prints: facts, tables, bars and curves for a terminal, or plain text for a pipe.
+"""Layout of `show`: facts, tables, bars and curves for a terminal, or plain text for a pipe.
 
-Nothing that was read is markup here: text is printed as it is, control characters as escapes.
+Text from files is never markup: it is printed as it is, with control characters as escapes.
 """
 
 import io
@@ -22,13 +22,13 @@ Facts: TypeAlias = Sequence[tuple[str, str]]
 Cells: TypeAlias = Sequence[str]
 
 NARROW: Final = 80
-"""Columns where there is no terminal."""
+"""Columns without a terminal."""
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 _ASCII: Final = " .:-=+*%#"
 
 
 def rendered(blocks: Iterable[RenderableType]) -> str:
-    """The text of ``blocks``, an empty line between two; no escape codes where nobody looks."""
+    """Render ``blocks`` with an empty line between two; no escape codes without a terminal."""
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size((NARROW, 24)).columns
     console = Console(
@@ -49,7 +49,7 @@ def rendered(blocks: Iterable[RenderableType]) -> str:
 
 
 def _encodable(text: str) -> str:
-    """``text`` for a terminal without Unicode: blocks and signs by what it has."""
+    """Replace blocks and signs in ``text`` for a terminal without Unicode."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)
@@ -60,17 +60,17 @@ def _encodable(text: str) -> str:
 
 
 def plain(text: str) -> Text:
-    """Text from a file: no markup, no control characters."""
+    """Make printable text without markup or control characters."""
     return Text(printable(text), overflow="fold")
 
 
 def title(text: str) -> Text:
-    """A heading."""
+    """Make a heading."""
     return Text(printable(text), style="bold")
 
 
 def facts_table(facts: Facts) -> Table:
-    """Names and values below each other; long values go on in the next line."""
+    """List names and values; long values continue on the next line."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -80,7 +80,7 @@ def facts_table(facts: Facts) -> Table:
 
 
 def table(header: Cells, rows: Sequence[Cells], *, left: int = 1, heading: str = "") -> Table:
-    """A table whose first ``left`` columns are text, and the others numbers."""
+    """Make a table whose first ``left`` columns are text, and the others numbers."""
     found = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -98,7 +98,7 @@ def table(header: Cells, rows: Sequence[Cells], *, left: int = 1, heading: str =
 
 
 def histogram_table(heading: str, found: Histogram, *, threshold: float | None = None) -> Table:
-    """Two bars a bin, each to its own largest; marks at 0 and at a threshold."""
+    """Draw two bars per bin, each relative to its own largest; mark 0 and the threshold."""
     most_right, most_wrong = max(found.right), max(found.wrong)
     rows = []
     for low, high, right, wrong in zip(
@@ -122,7 +122,7 @@ def histogram_table(heading: str, found: Histogram, *, threshold: float | None =
 
 
 def with_bars(header: Cells, rows: Sequence[Cells], *, left: int = 1, heading: str = "") -> Table:
-    """A table whose columns without a name are bars and marks."""
+    """Make a table whose columns without a name are bars and marks."""
     found = table(header, rows, left=left, heading=heading)
     for name, column in zip(header, found.columns, strict=True):
         if not name:
@@ -131,14 +131,14 @@ def with_bars(header: Cells, rows: Sequence[Cells], *, left: int = 1, heading: s
 
 
 def bar(value: float, largest: float, *, width: int = 24) -> str:
-    """A bar as long as ``value`` of ``largest``; the least one is seen if it is not 0."""
+    """Draw a bar of ``value`` relative to ``largest``; any value above 0 is visible."""
     if value <= 0 or largest <= 0:
         return ""
     return "█" * max(1, round(width * min(value / largest, 1.0)))
 
 
 def curve(values: Sequence[float | None], *, width: int = 40) -> str:
-    """Numbers as blocks of rising height, the least to the largest; means where they are many."""
+    """Draw numbers as blocks, from the least to the largest; means if there are many."""
     numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     if len(numbers) > width:
         numbers = np.array([part.mean() for part in np.array_split(numbers, width)])
@@ -152,5 +152,5 @@ def curve(values: Sequence[float | None], *, width: int = 40) -> str:
 
 
 def of_class(label: int, name: str | None) -> str:
-    """A class by number and, where it is known and another word, by name."""
+    """Name a class by number and, if it is known and different, by name."""
     return str(label) if name is None or name == str(label) else f"{label} {name}"

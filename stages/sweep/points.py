@@ -1,4 +1,4 @@
-"""The points of a sweep: named ones and a grid, each a configuration that is checked first."""
+"""Points of a sweep: named ones and a grid, each a configuration that is checked first."""
 
 import itertools
 import json
@@ -19,38 +19,38 @@ _SHARED = ("workspace", "caches", "share", "prepare", "compare", "sweep")
 _KEPT_KEYS = {
     **dict.fromkeys(_SHARED, "one sweep has one data set and one workspace"),
     "train_student.seed": "`sweep.seeds` has the seeds",
-    "select.name": "one name cannot be given to several tables",
+    "select.name": "several tables cannot have one name",
 }
-"""What no point may set, and why."""
+"""Keys that no point may set, each with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting of everything."""
+    """One complete configuration of a sweep."""
 
     name: str
     values: Mapping[str, Value]
-    """On the axes; empty for a named point."""
+    """Values on the axes; empty for a named point."""
     overrides: tuple[str, ...]
     config: Config | None
-    """None: refused."""
+    """None: rejected."""
     refusal: str = ""
-    """Why, in one line."""
+    """Reason, in one line."""
 
     @property
     def known_values(self) -> dict[str, Value | None]:
-        """On the axes; None where the key is taken out."""
+        """Values on the axes; None where the key is removed."""
         return {key: None if value == UNSET else value for key, value in self.values.items()}
 
 
 def sweep_points(config: Config) -> list[Point]:
-    """Every point: the named ones, then the grid with the last axis fastest.
+    """List every point: the named ones, then the grid with the last axis fastest.
 
-    A point may be refused, for example where an axis has no effect with another's value.
+    A point may be rejected, for example where an axis has no effect with another's value.
 
     Raises:
-        ConfigError: if there is no point, all are refused, a key is unknown or is not a point's to
-            set, or two points are the same.
+        ConfigError: if there is no point, all are rejected, a key is unknown or must not be set by
+            a point, or two points are the same.
     """
     if not config.sweep.axes and not config.sweep.points:
         raise ConfigError(
@@ -60,20 +60,20 @@ def sweep_points(config: Config) -> list[Point]:
     if config.select.name:
         raise ConfigError(
             f"select.name is {config.select.name!r}: {_KEPT_KEYS['select.name']} (expected none). "
-            "Take it out, or pass --set select.name=unset."
+            "Remove it, or pass --set select.name=unset."
         )
     points = [*_named(config), *_grid(config)]
     _require_different(points)
     if all(point.config is None for point in points):
-        raise ConfigError(f"every point of the sweep is refused, {_refused(points[0])}")
+        raise ConfigError(f"every point of the sweep is rejected, {_rejected(points[0])}")
     return points
 
 
 def baseline_of(config: Config, points: list[Point]) -> Point:
-    """The point that all are compared with.
+    """Find the point that all others are compared with.
 
     Raises:
-        ConfigError: if it is not among them, not one, or refused.
+        ConfigError: if no point or several points match, or it is rejected.
     """
     wanted = config.sweep.baseline
     if not wanted:
@@ -89,20 +89,20 @@ def baseline_of(config: Config, points: list[Point]) -> Point:
         )
     if found[0].config is None:
         raise ConfigError(
-            f"the baseline of the sweep is refused, {_refused(found[0])} "
+            f"the baseline of the sweep is rejected, {_rejected(found[0])} "
             "Set another `sweep.baseline`."
         )
     return found[0]
 
 
 def settings_id(config: Config) -> str:
-    """Hash of everything that the runs of a configuration depend on, and more."""
+    """Hash all settings that the runs of a configuration depend on, and more."""
     settings = config.model_dump(mode="json", exclude={"workspace", "sweep", "compare"})
     return identity("sweep_settings", settings)
 
 
 def with_seed(config: Config, seed: int) -> Config:
-    """``config`` with another seed of the student."""
+    """Change the seed of the student."""
     return with_overrides(config, [f"train_student.seed={seed}"])
 
 
@@ -141,9 +141,9 @@ def _point(
     try:
         made, refusal = with_overrides(config, overrides), ""
     except ConfigError as error:
-        if not _is_refused_for_its_values(error):
-            raise ConfigError(f"sweep point {name}: {_told(error)}") from error
-        made, refusal = None, _told(error)
+        if not _is_about_values(error):
+            raise ConfigError(f"sweep point {name}: {_text(error)}") from error
+        made, refusal = None, _text(error)
     return Point(name=name, values=values, overrides=overrides, config=made, refusal=refusal)
 
 
@@ -151,29 +151,29 @@ def _require_its_own(name: str, key: str) -> None:
     for kept, reason in _KEPT_KEYS.items():
         if f"{key}.".startswith(f"{kept}."):
             raise ConfigError(
-                f"sweep point {name} sets {key}: {reason} (expected other keys). Take it out of "
+                f"sweep point {name} sets {key}: {reason} (expected other keys). Remove it from "
                 "the point, or set it for all."
             )
 
 
-def _is_refused_for_its_values(error: ConfigError) -> bool:
-    """Not for a key that does not exist, or an override that is none: those are slips."""
+def _is_about_values(error: ConfigError) -> bool:
+    """Return False for an unknown key, or text that is not an override: these are typing errors."""
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
         return False
     return all(problem["type"] != "extra_forbidden" for problem in cause.errors())
 
 
-def _told(error: ConfigError) -> str:
+def _text(error: ConfigError) -> str:
     return str(error).removeprefix("overrides: ")
 
 
-def _refused(point: Point) -> str:
+def _rejected(point: Point) -> str:
     return f"{point.name}: {point.refusal}"
 
 
 def _require_different(points: list[Point]) -> None:
-    """One configuration under two names would be one set of runs that looks like two."""
+    """Reject one configuration under two names: it would be one set of runs that looks like two."""
     names: set[str] = set()
     by_settings: dict[str, str] = {}
     for point in points:

@@ -1,11 +1,11 @@
-"""What people read of a sweep: its plan, a line for each run, the table, and the choice."""
+"""Text about a sweep: a line for each run, the table, and the choice."""
 
 from collections.abc import Sequence
 
 from pipeline.artefacts.sweep import FAILED, Gain, PointResult, SweepRow
 from pipeline.methods.paired_differences import Difference
 from stages.sweep.results import Sweep, difference, statistics
-from stages.text import markdown_table, percent_over_seeds, percentage_points
+from stages.text import counted, markdown_table, percent_over_seeds, percentage_points
 
 _TITLES = {
     "held_out_mean_of_last": "mean of last",
@@ -15,7 +15,7 @@ _TITLES = {
 
 
 def as_markdown(sweep: Sweep) -> str:
-    """The table of a sweep, what failed, and what was chosen; accuracies in per cent."""
+    """Print the table of a sweep in per cent, the failures, and the chosen point."""
     record = sweep.record
     of_points = statistics(record, sweep.rows)
     header = (
@@ -45,7 +45,7 @@ def _cells(sweep: Sweep, point: str, found: dict[str, float | None]) -> tuple[st
 
 
 def _signed(gain: Difference | Gain) -> str:
-    """A difference in points of a per cent; what rounds to 0 is written as +0.00."""
+    """Format a difference in percentage points; -0.00 is written as +0.00."""
     if gain.mean is None:
         return "no common seed"
     found = percentage_points(gain.mean, gain.low, gain.high).replace("-0.00", "+0.00")
@@ -53,7 +53,7 @@ def _signed(gain: Difference | Gain) -> str:
 
 
 def _failures(rows: Sequence[SweepRow]) -> list[str]:
-    """One line for each kind of error of a point: the first of them."""
+    """Print one line for each point and kind of error, with the first message."""
     found: dict[tuple[str, str | None], list[SweepRow]] = {}
     for row in rows:
         if row.status == FAILED:
@@ -66,25 +66,27 @@ def _failures(rows: Sequence[SweepRow]) -> list[str]:
 
 
 def _same_runs(rows: Sequence[SweepRow]) -> list[str]:
-    """Points whose settings differ by nothing that a run depends on."""
+    """Report points that share their runs, because their settings have no effect on a run."""
     points: dict[str, list[str]] = {}
     for row in rows:
         if row.run_id is not None:
             points.setdefault(row.run_id, []).append(row.point)
     shared = dict.fromkeys(", ".join(names) for names in points.values() if len(names) > 1)
-    return [f"the same runs, so what differs has no effect: {names}" for names in shared]
+    return [
+        f"the same runs, so the settings that differ have no effect: {names}" for names in shared
+    ]
 
 
 def _choice(sweep: Sweep) -> list[str]:
-    """The chosen point, and the one look at the test images."""
+    """Print the chosen point, and its accuracy on the test images."""
     chosen = sweep.chosen
     if sweep.num_left:
         return [
-            f"{sweep.num_left} runs of the sweep are left, so none is chosen and the test images "
-            "stay unseen."
+            f"{counted(sweep.num_left, 'run')} of the sweep {_are(sweep.num_left)} left, so no "
+            "point is chosen and the test images stay unseen."
         ]
     if chosen is None:
-        return ["No point has all its runs, so none is chosen and the test images stay unseen."]
+        return ["No point has all its runs, so no point is chosen and the test images stay unseen."]
     by = f"chosen by {_TITLES[chosen.metric]} on held-out images: {chosen.chosen.point}"
     lines = [by, f"test: {_test(chosen.chosen)}"]
     if chosen.baseline is None:
@@ -99,20 +101,24 @@ def _choice(sweep: Sweep) -> list[str]:
     return lines
 
 
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
 def _test(result: PointResult) -> str:
     test = result.test
     return f"{percent_over_seeds(test.mean, test.std)} (n = {test.num_seeds}) {result.point}"
 
 
 def describe(row: SweepRow) -> str:
-    """One line about a run; nothing of the test images."""
+    """Describe a run in one line, without its accuracy on the test images."""
     where = f"{row.point}, seed {row.seed}"
     if row.status == FAILED:
         more = "" if row.traceback is None else f" (see {row.traceback})"
         return f"{where} failed: {row.error}{more}"
     accuracies = (row.held_out_mean_of_last, row.held_out_last, row.held_out_best)
-    told = ", ".join(
+    held_out = ", ".join(
         f"{title} {100 * (value or 0.0):.2f}"
         for title, value in zip(_TITLES.values(), accuracies, strict=True)
     )
-    return f"{where}: held out {told} %, {row.seconds:.1f} s"
+    return f"{where}: held out {held_out} %, {row.seconds:.1f} s"

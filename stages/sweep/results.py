@@ -1,4 +1,4 @@
-"""What the rows of a sweep say: statistics of every point, the choice, and the time left."""
+"""Results from the rows of a sweep: statistics of every point, the choice, the time left."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,15 +32,15 @@ COLUMN_OF: Final[dict[Metric, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep that came to its end."""
+    """Sweep that has ended."""
 
     folder: SweepFolder
     record: SweepRecord
     rows: list[SweepRow]
     num_left: int
-    """Runs that were not tried, in this part or another."""
+    """Number of runs that were not tried, in this part or another."""
     chosen: Chosen | None
-    """None where runs are left, or no point has all its own."""
+    """None if runs are left, or no point has all its runs."""
 
     @property
     def num_failed(self) -> int:
@@ -48,13 +48,13 @@ class Sweep:
 
 
 def measured(rows: Iterable[SweepRow], point: str, column: str) -> dict[int, float]:
-    """One accuracy of a point by seed, where its run succeeded."""
+    """List one accuracy of a point by seed, for runs that succeeded."""
     own = [row for row in rows if row.point == point and row.status == OK]
     return {row.seed: getattr(row, column) for row in own}
 
 
 def statistics(record: SweepRecord, rows: Sequence[SweepRow]) -> dict[str, dict[str, float | None]]:
-    """The columns that repeat in all rows of a point, for every point that has a row."""
+    """Compute the columns that repeat in all rows of a point, for every point with a row."""
     by_point: dict[str, list[SweepRow]] = {}
     for row in rows:
         by_point.setdefault(row.point, []).append(row)
@@ -85,7 +85,7 @@ def _of_point(
 def difference(
     record: SweepRecord, rows: Sequence[SweepRow], point: str, column: str
 ) -> Difference | None:
-    """A point minus the baseline over common seeds; None for the baseline itself."""
+    """Subtract the baseline from a point over common seeds; None for the baseline itself."""
     if point == record.baseline:
         return None
     return paired_difference(
@@ -96,10 +96,10 @@ def difference(
 
 
 def best_point(record: SweepRecord, rows: Sequence[SweepRow]) -> str | None:
-    """The point of the best mean on held-out images; None where none has all its runs.
+    """Find the point with the best mean on held-out images; None if no point has all its runs.
 
-    A point that fails under a seed is not chosen for those under which it does not. Of equal means
-    the first point of the sweep is chosen.
+    A point with a failed seed is not chosen for its other seeds. Of equal means the first point of
+    the sweep is chosen.
     """
     means: dict[str, float] = {}
     for point in record.points:
@@ -112,7 +112,7 @@ def best_point(record: SweepRecord, rows: Sequence[SweepRow]) -> str | None:
 def look_at_test(
     record: SweepRecord, rows: Sequence[SweepRow], points: Sequence[Point], workspace: Path
 ) -> Chosen | None:
-    """The chosen point beside the baseline, on the test images too: the one look at them."""
+    """Compare the chosen point with the baseline, on the test images too: their only use."""
     name = best_point(record, rows)
     if name is None:
         return None
@@ -147,13 +147,13 @@ def _result(
 
 
 def _test(rows: Sequence[SweepRow], point: str, workspace: Path) -> dict[int, float]:
-    """Accuracy on the test images by seed, from the runs themselves: the table has none."""
+    """Read the accuracy on the test images by seed from the runs: the table does not have it."""
     own = [row for row in rows if row.point == point and row.run_path is not None]
     return {row.seed: Run.open(workspace / str(row.run_path)).result.test_accuracy for row in own}
 
 
 def _measured(found: Spread) -> Measured:
-    assert found.mean is not None, "a result is made of one run at least"
+    assert found.mean is not None, "a result has one run at least"
     return Measured(num_seeds=found.num, mean=found.mean, std=found.std)
 
 
@@ -164,10 +164,10 @@ def _gain(found: Difference | None) -> Gain | None:
 
 
 def seconds_left(done: Sequence[SweepRow], left: Sequence[str]) -> float | None:
-    """Training time of the runs that are left, by the point of each.
+    """Estimate the training time of the runs that are left, given the point of each.
 
-    A point's own runs tell how long it takes; where it has none, those of all points do. None where
-    nothing is known.
+    The estimate uses the runs of the same point, or else those of all points. None if there are no
+    runs yet.
     """
     known = [(row.point, row.seconds) for row in done if row.seconds is not None]
     if not known:

@@ -1,8 +1,8 @@
 """sweep: one configuration -> the student under every point and seed, one table, one choice.
 
-Runs whatever stages are missing: the teacher and its cache once for all points that share them, the
-selection once for each point. What exists already is not made again, so a sweep that was stopped
-goes on where it was, and only failed runs are tried again.
+Runs all stages that are missing: the teacher and its cache once for all points that share them, the
+selection once for each point. Outputs that exist are kept, so a sweep that was stopped resumes, and
+failed runs are repeated.
 """
 
 import logging
@@ -24,18 +24,18 @@ from stages.sweep.tasks import (
     known_rows,
     tasks_of,
 )
-from stages.text import duration, markdown_table
+from stages.text import counted, duration, markdown_table
 
 logger = logging.getLogger(__name__)
 
 
 def execute(config: Config, part: Part = EVERYTHING) -> Sweep:
-    """Train every point of ``config.sweep`` under every seed, whatever becomes of single runs.
+    """Train every point of ``config.sweep`` with every seed, even if single runs fail.
 
-    Of a part the table is written as of the whole; nothing is chosen before all runs were tried.
+    A part writes the same table as the whole. No point is chosen before all runs were tried.
 
     Raises:
-        ConfigError: if the sweep is not well formed, or has no such part; nothing was run.
+        ConfigError: if the sweep is not well formed, or has no such part. Nothing was run.
         PipelineError: if the images cannot be prepared, or the table cannot be written.
     """
     from stages import prepare
@@ -46,7 +46,7 @@ def execute(config: Config, part: Part = EVERYTHING) -> Sweep:
     wanted = part.of(tasks)
     for point in points:
         if point.config is None:
-            logger.warning("%s is refused: %s", point.name, point.refusal)
+            logger.warning("%s is rejected: %s", point.name, point.refusal)
     folder = sweep_folder(config.workspace, config.sweep.name)
     with folder.locked():
         dataset = prepare.execute(config)
@@ -63,10 +63,10 @@ def execute(config: Config, part: Part = EVERYTHING) -> Sweep:
 
 
 def preview(config: Config, part: Part = EVERYTHING) -> str:
-    """The points, how many of their runs are done and left, and about how long these take.
+    """List the points, the numbers of runs done and left, and the time that is left.
 
-    Done are the runs that the sweep's table has. A run that another command made is found when its
-    turn comes.
+    A run counts as done if the table of the sweep has it. A run of another command is found when
+    its turn comes.
 
     Raises:
         ConfigError: if the sweep is not well formed, or has no such part.
@@ -89,10 +89,10 @@ def preview(config: Config, part: Part = EVERYTHING) -> str:
         for point in points
     ]
     lines = [markdown_table([("point", "done", "left", "of these failed before"), *cells]), ""]
-    lines += [f"refused: {p.name}: {p.refusal}" for p in points if p.config is None]
+    lines += [f"rejected: {p.name}: {p.refusal}" for p in points if p.config is None]
     seconds = seconds_left(done, list(left.elements()))
     time = "" if seconds is None or not left else f", about {duration(seconds)} of training"
-    lines.append(f"{len(tasks)} runs: {len(done)} done, {left.total()} left{time}.")
+    lines.append(f"{counted(len(tasks), 'run')}: {len(done)} done, {left.total()} left{time}.")
     return "\n".join(lines)
 
 
@@ -111,7 +111,7 @@ def _record(
 
 
 class _Table:
-    """The rows of a sweep, published after each run."""
+    """Rows of a sweep, published after each run."""
 
     def __init__(
         self, config: Config, folder: SweepFolder, record: SweepRecord, tasks: list[Task]
@@ -126,7 +126,7 @@ class _Table:
 
     @property
     def rows(self) -> list[SweepRow]:
-        """What was tried, in the order of points and seeds."""
+        """Rows of the runs that were tried, in the order of points and seeds."""
         order = list(self._record.points)
         return sorted(
             self._rows.values(),
@@ -134,15 +134,15 @@ class _Table:
         )
 
     def fill(self, tasks: Sequence[Task]) -> None:
-        """Try these tasks in turn."""
+        """Run these tasks in turn."""
         for number, task in enumerate(tasks, start=1):
             row = self._try(task)
             self._rows[task.key] = row
             rows = self.rows
             self._folder.write_results(self._record, rows, statistics(self._record, rows))
-            if task.config is not None:  # what is refused was told at once
-                told = f"{number} of {len(tasks)}: {describe(row)}{self._time_left(tasks[number:])}"
-                logger.log(logging.INFO if row.status == OK else logging.WARNING, "%s", told)
+            if task.config is not None:  # rejected points were reported at the start
+                line = f"{number} of {len(tasks)}: {describe(row)}{self._time_left(tasks[number:])}"
+                logger.log(logging.INFO if row.status == OK else logging.WARNING, "%s", line)
 
     def _try(self, task: Task) -> SweepRow:
         if task.config is None:
@@ -159,7 +159,7 @@ class _Table:
         return task.failed_row(found, traceback=kept)
 
     def _time_left(self, tasks: Sequence[Task]) -> str:
-        """Of these tasks; what evaluation and loading add is as for runs so far."""
+        """Estimate the time for these tasks, with evaluation and loading as in the runs so far."""
         left = [
             task.point.name for task in tasks if task.config is not None and not self._is_done(task)
         ]

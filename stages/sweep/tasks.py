@@ -1,6 +1,6 @@
-"""The tasks of a sweep, one point under one seed each, and how they are done.
+"""Tasks of a sweep, one point with one seed each, and the training of their students.
 
-The stages are imported where they run: a dry run trains nothing and need not wait for torch.
+The stages are imported where they run, so a dry run does not wait for torch.
 """
 
 import time
@@ -24,23 +24,23 @@ _OF_A_CACHE = {"views", "train_teacher", "cache_teacher", "caches", "share"}
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a run is not there."""
+    """Reason why a run is missing."""
 
     kind: str
     """Class of the error."""
     line: str
     traceback: str | None = None
-    """None for a user's mistake, which the line tells."""
+    """None for a user's mistake, which the line explains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One point under one seed."""
+    """One point with one seed."""
 
     point: Point
     seed: int
     config: Config | None
-    """None: the point is refused."""
+    """None: the point is rejected."""
     settings: str
     """Hash of ``config``."""
 
@@ -55,7 +55,7 @@ class Task:
         return self.point.name, self.seed
 
     def row(self, run: Run, config: Config) -> SweepRow:
-        """The row of a run; of the test images it says nothing."""
+        """Make the row of a run, without its accuracy on the test images."""
         result = run.result
         return SweepRow(
             point=self.point.name,
@@ -76,7 +76,7 @@ class Task:
         )
 
     def failed_row(self, failure: Failure, *, traceback: str | None) -> SweepRow:
-        """The row of a failure, whose traceback lies in that file."""
+        """Make the row of a failure; ``traceback`` names a file."""
         return SweepRow(
             point=self.point.name,
             seed=self.seed,
@@ -89,24 +89,24 @@ class Task:
 
 
 def tasks_of(config: Config, points: Sequence[Point]) -> list[Task]:
-    """Seed by seed, so that a sweep that is stopped has compared all points under some seeds."""
+    """List the tasks seed by seed, so a stopped sweep has compared all points with some seeds."""
     return [Task.of(point, seed) for seed in config.sweep.seeds for point in points]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Which runs of a sweep are wanted now; the others are for another time, or another machine."""
+    """Part of a sweep to run now; the rest is for another time or another machine."""
 
     points: tuple[str, ...] = ()
-    """Names; () is all."""
+    """Names; () means all."""
     seeds: tuple[int, ...] = ()
-    """() is all."""
+    """() means all."""
 
     def of(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those of ``tasks`` that are wanted, in the same order.
+        """Choose the tasks of this part, in the same order.
 
         Raises:
-            ConfigError: if a point or a seed is none of the sweep's.
+            ConfigError: if the sweep has no such point or seed.
         """
         for kind, wanted, found in (
             ("point", self.points, [task.point.name for task in tasks]),
@@ -131,7 +131,7 @@ EVERYTHING: Final = Part()
 def known_rows(
     config: Config, folder: SweepFolder, tasks: Sequence[Task]
 ) -> dict[tuple[str, int], SweepRow]:
-    """What the table says of these tasks, as far as their settings are the same and runs exist."""
+    """Find the rows of these tasks whose settings are the same and whose runs exist."""
     settings = {task.key: task.settings for task in tasks}
     return {
         (row.point, row.seed): row
@@ -144,8 +144,8 @@ def known_rows(
 class Students:
     """Trains students one after the other, each after the stages that it needs.
 
-    The teacher, a cache or a selection is made once for all students that share it. Where it
-    failed, it is not tried again: it fails for all of them.
+    A teacher, cache or selection is made once for all students that share it. If it failed, it is
+    not tried again and fails for all of them.
     """
 
     def __init__(self, *, ranks: "Ranks", log_results: bool) -> None:
@@ -153,12 +153,12 @@ class Students:
         self._log_results = log_results
         self._tried: dict[str, Exception | None] = {}
         self.training_seconds = 0.0
-        """Training time of the runs that were trained here, as they count it themselves."""
+        """Training time of the runs that were trained here, as their records have it."""
         self.wall_seconds = 0.0
-        """Time that these runs took, evaluations and all."""
+        """Total time of these runs, with evaluation."""
 
     def train(self, config: Config) -> Run:
-        """The run of ``config``, trained or found."""
+        """Train the run of ``config``, or find it."""
         from stages import train_student
 
         self._teach(config)
@@ -221,7 +221,7 @@ class Students:
 
 
 def attempt(make: Callable[[], T]) -> T | Failure:
-    """What ``make`` returns, or why it failed; interrupts and requests to end pass."""
+    """Call ``make``; return its result or its failure. Interrupts and requests to stop pass."""
     try:
         return make()
     except Terminated:
@@ -229,8 +229,8 @@ def attempt(make: Callable[[], T]) -> T | Failure:
     except PipelineError as error:
         return Failure(kind=type(error).__name__, line=_one_line(error))
     except Exception as error:
-        # Everywhere else a bug ends the program. Here one run of many would take a night of others
-        # with it, and what it says is kept: its class, its message and its traceback.
+        # Elsewhere a bug ends the program. Here it would end a night of other runs too, so its
+        # class, message and traceback are kept.
         kind = type(error).__name__
         line = f"{kind}: {_one_line(error)}" if str(error) else kind
         return Failure(kind=kind, line=line, traceback=traceback.format_exc())
