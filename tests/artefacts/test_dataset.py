@@ -68,7 +68,7 @@ def test_held_out_digest_and_id_do_not_depend_on_the_order(seed, count, share):
     ) == dataset_id(samples, new_samples(9), class_names=["a", "b", "c"], held_out=held_out)
 
 
-def test_held_out_digest_tells_which_images_are_held_out():
+def test_held_out_digest_depends_on_which_images_are_held_out():
     samples = new_samples(20)
     rows = [[0, 1], [0, 2], [0], [0, 1, 2], []]
     digests = {held_out_digest(samples, np.array(some, dtype=np.int64)) for some in rows}
@@ -165,7 +165,7 @@ def test_held_out_rows_are_those_of_the_first_release():
     assert rows.tolist() == sorted(expected)
 
 
-def test_samples_of_other_shapes_are_refused():
+def test_samples_of_other_shapes_are_rejected():
     samples = new_samples(4)
     with pytest.raises(ValueError, match=r"must be of shape \(4, 16\)"):
         Samples(keys=samples.keys[:3], labels=samples.labels, pixels=samples.pixels)
@@ -177,10 +177,10 @@ def copy(prepared, tmp_path):
     return shutil.copytree(prepared.folder, tmp_path / "data")
 
 
-def assert_refused(folder, kind, told, *parts):
-    with pytest.raises(kind, match=told) as refusal:
+def assert_rejected(folder, kind, pattern, *parts):
+    with pytest.raises(kind, match=pattern) as caught:
         Dataset.open(folder)
-    message = str(refusal.value)
+    message = str(caught.value)
     assert "\n" not in message
     assert "heartcut prepare" in message
     for part in parts:
@@ -216,7 +216,7 @@ def test_a_data_set_in_another_order_opens_and_is_the_same_one(prepared, image_r
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_a_flipped_bit_anywhere_in_a_beton_is_refused(copy, split):
+def test_a_flipped_bit_anywhere_in_a_beton_is_rejected(copy, split):
     path = copy / f"{split}.beton"
     size = path.stat().st_size
     for position in (0, 9, 100, 5000, size // 2, size - 1):
@@ -226,26 +226,26 @@ def test_a_flipped_bit_anywhere_in_a_beton_is_refused(copy, split):
             file.seek(position)
             file.write(bytes([byte ^ 0x10]))
             file.flush()
-            assert_refused(copy, ArtefactMismatch, "other contents than were written", str(path))
+            assert_rejected(copy, ArtefactMismatch, "other contents than were written", str(path))
             file.seek(position)
             file.write(bytes([byte]))
     Dataset.open(copy)
 
 
 @pytest.mark.parametrize("missing", [1, 7000, 9 << 20, None])
-def test_a_truncated_beton_is_refused(copy, missing):
+def test_a_truncated_beton_is_rejected(copy, missing):
     path = copy / "train.beton"
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.truncate(0 if missing is None else size - missing)
     left = 0 if missing is None else size - missing
-    assert_refused(copy, ArtefactMismatch, f"has {left:,} bytes", f"expected {size:,}", str(path))
+    assert_rejected(copy, ArtefactMismatch, f"has {left:,} bytes", f"expected {size:,}", str(path))
 
 
-def test_a_beton_that_grew_is_refused(copy):
+def test_a_beton_that_grew_is_rejected(copy):
     with (copy / "eval.beton").open("ab") as file:
         file.write(b"\0")
-    assert_refused(copy, ArtefactMismatch, "damaged", "eval.beton")
+    assert_rejected(copy, ArtefactMismatch, "damaged", "eval.beton")
 
 
 @pytest.mark.parametrize(
@@ -260,10 +260,10 @@ def test_a_beton_that_grew_is_refused(copy):
 )
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
-    assert_refused(copy, ArtefactNotFound, name)
+    assert_rejected(copy, ArtefactNotFound, name)
 
 
-def test_a_damaged_byte_anywhere_in_a_samples_file_is_refused(copy):
+def test_a_damaged_byte_anywhere_in_a_samples_file_is_rejected(copy):
     path = copy / "eval.samples.safetensors"
     content = path.read_bytes()
     for position in range(0, len(content), 5):
@@ -272,48 +272,48 @@ def test_a_damaged_byte_anywhere_in_a_samples_file_is_refused(copy):
         damaged = bytearray(content)
         damaged[position] ^= 0x01
         path.write_bytes(damaged)
-        with pytest.raises(ArtefactMismatch) as refusal:
+        with pytest.raises(ArtefactMismatch) as caught:
             module._open_split(copy, "eval", module.read_record(copy).eval)
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 60, 400])
-def test_a_truncated_samples_file_is_refused(copy, keep):
+def test_a_truncated_samples_file_is_rejected(copy, keep):
     path = copy / "train.samples.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert_refused(copy, ArtefactMismatch, "is damaged", str(path))
+    assert_rejected(copy, ArtefactMismatch, "is damaged", str(path))
 
 
-def test_samples_of_another_split_are_refused(copy):
+def test_samples_of_another_split_are_rejected(copy):
     shutil.copy(copy / "eval.samples.safetensors", copy / "train.samples.safetensors")
-    assert_refused(copy, ArtefactMismatch, "does not belong to", "train.samples.safetensors")
+    assert_rejected(copy, ArtefactMismatch, "does not belong to", "train.samples.safetensors")
 
 
-def test_samples_in_another_order_than_the_beton_are_refused(copy):
+def test_samples_in_another_order_than_the_beton_are_rejected(copy):
     path = copy / "train.samples.safetensors"
     save_file({name: rows[::-1].copy() for name, rows in load_file(path).items()}, path)
-    assert_refused(copy, ArtefactMismatch, "does not belong to .*: its rows hash to", str(copy))
+    assert_rejected(copy, ArtefactMismatch, "does not belong to .*: its rows hash to", str(copy))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "pattern"),
     [
         ("version", "two", "dataset.json does not follow its format: version"),
-        ("stranger", 1, "dataset.json does not follow its format: stranger"),
+        ("unknown", 1, "dataset.json does not follow its format: unknown"),
         ("held_out", [0, 1], "was changed"),
         ("held_out", [5000], "was changed"),
         ("class_names", ["a", "b", "c"], "was changed"),
     ],
 )
-def test_a_record_that_was_edited_is_refused(copy, key, value, told):
+def test_a_record_that_was_edited_is_rejected(copy, key, value, pattern):
     path = copy / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    assert_refused(copy, ArtefactMismatch, told, str(path))
+    assert_rejected(copy, ArtefactMismatch, pattern, str(path))
 
 
-def test_a_record_without_a_key_is_refused(copy):
+def test_a_record_without_a_key_is_rejected(copy):
     path = copy / "dataset.json"
     record = json.loads(path.read_text())
     del record["train"]["beton"]
     path.write_text(json.dumps(record))
-    assert_refused(copy, ArtefactMismatch, r"train\.beton: Field required", str(path))
+    assert_rejected(copy, ArtefactMismatch, r"train\.beton: Field required", str(path))

@@ -116,14 +116,14 @@ def test_a_released_cache_opens_and_reads_to_the_bit(version, kind):
         for view in range(NUM_VIEWS):
             read = np.concatenate(list(cache.blocks(name, view)))
             assert (read.dtype, read.tobytes()) == (expected.dtype, expected[view].tobytes())
-    told = contents()
-    assert np.array_equal(cache.labels, told.labels)
-    assert np.array_equal(cache.keys, told.keys)
-    assert np.array_equal(cache.pixels, told.pixels)
+    original = contents()
+    assert np.array_equal(cache.labels, original.labels)
+    assert np.array_equal(cache.keys, original.keys)
+    assert np.array_equal(cache.pixels, original.pixels)
     weight, bias = cache.head
     assert (weight.tobytes(), bias.tobytes()) == (
-        told.head_weight.tobytes(),
-        told.head_bias.tobytes(),
+        original.head_weight.tobytes(),
+        original.head_bias.tobytes(),
     )
     assert cache.summary == summary()
     assert cache.manifest.identity == identity(kind)

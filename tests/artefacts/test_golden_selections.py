@@ -285,7 +285,7 @@ def test_a_released_selection_table_reads_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize("place", OLD)
-def test_an_older_version_is_refused_in_one_line_that_says_what_to_do(place):
+def test_an_older_version_is_rejected_in_one_line_that_says_what_to_do(place):
     line = read_or_refusal(lambda: OLD[place].open(GOLDEN / place))
     assert isinstance(line, str), "it was read"
     assert str(GOLDEN / place) in line

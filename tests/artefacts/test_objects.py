@@ -110,7 +110,7 @@ def test_large_objects_are_created_once_too(store):
     assert store.read("large", max_bytes=6 * MB) == data
 
 
-def test_missing_objects_are_told(store):
+def test_missing_objects_are_reported(store):
     store.create("a/b", b"1")
     assert store.size("nothing") is None
     assert store.size("no/folder") is None
@@ -173,7 +173,7 @@ def test_a_deleted_object_can_be_created_anew(store):
     assert store.read("a/b", max_bytes=3) == b"new"
 
 
-def test_an_object_larger_than_allowed_is_refused(store):
+def test_an_object_larger_than_allowed_is_rejected(store):
     store.create("a", b"12345")
     with pytest.raises(ArtefactMismatch, match=r"5 bytes .*at most 4") as error:
         store.read("a", max_bytes=4)
@@ -181,7 +181,7 @@ def test_an_object_larger_than_allowed_is_refused(store):
 
 
 @looped("key", BAD_KEYS)
-def test_keys_that_are_no_plain_names_are_refused(store, key):
+def test_keys_that_are_no_plain_names_are_rejected(store, key):
     uses = [
         lambda: store.read(key, max_bytes=1),
         lambda: store.size(key),
@@ -295,7 +295,7 @@ def test_links_are_not_followed_below_the_root(tmp_path):
     assert (tmp_path / "secret").exists()
 
 
-def test_folders_in_the_place_of_objects_are_told(tmp_path):
+def test_folders_in_the_place_of_objects_are_reported(tmp_path):
     store = open_objects(tmp_path)
     store.create("a/b", b"1")
     for use in (store.size, store.delete, lambda key: store.read(key, max_bytes=1)):
@@ -335,7 +335,7 @@ def crash_at(monkeypatch, number, failure):
             if next(count) == number and not reached:
                 reached.append(name)
                 if name == "close":
-                    real(*args, **kwargs)  # the kernel closes even when it tells an error
+                    real(*args, **kwargs)  # the kernel closes even when it returns an error
                 raise failure
             return real(*args, **kwargs)
 
@@ -414,7 +414,7 @@ def test_disk_errors_are_one_line(tmp_path, monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
-def test_a_file_system_without_hard_links_is_told(tmp_path, monkeypatch, number):
+def test_a_file_system_without_hard_links_is_reported(tmp_path, monkeypatch, number):
     def fail(*_, **__):
         raise OSError(number, "raw")
 
@@ -449,7 +449,7 @@ def test_addresses_of_folders(tmp_path, monkeypatch):
         "user:hunter2/a",
     ],
 )
-def test_addresses_with_a_credential_are_refused_without_repeating_it(scheme, rest):
+def test_addresses_with_a_credential_are_rejected_without_repeating_it(scheme, rest):
     with pytest.raises(ConfigError) as error:
         open_objects(f"{scheme}://{rest}")
     assert "hunter2" not in one_line(error)
@@ -459,13 +459,13 @@ def test_addresses_with_a_credential_are_refused_without_repeating_it(scheme, re
 @looped(
     "location", ["ftp://host/a", "s3:/bucket", "s3://", "http:///a", "file://host/a", "s3:bucket"]
 )
-def test_other_addresses_that_cannot_be_used_are_refused(location):
+def test_other_addresses_that_cannot_be_used_are_rejected(location):
     with pytest.raises(ConfigError) as error:
         open_objects(location)
     one_line(error)
 
 
-def test_addresses_outside_of_their_prefix_are_refused():
+def test_addresses_outside_of_their_prefix_are_rejected():
     with pytest.raises(ArtefactMismatch, match="plain relative name"):
         open_objects("s3://bucket/a/../b")
 
@@ -542,7 +542,7 @@ def answering(*head, body=b"", hang=False):
     thread.join(5)
 
 
-def test_an_oversized_object_is_refused_before_its_body():
+def test_an_oversized_object_is_rejected_before_its_body():
     """The server announces a terabyte and sends none of it."""
     with answering("Content-Length: 1099511627776", hang=True) as url:
         begin = time.monotonic()
@@ -558,7 +558,7 @@ def test_a_body_that_is_cut_is_never_returned():
         assert f"{url}/a" in one_line(error)
 
 
-def test_a_body_of_unknown_length_is_refused():
+def test_a_body_of_unknown_length_is_rejected():
     with answering("Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n") as url:
         with pytest.raises(PipelineError, match="Content-Length") as error:
             open_objects(url).read("a", max_bytes=100)
@@ -596,7 +596,7 @@ def test_a_reader_reads_and_may_not_write(seaweed, as_user, s3_url, caplog):
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
-def test_wrong_credentials_are_refused_and_never_shown(seaweed, as_user, s3_url, caplog, name):
+def test_wrong_credentials_are_rejected_and_never_shown(seaweed, as_user, s3_url, caplog, name):
     caplog.set_level(logging.DEBUG)
     as_user(seaweed, **{name: "wrong-s3cr3t"})
     store = open_objects(s3_url)
@@ -625,7 +625,7 @@ def test_plain_http_to_s3_must_be_asked_for(seaweed, as_user, monkeypatch, s3_ur
     one_line(error)
 
 
-def test_a_server_that_ignores_the_condition_is_refused(nanio_server, as_user, s3_url):
+def test_a_server_that_ignores_the_condition_is_rejected(nanio_server, as_user, s3_url):
     as_user(nanio_server)
     with pytest.raises(PipelineError, match="ignores conditional creation") as error:
         require_conditional_create(open_objects(s3_url))
@@ -653,7 +653,7 @@ def uses_of(store):
 
 
 @pytest.mark.parametrize("scheme", ["s3", "http"])
-def test_a_dead_server_is_told_soon(as_user, seaweed, scheme, caplog):
+def test_a_dead_server_is_reported_soon(as_user, seaweed, scheme, caplog):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]  # free again below, so that nothing answers there
     as_user(seaweed, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
@@ -667,7 +667,7 @@ def test_a_dead_server_is_told_soon(as_user, seaweed, scheme, caplog):
         assert_no_secrets(error, caplog)
 
 
-def test_a_silent_server_is_told_in_time(as_user, seaweed, monkeypatch, caplog):
+def test_a_silent_server_is_reported_in_time(as_user, seaweed, monkeypatch, caplog):
     # a last attempt may begin just before the retries end
     worst = clients.RETRY_SECONDS + clients.SILENCE_SECONDS
     assert worst + clients.CONNECT_SECONDS <= 30
@@ -712,7 +712,7 @@ def test_a_lost_answer_to_a_put_is_no_failure(as_user, seaweed, s3_url, monkeypa
     assert store.read("a", max_bytes=1) == b"1"
 
 
-def test_a_forked_child_is_refused_before_it_hangs(as_user, seaweed, s3_url, monkeypatch):
+def test_a_forked_child_is_rejected_before_it_hangs(as_user, seaweed, s3_url, monkeypatch):
     as_user(seaweed)
     store = open_objects(s3_url)
     store.size("a")

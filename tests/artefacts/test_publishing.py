@@ -143,7 +143,7 @@ def test_of_two_that_publish_the_same_folder_the_first_wins(tmp_path):
     assert (final / "a" / "b").read_text() == "fast"
 
 
-def test_a_file_in_the_place_of_the_folder_is_told_and_kept(tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_reported_and_kept(tmp_path):
     (tmp_path / "thing").write_text("mine")
     with pytest.raises(PipelineError, match="`workspace`"):
         write_folder(tmp_path / "thing", "1")
@@ -151,7 +151,7 @@ def test_a_file_in_the_place_of_the_folder_is_told_and_kept(tmp_path):
     assert names(tmp_path) == ["thing"]
 
 
-def publish_when_told(final, name, at):
+def publish_when_asked(final, name, at):
     with publishing_folder(final) as partial:
         for i in range(20):
             (partial / str(i)).write_text(name)
@@ -163,7 +163,7 @@ def test_processes_that_publish_the_same_folder_at_once_leave_one_whole_folder(t
     for attempt in range(10):
         final, at = tmp_path / f"thing{attempt}", time.monotonic() + 0.1
         processes = [
-            context.Process(target=publish_when_told, args=(final, name, at)) for name in "abc"
+            context.Process(target=publish_when_asked, args=(final, name, at)) for name in "abc"
         ]
         for process in processes:
             process.start()
@@ -177,7 +177,7 @@ def test_processes_that_publish_the_same_folder_at_once_leave_one_whole_folder(t
 
 @pytest.mark.parametrize("write", [write_folder, write_file])
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "No space left on device. Free some space or set another `workspace`"),
         (errno.EDQUOT, "Free some space or set another `workspace`"),
@@ -185,16 +185,16 @@ def test_processes_that_publish_the_same_folder_at_once_leave_one_whole_folder(t
         (errno.EROFS, "Set a `workspace` on a disk that can be written"),
     ],
 )
-def test_a_disk_that_cannot_be_written_is_told_in_one_line(tmp_path, write, number, told):
-    with pytest.raises(PipelineError, match=told) as refusal:
+def test_a_disk_that_cannot_be_written_is_reported_in_one_line(tmp_path, write, number, message):
+    with pytest.raises(PipelineError, match=message) as caught:
         write(tmp_path / "thing", "1", OSError(number, "x"))
-    assert "\n" not in str(refusal.value)
-    assert "thing could not be written" in str(refusal.value)
+    assert "\n" not in str(caught.value)
+    assert "thing could not be written" in str(caught.value)
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("write", [write_folder, write_file])
-def test_a_workspace_that_is_a_file_is_told_in_one_line(tmp_path, write):
+def test_a_workspace_that_is_a_file_is_reported_in_one_line(tmp_path, write):
     (tmp_path / "file").write_text("")
     with pytest.raises(PipelineError, match="`workspace`"):
         write(tmp_path / "file" / "thing", "1")
@@ -203,9 +203,9 @@ def test_a_workspace_that_is_a_file_is_told_in_one_line(tmp_path, write):
 @pytest.mark.parametrize("write", [write_folder, write_file])
 def test_errors_that_are_not_of_the_disk_pass_unchanged(tmp_path, write):
     failure = ArtefactNotFound("x is missing. Make it.")
-    with pytest.raises(ArtefactNotFound) as refusal:
+    with pytest.raises(ArtefactNotFound) as caught:
         write(tmp_path / "thing", "1", failure)
-    assert refusal.value is failure
+    assert caught.value is failure
     with pytest.raises(ConnectionResetError):
         write(tmp_path / "thing", "1", ConnectionResetError(errno.ECONNRESET, "x"))
 
@@ -226,13 +226,13 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe\x00", b"[1]", b"3"])
-def test_json_that_is_torn_is_refused_in_one_line(tmp_path, content):
+def test_json_that_is_torn_is_rejected_in_one_line(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    with pytest.raises(ArtefactMismatch, match="`make x`") as refusal:
+    with pytest.raises(ArtefactMismatch, match="`make x`") as caught:
         read_json(path, made_by="make x")
-    assert "\n" not in str(refusal.value)
-    assert str(path) in str(refusal.value)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
 
 
 def test_missing_json_names_what_makes_it(tmp_path):

@@ -20,7 +20,7 @@ def run(digits_copy: Config) -> Run:
     return train_teacher.execute(digits_copy)
 
 
-def test_a_run_tells_its_settings_metrics_and_result(run, digits):
+def test_a_run_returns_its_settings_metrics_and_result(run, digits):
     settings = tomllib.loads((run.path / "config.toml").read_text())
     assert settings["lr"] == digits.train_teacher.lr
     assert settings["views"] == {"padding": 1, "flip": False, "count": -1}
@@ -57,7 +57,7 @@ def test_metrics_refuse_numbers_that_json_lacks(tmp_path):
         write_metrics(tmp_path, [{"loss": float("nan")}])
 
 
-def test_a_run_that_is_not_there_is_told_how_to_make(tmp_path):
+def test_the_error_for_a_missing_run_names_its_command(tmp_path):
     with pytest.raises(ArtefactNotFound, match=r"student-s0-aaaaaaaa .*`heartcut"):
         Run.open(tmp_path / "student-s0-aaaaaaaa")
 
@@ -69,13 +69,13 @@ def test_a_run_without_a_result_is_none(run):
 
 
 @pytest.mark.parametrize("offset", [0, 9, 1000, -1])
-def test_a_flipped_byte_in_the_weights_is_refused(run, offset):
+def test_a_flipped_byte_in_the_weights_is_rejected(run, offset):
     flip_byte(run.weights, offset)
     with pytest.raises(ArtefactMismatch, match=r"model\.safetensors .*sha256 \w+ \(expected \w+\)"):
         Run.open(run.path)
 
 
-def test_missing_weights_are_told(run):
+def test_missing_weights_are_reported(run):
     run.weights.unlink()
     with pytest.raises(ArtefactNotFound, match=r"model\.safetensors is missing"):
         Run.open(run.path)
@@ -85,7 +85,7 @@ def test_missing_weights_are_told(run):
     ("key", "value"),
     [("version", 1), ("format", "heartcut.selection"), ("seed", "one"), ("surprise", 1)],
 )
-def test_a_result_of_another_form_is_refused_by_key(run, key, value):
+def test_a_result_of_another_form_is_rejected_by_key(run, key, value):
     path = run.path / "result.json"
     replace_bytes(path, json.dumps({**json.loads(path.read_text()), key: value}).encode())
     with pytest.raises(PipelineError, match=rf"result\.json .*{key}: "):

@@ -144,35 +144,37 @@ def test_it_belongs_to_its_samples_in_their_order(path):
         replace(SAMPLES, pixels=SAMPLES.pixels ^ np.uint8(1)),
     ]
     for other in others:
-        with pytest.raises(ArtefactMismatch, match=r"has the scores of 600 other samples") as told:
+        with pytest.raises(
+            ArtefactMismatch, match=r"has the scores of 600 other samples"
+        ) as raised:
             table.require_samples(other)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(raised.value)
 
 
-def test_every_flipped_byte_is_refused_or_changes_nothing(path):
+def test_every_flipped_byte_is_rejected_or_changes_nothing(path):
     original = ScoreTable.open(path)
-    num_refused = num_read = 0
+    num_rejected = num_read = 0
     for offset in range(0, path.stat().st_size, 331):
         with flipped(path, offset):
             read = read_or_refusal(lambda: ScoreTable.open(path))
         if isinstance(read, str):
-            num_refused += 1
+            num_rejected += 1
         else:
             num_read += 1
             assert read.record == original.record, offset
             pd.testing.assert_frame_equal(read.frame, original.frame)
-    assert num_refused > 10 * num_read
+    assert num_rejected > 10 * num_read
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -1])
-def test_a_torn_file_is_refused(path, keep):
+def test_a_torn_file_is_rejected(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtefactMismatch, match=r"\.parquet .*readable") as told:
+    with pytest.raises(ArtefactMismatch, match=r"\.parquet .*readable") as message:
         ScoreTable.open(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
 
 
-def test_a_missing_file_is_told_how_to_make(tmp_path):
+def test_the_error_for_a_missing_file_names_its_command(tmp_path):
     with pytest.raises(ArtefactNotFound, match="`heartcut select`"):
         ScoreTable.open(tmp_path / "x.scores.parquet")
 
@@ -208,7 +210,7 @@ WIDER = pa.array(np.arange(NUM, dtype=np.float64))
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (edited("dloss_swap", 0, lambda v: np.nextafter(v, 1.0)), "was edited: its columns"),
         (edited("p_refit", 5, lambda v: -v), "was edited: its columns"),
@@ -234,14 +236,14 @@ WIDER = pa.array(np.arange(NUM, dtype=np.float64))
         (lambda t: t.replace_schema_metadata(None), "metadata has no `heartcut` entry"),
     ],
 )
-def test_any_edit_is_refused_in_one_line(path, edit, told):
+def test_any_edit_is_rejected_in_one_line(path, edit, message):
     pq.write_table(edit(pq.read_table(path)), path)
-    with pytest.raises(ArtefactMismatch, match=told) as caught:
+    with pytest.raises(ArtefactMismatch, match=message) as caught:
         ScoreTable.open(path)
     assert "\n" not in str(caught.value)
 
 
-def test_rows_in_another_order_are_refused_even_where_they_were_written_so(tmp_path):
+def test_rows_in_another_order_are_rejected_even_where_they_were_written_so(tmp_path):
     shuffled = columns() | {"sample_index": np.arange(NUM)[::-1]}
     write(tmp_path / "x.scores.parquet", record=record(), columns=shuffled)
     with pytest.raises(ArtefactMismatch, match="row 0 has sample 599"):

@@ -177,7 +177,7 @@ def test_an_edit_by_another_program_keeps_everything_else(table, digits, tmp_pat
     pd.testing.assert_frame_equal(read.frame, expected, check_dtype=False)
 
 
-def test_pandas_without_the_attributes_is_told_what_is_missing(table, tmp_path):
+def test_pandas_without_the_attributes_gets_an_error_that_names_them(table, tmp_path):
     frame = pd.read_parquet(table.path)
     frame.attrs.clear()
     frame.to_parquet(tmp_path / "mine.parquet")
@@ -186,18 +186,18 @@ def test_pandas_without_the_attributes_is_told_what_is_missing(table, tmp_path):
 
 
 @pytest.mark.parametrize("length", ["shorter", "longer"])
-def test_rows_that_were_removed_or_added_are_refused_with_the_first(table, tmp_path, length):
+def test_rows_that_were_removed_or_added_are_rejected_with_the_first(table, tmp_path, length):
     frame = pd.read_parquet(table.path)
     rows = frame.drop(index=7) if length == "shorter" else pd.concat([frame[:8], frame[7:]])
     rows.attrs = frame.attrs
     rows.to_parquet(tmp_path / "mine.parquet")
-    told = "row 7 has sample 8" if length == "shorter" else "row 8 has sample 7"
-    with pytest.raises(ArtefactMismatch, match=told) as caught:
+    message = "row 7 has sample 8" if length == "shorter" else "row 8 has sample 7"
+    with pytest.raises(ArtefactMismatch, match=message) as caught:
         SelectionTable.open(tmp_path / "mine.parquet")
     assert "\n" not in str(caught.value)
 
 
-def test_fewer_rows_are_refused_with_both_counts(stored, digits, tmp_path):
+def test_fewer_rows_are_rejected_with_both_counts(stored, digits, tmp_path):
     samples = Dataset.open(digits.data_folder).train.samples
     short = SelectionTable.open(saved(stored.slice(0, 100), tmp_path))
     with pytest.raises(ArtefactMismatch, match=rf"100 rows .*{len(samples)}"):
@@ -205,7 +205,7 @@ def test_fewer_rows_are_refused_with_both_counts(stored, digits, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sample_key", "label"])
-def test_other_samples_are_refused_with_the_first_that_differs(stored, digits, tmp_path, name):
+def test_other_samples_are_rejected_with_the_first_that_differs(stored, digits, tmp_path, name):
     samples = Dataset.open(digits.data_folder).train.samples
     values = stored.column(name).to_pylist()
     values[7] = "0" * 32 if name == "sample_key" else (values[7] + 1) % 10
@@ -239,7 +239,7 @@ def test_a_table_without_label_issues_opens_whoever_wrote_it(stored, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (reordered, "one row per sample in the order of sample_index"),
         (lambda t: t.drop_columns(["beta", "rank"]), "lacks the columns beta, rank"),
@@ -264,37 +264,37 @@ def test_a_table_without_label_issues_opens_whoever_wrote_it(stored, tmp_path):
         (lambda t: with_column(t, "label_issue", [0] * len(t)), "`label_issue` column of int64"),
     ],
 )
-def test_an_edit_that_breaks_the_table_is_refused_in_one_line(stored, tmp_path, edit, told):
+def test_an_edit_that_breaks_the_table_is_rejected_in_one_line(stored, tmp_path, edit, message):
     path = saved(edit(stored), tmp_path)
-    with pytest.raises(ArtefactMismatch, match=told) as caught:
+    with pytest.raises(ArtefactMismatch, match=message) as caught:
         SelectionTable.open(path)
     assert "\n" not in str(caught.value)
 
 
-def test_settings_that_do_not_give_the_id_are_refused(stored, tmp_path):
+def test_settings_that_do_not_give_the_id_are_rejected(stored, tmp_path):
     text = stored.schema.metadata[b"heartcut"].replace(b'"seed":0', b'"seed":1')
     path = saved(stored.replace_schema_metadata({b"heartcut": text}), tmp_path)
     with pytest.raises(ArtefactMismatch, match=r"\bid\b.*settings"):
         SelectionTable.open(path)
 
 
-def test_a_flipped_byte_is_refused_or_changes_nothing_that_training_reads(table, tmp_path):
+def test_a_flipped_byte_is_rejected_or_changes_nothing_that_training_reads(table, tmp_path):
     path = tmp_path / "damaged.parquet"
     path.write_bytes(table.path.read_bytes())
-    num_refused = 0
+    num_rejected = 0
     for offset in range(0, path.stat().st_size, 61):
         with flipped(path, offset):
             read = read_or_refusal(lambda: SelectionTable.open(path))
         if isinstance(read, str):
-            num_refused += 1
+            num_rejected += 1
         else:
             assert read.id == table.id, offset
             pd.testing.assert_frame_equal(read.frame, table.frame)
-    assert num_refused > 100
+    assert num_rejected > 100
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"not parquet at all", bytes(4096)])
-def test_what_is_no_parquet_file_is_refused_in_one_line(tmp_path, data):
+def test_what_is_no_parquet_file_is_rejected_in_one_line(tmp_path, data):
     path = tmp_path / "x.parquet"
     path.write_bytes(data)
     with pytest.raises(ArtefactMismatch, match=r"\.parquet .*readable") as caught:
@@ -302,7 +302,7 @@ def test_what_is_no_parquet_file_is_refused_in_one_line(tmp_path, data):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_table_is_told_how_to_make(tmp_path):
+def test_the_error_for_a_missing_table_names_its_command(tmp_path):
     with pytest.raises(ArtefactNotFound, match="`heartcut select`"):
         SelectionTable.open(tmp_path / "x.parquet")
 

@@ -177,14 +177,14 @@ def test_every_setting_of_a_repair_changes_the_id(change):
     assert RepairIdentity.model_fields.keys() == {"kind", "folds", "seed", "held_out"}
 
 
-def test_a_flipped_byte_in_any_view_is_refused(path):
+def test_a_flipped_byte_in_any_view_is_rejected(path):
     for stored in path.glob("c/*/0/0"):
         for offset in range(stored.stat().st_size):
             with flipped(stored, offset), pytest.raises(ArtefactMismatch, match="is damaged"):
                 SoftLabels.open(path)
 
 
-def test_what_a_repair_did_is_told(tmp_path, layout):
+def test_the_effect_of_a_repair_is_recorded(tmp_path, layout):
     identity = identity_of(top_k=TOP_K[layout], repair=REPAIR)
     path = write_rows(tmp_path / "a.soft", layout, identity=identity, repaired=REPORT)
     record = SoftLabels.open(path).record
@@ -198,7 +198,7 @@ def test_a_repair_without_its_report_is_not_written(tmp_path, given):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_repair_without_its_report_is_refused(tmp_path):
+def test_a_repair_without_its_report_is_rejected(tmp_path):
     path = write_rows(tmp_path / "a.soft", identity=identity_of(repair=REPAIR), repaired=REPORT)
     record = path / "soft_labels.json"
     value = json.loads(record.read_text())
@@ -209,7 +209,7 @@ def test_a_repair_without_its_report_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 5])
-def test_another_version_is_refused_in_one_line(path, version):
+def test_another_version_is_rejected_in_one_line(path, version):
     record = path / "soft_labels.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"version": version}))
     with pytest.raises(
@@ -220,8 +220,8 @@ def test_another_version_is_refused_in_one_line(path, version):
         SoftLabels.open(path)
 
 
-def test_a_version_without_repairs_is_refused_in_one_line(path):
-    """As version 2 wrote it: neither the identity nor the record tells of a repair."""
+def test_a_version_without_repairs_is_rejected_in_one_line(path):
+    """As version 2 wrote it: neither the identity nor the record has a repair."""
     record = path / "soft_labels.json"
     value = json.loads(record.read_text()) | {"version": 2}
     del value["repaired"], value["identity"]["repair"]
@@ -239,18 +239,18 @@ def assert_no_bit_is_changed_unseen(path: Path) -> None:
         assert isinstance(read, str) or read.record == reference
 
 
-def test_a_changed_bit_in_the_record_is_refused_or_harmless(path):
+def test_a_changed_bit_in_the_record_is_rejected_or_harmless(path):
     assert_no_bit_is_changed_unseen(path)
 
 
-def test_a_changed_bit_in_the_report_of_a_repair_is_refused_or_harmless(tmp_path):
+def test_a_changed_bit_in_the_report_of_a_repair_is_rejected_or_harmless(tmp_path):
     identity = identity_of(repair=REPAIR)
     path = write_rows(tmp_path / "a.soft", identity=identity, repaired=REPORT)
     assert_no_bit_is_changed_unseen(path)
 
 
 @pytest.mark.parametrize("change", [-1, 1, None])
-def test_a_view_of_another_size_is_refused(path, change):
+def test_a_view_of_another_size_is_rejected(path, change):
     file = path / "c/1/0/0"
     expected = file.stat().st_size
     data = b"" if change is None else bytes(expected + change)
@@ -259,13 +259,13 @@ def test_a_view_of_another_size_is_refused(path, change):
         SoftLabels.open(path)
 
 
-def test_a_missing_view_is_refused(path):
+def test_a_missing_view_is_rejected(path):
     (path / "c/2/0/0").unlink()
     with pytest.raises(ArtefactNotFound, match="is missing"):
         SoftLabels.open(path)
 
 
-def test_a_view_less_in_the_record_is_refused(path):
+def test_a_view_less_in_the_record_is_rejected(path):
     record = path / "soft_labels.json"
     value = json.loads(record.read_text())
     value["sha256"].pop()
@@ -276,7 +276,7 @@ def test_a_view_less_in_the_record_is_refused(path):
 
 
 @pytest.mark.parametrize("change", [{"num_classes": 6}, {"shape": [3, 5, 7]}])
-def test_a_record_that_tells_of_another_layout_is_refused(path, change):
+def test_a_record_of_another_layout_is_rejected(path, change):
     record = path / "soft_labels.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | change))
     with pytest.raises(ArtefactMismatch, match=r"soft_labels.json is damaged: content"):

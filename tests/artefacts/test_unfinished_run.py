@@ -93,7 +93,7 @@ def test_what_is_no_state_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_changed_byte_and_every_cut_is_refused(tmp_path):
+def test_every_changed_byte_and_every_cut_is_rejected(tmp_path):
     path = tmp_path / "folder" / "a.safetensors"
     write_state(path, {"a": torch.arange(5.0), "b": {"c": 1}})
     data = path.read_bytes()
@@ -108,7 +108,7 @@ def test_every_changed_byte_and_every_cut_is_refused(tmp_path):
             read_state(path)
 
 
-def test_another_version_is_refused_in_one_line(tmp_path, monkeypatch):
+def test_another_version_is_rejected_in_one_line(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(unfinished_run, "FORMAT_VERSION", 7)

@@ -67,12 +67,12 @@ def encoded(spec: ArraySpec, values) -> dict[str, bytes]:
 def read_by_zarr(spec: ArraySpec, objects: dict[str, bytes]):
     buffer = default_buffer_prototype().buffer
     files = objects | {
-        "zarr.json": group_metadata({"told": 1}),
+        "zarr.json": group_metadata({"shown": 1}),
         "a/zarr.json": array_metadata(spec),
     }
     store = MemoryStore({key: buffer.from_bytes(data) for key, data in files.items()})
     group = zarr.open_group(store, mode="r", zarr_format=3)
-    assert group.attrs["told"] == 1
+    assert group.attrs["shown"] == 1
     assert group["a"].metadata.dimension_names == spec.dimensions
     return group["a"][:]
 
@@ -208,7 +208,7 @@ def outcome(spec: ArraySpec, data: bytes, num_rows: int | None):
 
 
 @each_damaged
-def test_every_changed_bit_is_refused(spec):
+def test_every_changed_bit_is_rejected(spec):
     _, data, num_rows = first_object(spec)
     for offset in range(len(data)):
         for mask in (0xFF, *(1 << bit for bit in range(8))):
@@ -218,7 +218,7 @@ def test_every_changed_bit_is_refused(spec):
 
 
 @each_damaged
-def test_every_truncation_and_every_extension_is_refused(spec):
+def test_every_truncation_and_every_extension_is_rejected(spec):
     _, data, num_rows = first_object(spec)
     for length in range(len(data)):
         assert isinstance(outcome(spec, data[:length], num_rows), str), length
@@ -233,7 +233,7 @@ def with_crc(data: bytes) -> bytes:
 
 
 def frame(claimed: int | None, blocks: bytes) -> bytes:
-    """A zstd frame that claims to hold so many bytes (RFC 8878); None: it does not tell."""
+    """A zstd frame that claims to hold so many bytes (RFC 8878); None: no size."""
     if claimed is None:
         return b"\x28\xb5\x2f\xfd\x00\x58" + blocks  # a window of 2 MiB
     return b"\x28\xb5\x2f\xfd\xe0" + claimed.to_bytes(8, "little") + blocks
@@ -257,7 +257,7 @@ def test_the_frames_of_these_tests_are_real():
 
 
 @pytest.mark.parametrize(
-    ("claimed", "told"),
+    ("claimed", "shown"),
     [
         (1 << 26, "67,108,864"),
         (1 << 40, "1,099,511,627,776"),
@@ -269,8 +269,8 @@ def test_the_frames_of_these_tests_are_real():
     ],
 )
 @pytest.mark.parametrize("shard_rows", [None, 40], ids=["one chunk", "a shard"])
-def test_a_frame_that_claims_another_size_is_refused_before_it_is_unpacked(
-    claimed, told, shard_rows
+def test_a_frame_that_claims_another_size_is_rejected_before_it_is_unpacked(
+    claimed, shown, shard_rows
 ):
     shape = (40,) if shard_rows is None else (1, 40)
     spec, data = spec_of(shape, "uint8", shard_rows=shard_rows), with_crc(frame(claimed, BOMB))
@@ -282,7 +282,7 @@ def test_a_frame_that_claims_another_size_is_refused_before_it_is_unpacked(
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert line == f"a chunk of a claims to hold {told} bytes (expected 40)"
+    assert line == f"a chunk of a claims to hold {shown} bytes (expected 40)"
     assert peak < 1 << 18
 
 
@@ -291,19 +291,19 @@ def test_a_frame_that_claims_another_size_is_refused_before_it_is_unpacked(
     [BOMB, run(39, last=True), run(41, last=True), run(40, last=False), b"", b"\x01\x00\x00"],
     ids=["far more", "one less", "one more", "no end", "nothing", "an empty block"],
 )
-def test_a_frame_that_holds_another_size_than_it_claims_is_refused(blocks):
+def test_a_frame_that_holds_another_size_than_it_claims_is_rejected(blocks):
     line = outcome(spec_of((40,), "uint8"), with_crc(frame(40, blocks)), None)
     assert str(line).startswith("a chunk of a does not decompress: ")
 
 
 @pytest.mark.parametrize("second", [run(1, last=True), BOMB], ids=["one byte", "a bomb"])
-def test_a_second_frame_is_refused(second):
+def test_a_second_frame_is_rejected(second):
     frames = frame(40, run(40, last=True)) + frame(len(second), second)
     assert isinstance(outcome(spec_of((40,), "uint8"), with_crc(frames), None), str)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x28", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd\xe0\x01"])
-def test_what_is_shorter_than_a_frame_header_is_refused(data):
+def test_what_is_shorter_than_a_frame_header_is_rejected(data):
     assert isinstance(outcome(spec_of((40,), "uint8"), with_crc(data), None), str)
 
 
@@ -336,7 +336,7 @@ def with_index(spec: ArraySpec, index: list[tuple[int, int]], data: bytes) -> by
         [(0, 8200), (8200, 0), (MISSING, MISSING)],
     ],
 )
-def test_an_index_that_points_elsewhere_is_refused(index):
+def test_an_index_that_points_elsewhere_is_rejected(index):
     spec = spec_of((1, 2 * CHUNK), "uint8", shard_rows=3 * CHUNK, codec="none")
     values = values_of(spec)[0]
     chunks = b"".join(with_crc(part.tobytes()) for part in np.split(values, 2))
@@ -346,7 +346,7 @@ def test_an_index_that_points_elsewhere_is_refused(index):
         decode(spec, with_index(spec, index, chunks), 2 * CHUNK)
 
 
-def test_bytes_that_no_chunk_holds_are_refused():
+def test_bytes_that_no_chunk_holds_are_rejected():
     spec = spec_of((1, 4), "uint8", shard_rows=4, codec="none")
     chunk = with_crc(b"\1\2\3\4")
     assert with_index(spec, [(0, 8)], chunk) == encode(spec, np.arange(1, 5, dtype=np.uint8))
@@ -355,7 +355,7 @@ def test_bytes_that_no_chunk_holds_are_refused():
             decode(spec, with_index(spec, [place], data), 4)
 
 
-def test_a_chunk_of_another_size_is_refused():
+def test_a_chunk_of_another_size_is_rejected():
     spec = spec_of((1, 4), "uint8", shard_rows=4, codec="none")
     for size in (0, 3, 5, 1 << 16):
         chunk = with_crc(bytes(size))
@@ -363,7 +363,7 @@ def test_a_chunk_of_another_size_is_refused():
             decode(spec, with_index(spec, [(0, len(chunk))], chunk), 4)
 
 
-def test_a_shard_of_fewer_or_more_rows_is_refused():
+def test_a_shard_of_fewer_or_more_rows_is_rejected():
     spec = spec_of((1, 3 * CHUNK), "uint8", shard_rows=3 * CHUNK)
     data = encode(spec, values_of(spec)[0][: 2 * CHUNK])
     for num_rows in (1, CHUNK, 2 * CHUNK + 1, 3 * CHUNK):
@@ -371,7 +371,7 @@ def test_a_shard_of_fewer_or_more_rows_is_refused():
             decode(spec, data, num_rows)
 
 
-# What is told of numbers
+# Facts of numbers
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

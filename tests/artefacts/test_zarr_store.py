@@ -91,7 +91,7 @@ def test_a_missing_object_is_an_error_and_no_fill_value(small):
         path.write_bytes(data)
 
 
-def test_every_flipped_byte_is_refused(small):
+def test_every_flipped_byte_is_rejected(small):
     cache = TeacherCache.open(small.path)
     for path in (shards(small)[0], shards(small, FEATURES)[-1]):
         name = path.relative_to(small.path / "data.zarr").parts[0]
@@ -102,7 +102,7 @@ def test_every_flipped_byte_is_refused(small):
                 cache.group()[name][1 if "1" in path.parts else 0, -1 if "1" in path.parts else 0]
 
 
-def test_an_empty_object_is_refused(small):
+def test_an_empty_object_is_rejected(small):
     cache = TeacherCache.open(small.path)
     replace_bytes(shards(small)[0], b"")
     with pytest.raises(Damaged, match=r"has 0 bytes \(expected"):
@@ -119,7 +119,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_shard_is_refused_though_the_seal_vouches_for_it(small, kind):
+def test_a_hostile_shard_is_rejected_though_the_seal_vouches_for_it(small, kind):
     chunk, place = HOSTILE[kind]
     true = shards(small)[0].read_bytes()[:-24]
     chunk = bytes(CRC32C().encode(chunk)) if chunk else true
@@ -132,7 +132,7 @@ def test_a_hostile_shard_is_refused_though_the_seal_vouches_for_it(small, kind):
             group["logits"][place]
 
 
-def test_a_wrong_checksum_is_refused_though_the_seal_vouches_for_it(small):
+def test_a_wrong_checksum_is_rejected_though_the_seal_vouches_for_it(small):
     path = shards(small)[0]
     data = bytearray(path.read_bytes())
     data[-25] ^= 1  # the last byte of the chunk's CRC-32C
@@ -172,9 +172,9 @@ def test_an_object_is_created_once_with_what_its_receipt_needs():
     arrays = NewArrays({"a": SPEC}, {}, TEXTS, create)
     assert created == list(TEXTS.items())
     for _ in range(2):
-        told = arrays.write("a", 1, 0, ROWS)
+        made = arrays.write("a", 1, 0, ROWS)
         key, data = created[-1]
-        assert (key, told.bytes, told.sha256) == ("a/c/1/0/0", len(data), sha256(data).hexdigest())
+        assert (key, made.bytes, made.sha256) == ("a/c/1/0/0", len(data), sha256(data).hexdigest())
     assert created[-1] == created[-2]
     assert len(created) == 4
 

@@ -66,7 +66,7 @@ def test_the_largest_image_that_fits_can_be_written(tmp_path):
     assert len(written(tmp_path / "a.beton", textures(1, seed=1, size=1672))) > 3 * 1672**2
 
 
-def test_fewer_samples_than_announced_are_refused(tmp_path):
+def test_fewer_samples_than_announced_are_rejected(tmp_path):
     samples = ((image, 0) for image in textures(2, seed=1))
     with pytest.raises(PipelineError, match=r"got 2 samples \(expected 3\)"):
         write_beton(tmp_path / "a.beton", samples, num_samples=3)

@@ -78,7 +78,7 @@ def damaged(content):
     yield b""
 
 
-def test_a_damaged_jpeg_is_told():
+def test_a_damaged_jpeg_is_reported():
     image = photographs(1, seed=8, sides=(90, 140))[0]
     content = jpeg_of(image)
     assert decode(as_jpeg(content, image)) is not None
@@ -124,7 +124,7 @@ def test_mixed_storage_keeps_small_images_as_pixels():
 
 
 def test_every_thread_decodes_into_room_of_its_own(monkeypatch):
-    """The kernel as plain Python, which alone can be told which thread it is."""
+    """The kernel as plain Python, the only form in which the thread can be set."""
     image = photographs(1, seed=3, sides=(90, 120))[0]
     file = np.frombuffer(jpeg_of(image), np.uint8)
     table = np.array([[0, len(file), JPEG_MODE, *image.shape[:2]]])

@@ -235,17 +235,17 @@ def test_small_raw_images_of_one_size_have_random_resized_crops_too(prepared):
     assert next(iter(seen.values())).shape == (16, 16, 3)
 
 
-def test_crops_of_the_padded_image_are_refused_for_several_sizes(jpegs, photo_root, tmp_path):
-    told = r"images of \d+ to \d+ x \d+ to \d+ pixels .*rrc-flip.*prepare.resize"
-    with pytest.raises(ArtefactMismatch, match=told):
+def test_crops_of_the_padded_image_are_rejected_for_several_sizes(jpegs, photo_root, tmp_path):
+    message = r"images of \d+ to \d+ x \d+ to \d+ pixels .*rrc-flip.*prepare.resize"
+    with pytest.raises(ArtefactMismatch, match=message):
         BatchLoader(jpegs.train, batch_size=8, view_spec=ViewSpec(padding=4, flip=True, count=2))
     config = folder_config(tmp_path, photo_root)
     with pytest.raises(ArtefactMismatch, match=r"`prepare.resize` .*views.kind = .rrc-flip"):
         prepare.execute(config)
     shutil.copytree(jpegs.folder, config.data_folder)
-    with pytest.raises(ArtefactMismatch, match=told) as refusal:
+    with pytest.raises(ArtefactMismatch, match=message) as caught:
         train_teacher.execute(config)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_larger_images_are_shrunk_and_others_left(photo_root, files, tmp_path):
@@ -344,7 +344,7 @@ def load_config_of(settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"views": {"kind": "rrc-flip"}}, "size must be set"),
         ({"views": {**RRC, "count": "all"}}, "count must be a number"),
@@ -365,8 +365,8 @@ def load_config_of(settings):
         ),
     ],
 )
-def test_settings_without_effect_or_sense_are_refused(settings, told):
-    with pytest.raises((ConfigError, ValueError), match=told):
+def test_settings_without_effect_or_sense_are_rejected(settings, message):
+    with pytest.raises((ConfigError, ValueError), match=message):
         load_config_of(settings)
 
 

@@ -245,7 +245,7 @@ def test_two_loaders_can_be_read_side_by_side(random_loader, sequential_loader, 
             )
 
 
-def test_an_epoch_is_refused_while_another_of_the_same_loader_is_open(random_loader):
+def test_an_epoch_is_rejected_while_another_of_the_same_loader_is_open(random_loader):
     first = random_loader.epoch(0)
     next(first)
     with pytest.raises(AssertionError, match="one epoch at a time"):
@@ -322,15 +322,15 @@ def test_importing_leaves_torchs_threads_alone():
     assert result.stdout.strip() == "3"
 
 
-def test_a_label_that_the_soft_labels_were_not_made_for_is_refused_by_name(beton):
+def test_a_label_that_the_soft_labels_were_not_made_for_is_rejected_by_name(beton):
     given = supervision_of(beton, num_tables=3)
     labels = given.labels.copy()
     labels[70] = 1 - labels[70] % 2
     loader = new_random(beton, supervision=replace(given, labels=labels))
     for _ in range(2):  # a refused epoch does not count as checked
-        with pytest.raises(ArtefactMismatch, match=r"sample 70 of .*heartcut select") as refusal:
+        with pytest.raises(ArtefactMismatch, match=r"sample 70 of .*heartcut select") as caught:
             list(loader.epoch(0))
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(caught.value)
 
 
 def shortened(supervision, name):
@@ -342,21 +342,21 @@ def shortened(supervision, name):
 
 
 @pytest.mark.parametrize("name", ["soft_labels", "selected", "labels"])
-def test_supervision_of_fewer_rows_is_refused(beton, name):
+def test_supervision_of_fewer_rows_is_rejected(beton, name):
     given = shortened(supervision_of(beton, num_tables=3), name)
     with pytest.raises(ArtefactMismatch, match=r"73.* rows .*74"):
         new_random(beton, supervision=given)
 
 
 @pytest.mark.parametrize(("num_tables", "by_view"), [(2, True), (4, True), (2, False)])
-def test_supervision_of_another_number_of_views_is_refused(beton, num_tables, by_view):
+def test_supervision_of_another_number_of_views_is_rejected(beton, num_tables, by_view):
     given = supervision_of(beton, num_tables=num_tables, by_view=by_view)
     with pytest.raises(ArtefactMismatch, match=rf"{num_tables} views .*expected [13]"):
         new_random(beton, supervision=given)
 
 
 @pytest.mark.parametrize(
-    ("made", "told", "found", "wanted"),
+    ("made", "declared", "found", "wanted"),
     [
         ({"top_k": 2}, {"top_k": 0}, "7 uint16", "5 float16: 5 classes, dense"),
         ({"top_k": 0}, {"top_k": 2}, "5 float16", "7 uint16: 5 classes, packed, top 2"),
@@ -364,13 +364,13 @@ def test_supervision_of_another_number_of_views_is_refused(beton, num_tables, by
         ({"top_k": 0}, {"num_classes": 6}, "5 float16", "6 float16: 6 classes, dense"),
     ],
 )
-def test_rows_of_another_layout_are_refused(beton, made, told, found, wanted):
-    given = replace(supervision_of(beton, num_tables=3, **made), **told)
+def test_rows_of_another_layout_are_rejected(beton, made, declared, found, wanted):
+    given = replace(supervision_of(beton, num_tables=3, **made), **declared)
     with pytest.raises(ArtefactMismatch, match=rf"{found} numbers .*{wanted}"):
         new_random(beton, supervision=given)
 
 
-def test_soft_labels_of_fewer_classes_than_the_labels_are_refused(beton):
+def test_soft_labels_of_fewer_classes_than_the_labels_are_rejected(beton):
     given = supervision_of(beton, num_tables=3, top_k=2)
     with pytest.raises(ArtefactMismatch, match=r"2 classes .*more than 2"):
         new_random(beton, supervision=replace(given, num_classes=2))
@@ -418,7 +418,7 @@ def test_features_belong_to_the_sample_and_the_view(beton):
             assert (batch.soft_labels[:, 0] == epoch % 3).all()
 
 
-def test_features_of_other_samples_are_refused(beton):
+def test_features_of_other_samples_are_rejected(beton):
     features = [np.zeros((beton.num_samples - 1, 6), np.float16)] * 3
     supervision = replace(supervision_of(beton, num_tables=3), features=features)
     with pytest.raises(ArtefactMismatch, match=r"have 73 and 74 rows \(expected 74"):

@@ -133,10 +133,10 @@ def p_values(size):
     """That both draw by one law, by what they draw."""
     ours, theirs = our_boxes(size), torchvision_boxes(size)
     fallbacks = [[int(is_fallback(b, size).sum()), len(b)] for b in (ours, theirs)]
-    told = {}
+    chances = {}
     (a, n), (b, m) = fallbacks
     if a + b > 20:
-        told["fallback share"] = stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue
+        chances["fallback share"] = stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue
     of_tries = [b[~is_fallback(b, size)].astype(float) for b in (ours, theirs)]
     features = {
         "area": lambda b: b[:, 2] * b[:, 3],
@@ -148,21 +148,21 @@ def p_values(size):
         "place": lambda b: b[:, 0] / np.maximum(size[0] - b[:, 2], 1),
     }
     for name, feature in features.items():
-        told[name] = stats.ks_2samp(*(feature(b) for b in of_tries), method="asymp").pvalue
+        chances[name] = stats.ks_2samp(*(feature(b) for b in of_tries), method="asymp").pvalue
     if max(size) <= 10:  # so few places that each can be counted
         both = np.concatenate([ours[:, :4], theirs])
         which = np.unique(both, axis=0, return_inverse=True)[1].ravel()
         counts = np.stack(
             [np.bincount(part, minlength=which.max() + 1) for part in np.split(which, [len(ours)])]
         )
-        told["places"] = stats.chi2_contingency(counts[:, counts.sum(axis=0) > 20]).pvalue
-    return told
+        chances["places"] = stats.chi2_contingency(counts[:, counts.sum(axis=0) > 20]).pvalue
+    return chances
 
 
 @pytest.mark.parametrize("size", [*SHAPES, *STRIPS])
 def test_boxes_follow_the_law_of_torchvision(size):
-    told = p_values(size)
-    assert min(told.values()) > 1e-4, told
+    chances = p_values(size)
+    assert min(chances.values()) > 1e-4, chances
 
 
 def test_fallbacks_are_as_frequent_as_torchvision_s_and_are_tested():
@@ -187,7 +187,7 @@ WRONG_LAWS = {
 
 
 @pytest.mark.parametrize("name", WRONG_LAWS)
-def test_a_wrong_law_is_told_from_torchvision_s(name, monkeypatch):
+def test_a_wrong_law_is_distinguished_from_torchvision_s(name, monkeypatch):
     attribute, wrong, size = WRONG_LAWS[name]
     monkeypatch.setattr(resized_crops, attribute, wrong)
     assert min(p_values(size).values()) < 1e-4
@@ -196,7 +196,7 @@ def test_a_wrong_law_is_told_from_torchvision_s(name, monkeypatch):
 @pytest.mark.parametrize(
     "wrong", [replace(SPEC, scale=(0.12, 1.0)), replace(SPEC, ratio=(0.8, 1.25))]
 )
-def test_another_range_is_told_from_torchvision_s(wrong, monkeypatch):
+def test_another_range_is_distinguished_from_torchvision_s(wrong, monkeypatch):
     monkeypatch.setitem(globals(), "SPEC", wrong)
     assert min(p_values((375, 500)).values()) < 1e-4
 
@@ -284,7 +284,7 @@ def test_crops_of_the_padded_image_identify_themselves_as_ever(spec):
     assert views_from_json(spec.as_json()) == spec
 
 
-def test_views_of_a_kind_that_is_not_known_are_refused():
+def test_views_of_a_kind_that_is_not_known_are_rejected():
     with pytest.raises(ValueError, match="'mixup'"):
         views_from_json({"kind": "mixup", "count": 3})
 
@@ -298,7 +298,7 @@ def test_a_spec_has_a_short_name(spec, name):
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "chances"),
     [
         ({"size": 0}, "size must be >= 1, got 0"),
         ({"scale": (0.5, 0.2)}, "scale must be two shares, the smaller first"),
@@ -309,11 +309,11 @@ def test_a_spec_has_a_short_name(spec, name):
         ({"seed": -1}, "seed must be in .* got -1"),
     ],
 )
-def test_an_impossible_spec_is_refused(fields, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_impossible_spec_is_rejected(fields, chances):
+    with pytest.raises(ValueError, match=chances):
         ResizedCropSpec(**{"size": 32, **fields})
 
 
-def test_a_view_outside_the_spec_is_refused():
+def test_a_view_outside_the_spec_is_rejected():
     with pytest.raises(ValueError, match=r"views must be in 0\.\.6, got 7\.\.7"):
         crop_boxes(SPEC, sample_keys(1), np.array([7]), sizes=np.array([[9, 9]]))

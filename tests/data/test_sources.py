@@ -38,11 +38,11 @@ def read_bytes(tmp_path, content, *, resize=None):
     return open_folder(root, resize=resize).train.read(0)
 
 
-def assert_one_line(refusal, *parts):
-    told = str(refusal.value)
-    assert "\n" not in told
+def assert_one_line(caught, *parts):
+    message = str(caught.value)
+    assert "\n" not in message
     for part in parts:
-        assert part in told
+        assert part in message
 
 
 def test_a_folder_gives_every_image_its_class_its_name_and_a_key_of_its_bytes(image_root):
@@ -75,11 +75,11 @@ def test_images_of_other_modes_become_rgb(tmp_path, mode):
         np.full((4, 4), 0.5, "f4"),
     ],
 )
-def test_pixels_of_more_than_8_bits_are_refused_and_not_clipped(tmp_path, pixels):
+def test_pixels_of_more_than_8_bits_are_rejected_and_not_clipped(tmp_path, pixels):
     content = encoded(Image.fromarray(pixels), "TIFF")
-    with pytest.raises(UnreadableImage, match="expected 8 bits per channel") as refusal:
+    with pytest.raises(UnreadableImage, match="expected 8 bits per channel") as caught:
         read_bytes(tmp_path, content)
-    assert_one_line(refusal, "000.png", "--skip-corrupt")
+    assert_one_line(caught, "000.png", "--skip-corrupt")
 
 
 PNG = encoded(Image.fromarray(textures(1, seed=1)[0]), "PNG")
@@ -87,7 +87,7 @@ JPEG = encoded(Image.fromarray(textures(1, seed=1)[0]), "JPEG")
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "it is empty (0 bytes)"),
         (b"no image at all", "no image format is recognised (15 bytes)"),
@@ -96,10 +96,10 @@ JPEG = encoded(Image.fromarray(textures(1, seed=1)[0]), "JPEG")
         (PNG[:30] + b"\0\0" + PNG[32:], "bytes)"),
     ],
 )
-def test_an_image_that_cannot_be_read_is_named_in_one_line(tmp_path, content, told):
-    with pytest.raises(UnreadableImage, match="readable image") as refusal:
+def test_an_image_that_cannot_be_read_is_named_in_one_line(tmp_path, content, message):
+    with pytest.raises(UnreadableImage, match="readable image") as caught:
         read_bytes(tmp_path, content)
-    assert_one_line(refusal, "000.png", told, "--skip-corrupt")
+    assert_one_line(caught, "000.png", message, "--skip-corrupt")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -112,11 +112,11 @@ def test_no_damage_to_an_image_is_anything_but_pixels_or_one_line(data, content,
     try:
         pixels = sources.decode_file(bytes(damaged), path, sources.SizeRule())
     except UnreadableImage as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = f"{path} has pixels of {pixels.dtype}"
-    assert told.startswith(str(path))
-    assert "\n" not in told
+        message = f"{path} has pixels of {pixels.dtype}"
+    assert message.startswith(str(path))
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(("size", "side"), [((20, 10), 8), ((10, 33), 12), ((7, 7), 16)])
@@ -134,16 +134,16 @@ def test_resizing_to_the_same_size_changes_nothing(tmp_path):
     assert np.array_equal(pixels, textures(1, seed=1)[0])
 
 
-def test_a_file_removed_after_the_listing_is_told_in_one_line(tmp_path):
+def test_a_file_removed_after_the_listing_is_reported_in_one_line(tmp_path):
     root = save_folder(tmp_path, train=6, test=3)
     split = open_folder(root).train
     (root / "train" / "ant" / "000.png").unlink()
-    with pytest.raises(UnreadableImage, match="No such file") as refusal:
+    with pytest.raises(UnreadableImage, match="No such file") as caught:
         split.read(0)
-    assert_one_line(refusal, "000.png", "--skip-corrupt")
+    assert_one_line(caught, "000.png", "--skip-corrupt")
 
 
-def test_a_folder_named_like_an_image_is_told_in_one_line(tmp_path):
+def test_a_folder_named_like_an_image_is_reported_in_one_line(tmp_path):
     root = save_folder(tmp_path, train=6, test=3)
     (root / "train" / "ant" / "0.png").mkdir()
     with pytest.raises(UnreadableImage, match="Is a directory"):
@@ -161,17 +161,17 @@ def test_the_listing_differs_once_a_file_has_changed(tmp_path):
     assert before != split.listing()
 
 
-def test_a_missing_folder_is_told_with_the_layout(tmp_path):
-    with pytest.raises(ArtefactNotFound, match="train is not a folder") as refusal:
+def test_a_missing_folder_is_reported_with_the_layout(tmp_path):
+    with pytest.raises(ArtefactNotFound, match="train is not a folder") as caught:
         open_folder(tmp_path / "nowhere")
-    assert_one_line(refusal, str(tmp_path), "<class>/<image>", "`prepare.path`")
+    assert_one_line(caught, str(tmp_path), "<class>/<image>", "`prepare.path`")
 
 
-def test_a_missing_test_split_is_told(tmp_path):
+def test_a_missing_test_split_is_reported(tmp_path):
     root = save_folder(tmp_path)
-    with pytest.raises(ArtefactNotFound, match="valid is not a folder") as refusal:
+    with pytest.raises(ArtefactNotFound, match="valid is not a folder") as caught:
         open_folder(root, test="valid")
-    assert_one_line(refusal, "`prepare.test`")
+    assert_one_line(caught, "`prepare.test`")
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
@@ -179,27 +179,27 @@ def test_an_empty_class_folder_is_named(tmp_path):
     (root / "train" / "bee" / "notes.txt").write_text("no image")
     for path in (root / "train" / "bee").glob("*.png"):
         path.unlink()
-    with pytest.raises(ArtefactMismatch, match="bee holds no image") as refusal:
+    with pytest.raises(ArtefactMismatch, match="bee holds no image") as caught:
         open_folder(root)
-    assert_one_line(refusal, ".png", "remove the class folder")
+    assert_one_line(caught, ".png", "remove the class folder")
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_classes_are_refused(tmp_path, count):
+def test_fewer_than_two_classes_are_rejected(tmp_path, count):
     (tmp_path / "train").mkdir()
     for name in CLASSES[:count]:
         (tmp_path / "train" / name).mkdir()
-    with pytest.raises(ArtefactMismatch, match=f"has {count} class folder") as refusal:
+    with pytest.raises(ArtefactMismatch, match=f"has {count} class folder") as caught:
         open_folder(tmp_path)
-    assert_one_line(refusal, "expected at least 2", "one folder per class")
+    assert_one_line(caught, "expected at least 2", "one folder per class")
 
 
 def test_other_classes_in_the_test_split_are_named(tmp_path):
     root = save_folder(tmp_path)
     (root / "test" / "cat").rename(root / "test" / "dog")
-    with pytest.raises(ArtefactMismatch, match="has other classes than") as refusal:
+    with pytest.raises(ArtefactMismatch, match="has other classes than") as caught:
         open_folder(root)
-    assert_one_line(refusal, "cat", "dog", "Rename or add the folders")
+    assert_one_line(caught, "cat", "dog", "Rename or add the folders")
 
 
 def test_digits_are_1797_images_of_8_pixels_in_one_split():
@@ -265,22 +265,22 @@ def test_the_listing_of_torchvisions_files_follows_their_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "FashionMNIST"])
-def test_a_missing_torchvision_data_set_is_told_in_one_line(tmp_path, name):
-    with pytest.raises(ArtefactNotFound, match=f"{name} is missing or damaged under") as refusal:
+def test_a_missing_torchvision_data_set_is_reported_in_one_line(tmp_path, name):
+    with pytest.raises(ArtefactNotFound, match=f"{name} is missing or damaged under") as caught:
         sources.torchvision_dataset(name, root=tmp_path, download=False)
-    assert_one_line(refusal, str(tmp_path), "`prepare.download = true`")
+    assert_one_line(caught, str(tmp_path), "`prepare.download = true`")
 
 
 @pytest.mark.parametrize("keep", [0, 3, 10, 1000])
-def test_damaged_torchvision_files_are_told_in_one_line(tmp_path, keep):
+def test_damaged_torchvision_files_are_reported_in_one_line(tmp_path, keep):
     save_fashion_mnist(tmp_path)
     path = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtefactNotFound, match="missing or damaged") as refusal:
+    with pytest.raises(ArtefactNotFound, match="missing or damaged") as caught:
         sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False)
-    assert_one_line(refusal, "FashionMNIST", str(tmp_path))
+    assert_one_line(caught, "FashionMNIST", str(tmp_path))
 
 
-def test_an_unknown_torchvision_data_set_is_refused_with_the_known_ones(tmp_path):
+def test_an_unknown_torchvision_data_set_is_rejected_with_the_known_ones(tmp_path):
     with pytest.raises(ConfigError, match=r"'MNIST' .*CIFAR10, CIFAR100, FashionMNIST"):
         sources.torchvision_dataset("MNIST", root=tmp_path, download=False)

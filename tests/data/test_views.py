@@ -164,13 +164,13 @@ def test_codes_and_pixels_of_today_are_those_of_the_first_release():
 
 
 @pytest.mark.parametrize("views", [[-1], [7], [1, 2, 99], [0, -3]])
-def test_a_view_outside_the_spec_is_refused(views):
+def test_a_view_outside_the_spec_is_rejected(views):
     with pytest.raises(ValueError, match=r"views must be in 0\.\.6, got"):
         view_codes(CROPS, sample_keys(len(views)), np.array(views))
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"padding": -1}, "padding must be >= 0, got -1"),
         ({"padding": 1, "count": -2}, "count must be >= 0, or -1 for all views, got -2"),
@@ -180,8 +180,8 @@ def test_a_view_outside_the_spec_is_refused(views):
         ({"padding": 1, "count": 1, "seed": 2**64}, "seed must be in"),
     ],
 )
-def test_an_impossible_spec_is_refused(fields, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_impossible_spec_is_rejected(fields, message):
+    with pytest.raises(ValueError, match=message):
         ViewSpec(**fields)
 
 

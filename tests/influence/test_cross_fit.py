@@ -126,7 +126,7 @@ def test_features_may_be_mapped_from_a_file(rows, fitted, tmp_path):
 
 
 @pytest.mark.parametrize("folds", [[0, 0, 0, -1], [0, 2, 2, 0], [-1, -1, -1, -1], [-1, 1, 1, 1]])
-def test_folds_that_leave_nothing_to_fit_or_to_predict_are_refused(folds):
+def test_folds_that_leave_nothing_to_fit_or_to_predict_are_rejected(folds):
     with pytest.raises(ValueError, match=r"folds must be 2"):
         cross_fit(
             problem_of(torch.zeros(1, 4, 2), torch.tensor([0, 1, 0, 1])),
@@ -206,12 +206,12 @@ def test_the_path_ends_where_no_head_can_be_fitted(rows):
 
 
 @pytest.mark.parametrize("grid", [(), (1e-3, 1e-2), (1e-2, 1e-2)])
-def test_a_grid_that_does_not_fall_is_refused(problem, grid):
+def test_a_grid_that_does_not_fall_is_rejected(problem, grid):
     with pytest.raises(ValueError, match="grid must be falling"):
         choose_l2(lambda _: problem, lambda _: 1.0, START, grid=grid)
 
 
-def test_a_loss_that_is_no_number_is_refused(problem):
+def test_a_loss_that_is_no_number_is_rejected(problem):
     with pytest.raises(ValueError, match=r"target.*nan at l2 1\.0e-01"):
         choose_l2(lambda l2: replace(problem, l2=l2), lambda _: float("nan"), START)
 

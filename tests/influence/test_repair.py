@@ -171,8 +171,8 @@ def small(digits_cached, samples, tmp_path):
     def make(order: np.ndarray, *, num_held_out: int = 24, name: str = "a", **settings):
         settings = {"num_views": NUM_VIEWS, "num_classes": NUM_CLASSES} | settings
         cache = sealed_cache(tmp_path / name, samples, **settings)
-        wanted, strangers = samples.rows(np.maximum(order, 0)), some_samples(len(order), seed=9)
-        keys = np.where((order < 0)[:, None], strangers.keys, wanted.keys)
+        wanted, others = samples.rows(np.maximum(order, 0)), some_samples(len(order), seed=9)
+        keys = np.where((order < 0)[:, None], others.keys, wanted.keys)
         held_out = np.flatnonzero((order >= 0) & (order < num_held_out))
         dataset = dataset_of(digits_cached[1], replace(wanted, keys=keys), held_out)
         return repair_head(
@@ -205,13 +205,13 @@ def test_the_order_of_the_data_set_changes_nothing(small):
 
 def test_samples_that_the_cache_does_not_have_stay_unknown_and_decide_nothing(small):
     own = np.arange(COUNT)
-    with_strangers = np.concatenate([[-1], own, [-1, -1]])
-    first, second = small(own, name="own"), small(with_strangers, name="more")
+    with_others = np.concatenate([[-1], own, [-1, -1]])
+    first, second = small(own, name="own"), small(with_others, name="more")
     torch.testing.assert_close(second.heads.weights, first.heads.weights, rtol=1e-6, atol=1e-8)
     assert second.report.num_held_out == first.report.num_held_out
     logits = second.logits(1, temperature=1.0)
-    assert logits[with_strangers < 0].isnan().all()
-    known = logits[with_strangers >= 0]
+    assert logits[with_others < 0].isnan().all()
+    known = logits[with_others >= 0]
     torch.testing.assert_close(known, first.logits(1, temperature=1.0), rtol=1e-5, atol=1e-6)
 
 
@@ -223,13 +223,13 @@ def test_samples_that_the_cache_does_not_have_stay_unknown_and_decide_nothing(sm
         ({"num_held_out": COUNT - 1}, r"1 training and 89 held-out rows.*has a single sample"),
     ],
 )
-def test_too_few_rows_are_refused_in_one_line(small, changes, message):
-    with pytest.raises(ConfigError, match=message) as refusal:
+def test_too_few_rows_are_rejected_in_one_line(small, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         small(np.arange(COUNT), **changes)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_cache_without_features_is_refused(digits_cached, samples, tmp_path):
+def test_a_cache_without_features_is_rejected(digits_cached, samples, tmp_path):
     cache = sealed_cache(tmp_path / "a", samples, num_classes=NUM_CLASSES)
     dataset = dataset_of(digits_cached[1], samples, np.arange(30))
     identity = cache.manifest.identity.model_copy(update={"features": False})

@@ -44,7 +44,7 @@ def test_a_method_distils_either_logits_or_features(method):
 
 
 @every_method
-def test_a_method_tells_its_paper_and_what_it_does_in_one_line(method):
+def test_a_method_names_its_paper_and_what_it_does_in_one_line(method):
     assert re.fullmatch(r"[A-Z][\w ]+ (et al\. |and \w+ )?20[12]\d", method.paper)
     assert re.fullmatch(r"\d{4}\.\d{4,5}", method.arxiv) or method.name == "mlkd"
     assert re.fullmatch(r"[A-Z][^.\n]+\.", method.description)
@@ -86,7 +86,7 @@ def test_standardised_labels_serve_kd_and_dkd_where_all_logits_are_there(method,
     assert (reason is None) == (method.name in {"kd", "dkd"} and not is_sparse)
 
 
-def test_every_refusal_is_one_line_of_what_to_set_and_that_can_be_set():
+def test_every_rejection_is_one_line_of_what_to_set_and_that_can_be_set():
     situations = itertools.product(METHODS, [False, True], [False, True], [1.0, 4.0], [False, True])
     reasons = {
         refusal(name, has_features=known, is_sparse=few, temperature=tau, standardised=z_scored)

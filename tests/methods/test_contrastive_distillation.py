@@ -280,7 +280,7 @@ def test_half_precision_is_computed_in_float32_also_under_autocast():
     assert torch.equal(actual, expected)
 
 
-def test_training_tells_the_teacher_of_a_sample_from_those_of_others():
+def test_training_recognises_the_teacher_of_a_sample_among_others():
     student, _, indices, labels = batch_of(30, dtype=torch.float32)
     teacher = student @ torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     module = module_of(dtype=torch.float32, temperature=0.2, dim=8, negatives=20)

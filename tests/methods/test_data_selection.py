@@ -458,7 +458,7 @@ def test_errors_and_thresholds_are_counted_from_the_score_s_side():
         ("guess", {}, "is unknown"),
     ],
 )
-def test_settings_out_of_range_or_without_effect_are_refused(strategy, rule, message):
+def test_settings_out_of_range_or_without_effect_are_rejected(strategy, rule, message):
     table = Table(
         labels=np.array([0, 1, 2, 0, 1, 2, 0, 0, 0, 0]),
         candidates=np.ones(10, dtype=bool),
@@ -484,13 +484,13 @@ def test_settings_out_of_range_or_without_effect_are_refused(strategy, rule, mes
         ("all", {"candidates": np.ones(3, dtype=bool)}, "one value per sample"),
     ],
 )
-def test_missing_or_unread_inputs_nan_and_other_shapes_are_refused(strategy, inputs, message):
+def test_missing_or_unread_inputs_nan_and_other_shapes_are_rejected(strategy, inputs, message):
     settings = {"labels": np.array([0, 1]), "candidates": np.ones(2, dtype=bool)} | inputs
     with pytest.raises(ValueError, match=message):
         select_samples(strategy, SelectionCandidates(**settings), rule=Rule(), seed=0)
 
 
-def test_errors_that_are_missing_or_nan_are_refused():
+def test_errors_that_are_missing_or_nan_are_rejected():
     samples, rule = one_class(np.zeros(2), num_samples=2), Rule(num_errors=1.0)
     with pytest.raises(ValueError, match="got no errors"):
         select_samples("influence", samples, rule=rule, seed=0)

@@ -139,7 +139,7 @@ def test_a_class_with_a_single_sample_is_named():
 @pytest.mark.parametrize(
     ("num_folds", "message"), [(1, "num_folds must be at least 2"), (5, r"must be in \[1, 4\]")]
 )
-def test_a_count_of_folds_that_cannot_be_is_refused(num_folds, message):
+def test_a_count_of_folds_that_cannot_be_is_rejected(num_folds, message):
     labels, keys = some(0, sizes=[2, 2])
     with pytest.raises(ValueError, match=message):
         stratified_folds(labels, keys, num_folds=num_folds, seed=0)

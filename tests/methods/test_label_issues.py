@@ -120,6 +120,6 @@ def test_rows_may_come_in_parts(digits_rows, monkeypatch):
         ([[float("nan"), 0.5]], [0], "probabilities must be finite"),
     ],
 )
-def test_what_cannot_be_is_refused(probs, labels, message):
+def test_what_cannot_be_is_rejected(probs, labels, message):
     with pytest.raises(ValueError, match=message):
         label_issues(torch.tensor(probs), torch.tensor(labels))

@@ -170,27 +170,27 @@ def test_drop_wrong_gives_wrong_rows_their_label_alone(batch):
 
 
 @pytest.mark.parametrize("eta", [-0.1, 0.0, 1.0, float("nan")])
-def test_eta_outside_the_open_unit_interval_is_refused(eta):
+def test_eta_outside_the_open_unit_interval_is_rejected(eta):
     with pytest.raises(ValueError, match=r"eta must be in \(0, 1\), got"):
         revise_labels(torch.tensor([[0.7, 0.3]]), torch.tensor([1]), eta=eta)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, 0.0, float("inf"), float("nan")])
-def test_a_temperature_that_is_not_finite_and_above_0_is_refused(temperature):
+def test_a_temperature_that_is_not_finite_and_above_0_is_rejected(temperature):
     with pytest.raises(ValueError, match="temperature must be"):
         softened_probs(torch.zeros(1, 2), temperature=temperature)
 
 
 @pytest.mark.parametrize("label", [-1, 2])
 @pytest.mark.parametrize("revision", REVISIONS)
-def test_labels_out_of_range_are_refused(label, revision):
+def test_labels_out_of_range_are_rejected(label, revision):
     with pytest.raises(ValueError, match=r"labels must be in \[0, 2\)"):
         soft_labels(
             torch.zeros(1, 2), torch.tensor([label]), revision=revision, eta=0.8, temperature=1.0
         )
 
 
-def test_unknown_choices_are_refused():
+def test_unknown_choices_are_rejected():
     probs, labels = torch.tensor([[0.7, 0.3]]), torch.tensor([1])
     with pytest.raises(ValueError, match="rows must be"):
         revise_labels(probs, labels, eta=0.8, rows=UNKNOWN)

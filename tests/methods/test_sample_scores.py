@@ -80,7 +80,7 @@ def test_a_tie_for_first_place_counts_as_right():
     assert scores.teacher_class.tolist() == [1, 1, 2]
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_what_cannot_be_scored_is_rejected():
     with pytest.raises(ValueError, match="at least 2 classes"):
         score_samples(torch.zeros(1, 1), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):

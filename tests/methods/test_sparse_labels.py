@@ -146,21 +146,21 @@ def test_class_ids_beyond_the_sign_bit_survive(num_classes):
     assert_close(unpack(packed, num_classes), probs, rtol=2**-10, atol=0)
 
 
-def test_more_classes_than_an_id_can_name_are_refused():
+def test_more_classes_than_an_id_can_name_are_rejected():
     probs = torch.full((1, MOST_CLASSES + 1), 1.0 / (MOST_CLASSES + 1))
     with pytest.raises(ValueError, match=r"65,536, got 65,537"):
         pack(probs, torch.tensor([[0]]), torch.tensor([1]))
 
 
 @pytest.mark.parametrize("probs", [[0.5, 0.25, 0.15, 0.1], [0.5, 0.5, 0.0, 0.0]])
-def test_an_uneven_rest_is_refused(probs):
+def test_an_uneven_rest_is_rejected(probs):
     rows = torch.tensor([[0.7, 0.1, 0.1, 0.1], probs])
     with pytest.raises(ValueError, match=r"equal probabilities.*in row 1"):
         pack(rows, torch.tensor([[0], [0]]), torch.tensor([0, 2 if probs[1] == 0.5 else 0]))
 
 
 @pytest.mark.parametrize("width", [0, 3, 4, 6])
-def test_rows_that_were_not_packed_are_refused(width):
+def test_rows_that_were_not_packed_are_rejected(width):
     with pytest.raises(ValueError, match=rf"2 K \+ 3.*got {width}"):
         unpack(torch.zeros(1, width, dtype=torch.uint16), 5)
 

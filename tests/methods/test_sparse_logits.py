@@ -175,7 +175,7 @@ def test_where_rounding_leaves_no_rest_the_row_stays_finite():
 
 
 @pytest.mark.parametrize("function", ["reconstruct", "remaining_mass"])
-def test_another_temperature_is_refused(function):
+def test_another_temperature_is_rejected(function):
     logits, labels = torch.zeros(2, 3), torch.tensor([0, 1])
     sparse = summarise(logits, labels, top_k=1, temperatures=(1.0, 4.0))
     call = {
@@ -196,14 +196,14 @@ def test_another_temperature_is_refused(function):
         ({"temperatures": (math.inf,)}, r"finite and above 0, got \[inf\]"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_settings_out_of_range_are_rejected(change, message):
     settings = {"top_k": 1, "temperatures": (1.0,)} | change
     with pytest.raises(ValueError, match=message):
         summarise(torch.zeros(1, 3), torch.tensor([0]), **settings)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_out_of_range_is_refused(label):
+def test_a_label_out_of_range_is_rejected(label):
     with pytest.raises(ValueError, match=rf"labels must be in \[0, 3\), got {label} to {label}"):
         summarise(torch.zeros(1, 3), torch.tensor([label]), top_k=1, temperatures=(1.0,))
 

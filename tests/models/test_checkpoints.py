@@ -42,7 +42,7 @@ def assert_same_weights(actual, expected):
         assert torch.equal(actual[key], value)
 
 
-def refusal(action, error=ArtefactMismatch):
+def error_line(action, error=ArtefactMismatch):
     """The one line that a refused action says."""
     with pytest.raises(error) as caught:
         action()
@@ -154,9 +154,9 @@ def test_a_student_wrapped_within_its_distiller_is_unwrapped(tmp_path):
     assert_same_weights(load_weights(saved(content, tmp_path / "latest")), state)
 
 
-def test_a_student_that_is_there_twice_is_refused(tmp_path):
+def test_a_student_that_is_there_twice_is_rejected(tmp_path):
     content = {"student.a": torch.zeros(1), "module.student.module.a": torch.ones(1)}
-    line = refusal(lambda: load_weights(saved(content, tmp_path / "w.pt")))
+    line = error_line(lambda: load_weights(saved(content, tmp_path / "w.pt")))
     assert "is ambiguous: 2 names, of which 1 differ" in line
 
 
@@ -167,10 +167,10 @@ def test_the_student_of_a_distiller_is_the_one_that_it_saves_alone(tmp_path):
     assert weights_digest(load_weights(whole)) == weights_digest(load_weights(alone))
 
 
-def test_a_distiller_saved_where_another_student_is_expected_is_refused(tmp_path):
+def test_a_distiller_saved_where_another_student_is_expected_is_rejected(tmp_path):
     content = distiller(network("resnet8").state_dict(), network("resnet14").state_dict())
     weights = load_weights(saved(content, tmp_path / "best"))
-    line = refusal(lambda: load_into(network("resnet14"), weights, source=SOURCE))
+    line = error_line(lambda: load_into(network("resnet14"), weights, source=SOURCE))
     assert "does not fit resnet14" in line
 
 
@@ -226,19 +226,20 @@ def test_the_digest_takes_every_dtype_of_checkpoints():
 # What does not fit
 
 
-def test_another_depth_is_refused_in_one_line_that_names_the_first_three_keys():
+def test_another_depth_is_rejected_in_one_line_that_names_the_first_three_keys():
     model, weights = network("resnet14a"), network("resnet8a").state_dict()
-    line = refusal(lambda: load_into(model, weights, source=SOURCE))
+    line = error_line(lambda: load_into(model, weights, source=SOURCE))
     assert mentions(line, "teacher.th", "resnet14a", 36, 80)
     assert mentions(line, "layer1.1.conv1.weight", "[16, 16, 3, 3]", "float32")
     assert line.count("(expected") == 3
-    backwards = refusal(lambda: load_into(network("resnet8a"), model.state_dict(), source=SOURCE))
+    small = network("resnet8a")
+    backwards = error_line(lambda: load_into(small, model.state_dict(), source=SOURCE))
     assert mentions(backwards, "layer1.1.conv1.weight", "[16, 16, 3, 3]", "float32")
 
 
 def test_another_class_count_is_said_as_such():
     weights = network(num_classes=10).state_dict()
-    line = refusal(lambda: load_into(network(num_classes=100), weights, source=SOURCE))
+    line = error_line(lambda: load_into(network(num_classes=100), weights, source=SOURCE))
     assert line.startswith("teacher.th has a head for 10 classes (expected 100). ")
     assert "does not fit" not in line
 
@@ -246,42 +247,42 @@ def test_another_class_count_is_said_as_such():
 def test_another_class_count_and_depth_are_both_said():
     weights = network("resnet8a", num_classes=10).state_dict()
     model = network("resnet14a", num_classes=100)
-    line = refusal(lambda: load_into(model, weights, source=SOURCE))
+    line = error_line(lambda: load_into(model, weights, source=SOURCE))
     assert "has a head for 10 classes (expected 100)." in line
     assert mentions(line, "resnet14a", 36, 80, "layer1.1.conv1.weight")
 
 
 def test_a_head_on_other_features_is_a_plain_difference():
     weights = network().state_dict() | {"linear.weight": torch.zeros(10, 32)}
-    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    line = error_line(lambda: load_into(network(), weights, source=SOURCE))
     assert mentions(line, 1, 44, "linear.weight", "[10, 32]", "[10, 64]")
 
 
 @looped("key", ["linear.bias", "bn1.running_mean", "bn1.num_batches_tracked"])
-def test_one_missing_key_is_refused(key):
+def test_one_missing_key_is_rejected(key):
     weights = network().state_dict()
     del weights[key]
-    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    line = error_line(lambda: load_into(network(), weights, source=SOURCE))
     assert mentions(line, 1, 44, key, "missing")
 
 
-def test_integers_in_place_of_weights_are_refused():
+def test_integers_in_place_of_weights_are_rejected():
     weights = network().state_dict()
     weights["conv1.weight"] = weights["conv1.weight"].to(torch.int8)
-    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    line = error_line(lambda: load_into(network(), weights, source=SOURCE))
     assert "conv1.weight is [16, 3, 3, 3] int8" in line
 
 
-def test_refused_weights_leave_the_model_as_it_was():
+def test_rejected_weights_leave_the_model_as_it_was():
     model = network()
     weights = network(seed=4).state_dict() | {"linear.bias": torch.zeros(11)}
-    refusal(lambda: load_into(model, weights, source=SOURCE))
+    error_line(lambda: load_into(model, weights, source=SOURCE))
     assert_same_weights(model.state_dict(), network().state_dict())
 
 
 def test_names_from_a_file_cannot_break_the_line():
     weights = network().state_dict() | {"evil\nname\x1b[31m": torch.zeros(1)}
-    line = refusal(lambda: load_into(network(), weights, source=SOURCE))
+    line = error_line(lambda: load_into(network(), weights, source=SOURCE))
     assert r"evil\nname" in line
     assert "\x1b" not in line
 
@@ -319,11 +320,11 @@ WRITERS = [torch_zip, torch_legacy, *(plain_pickle(protocol) for protocol in ran
 
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a state dict"])
-def test_pickled_code_is_refused_and_not_run(tmp_path, write, inside):
+def test_pickled_code_is_rejected_and_not_run(tmp_path, write, inside):
     target, path = tmp_path / "created", tmp_path / "w.pth"
     malice = Malice(target)
     write({"state_dict": malice, "conv1.weight": 1.0} if inside else malice, path)
-    line = refusal(lambda: load_weights(path))
+    line = error_line(lambda: load_weights(path))
     assert not target.exists()
     assert f"{path} holds pickled code" in line
     assert "was not loaded" in line
@@ -332,10 +333,10 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, write, inside):
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])
-def test_pickled_code_of_the_oldest_protocol_is_refused_and_not_run(tmp_path, inside):
+def test_pickled_code_of_the_oldest_protocol_is_rejected_and_not_run(tmp_path, inside):
     malice = Malice(tmp_path / "created")
     plain_pickle(0)({"state_dict": malice} if inside else malice, tmp_path / "w.pth")
-    refusal(lambda: load_weights(tmp_path / "w.pth"))
+    error_line(lambda: load_weights(tmp_path / "w.pth"))
     assert not (tmp_path / "created").exists()
 
 
@@ -348,18 +349,18 @@ def test_the_malicious_pickle_would_have_worked(tmp_path):
     assert (tmp_path / "created").exists()
 
 
-def test_a_whole_pickled_network_is_refused(tmp_path):
-    line = refusal(lambda: load_weights(saved(network(), tmp_path / "w.pt")))
+def test_a_whole_pickled_network_is_rejected(tmp_path):
+    line = error_line(lambda: load_weights(saved(network(), tmp_path / "w.pt")))
     assert mentions(line, "pickled code", "pipeline.models.networks.cifar_resnet.CifarResNet")
 
 
 def test_a_missing_file_is_not_found(tmp_path):
-    line = refusal(lambda: load_weights(tmp_path / "none.pt"), ArtefactNotFound)
+    line = error_line(lambda: load_weights(tmp_path / "none.pt"), ArtefactNotFound)
     assert "none.pt was not found" in line
 
 
-def test_a_folder_is_refused(tmp_path):
-    assert "cannot be read: Is a directory" in refusal(lambda: load_weights(tmp_path))
+def test_a_folder_is_rejected(tmp_path):
+    assert "cannot be read: Is a directory" in error_line(lambda: load_weights(tmp_path))
 
 
 @looped("name", ["w.safetensors", "w.th"])
@@ -367,9 +368,9 @@ def test_a_folder_is_refused(tmp_path):
     "data",
     [b"", b"\x80", b"\x80\x02", b"PK\x03\x04", b"<!DOCTYPE html>\n", b"\x00" * 64, b"{}" * 99],
 )
-def test_other_files_are_refused(tmp_path, name, data):
+def test_other_files_are_rejected(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    line = refusal(lambda: load_weights(tmp_path / name))
+    line = error_line(lambda: load_weights(tmp_path / name))
     assert mentions(line, name, len(data), "bytes")
 
 
@@ -383,16 +384,16 @@ def checkpoint_bytes(kind):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
-def test_every_truncation_is_refused(tmp_path, kind):
+def test_every_truncation_is_rejected(tmp_path, kind):
     whole = checkpoint_bytes(kind)
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
     for size in range(0, len(whole), max(1, len(whole) // 150)):
         path.write_bytes(whole[:size])
-        assert "w." in refusal(lambda: load_weights(path))
+        assert "w." in error_line(lambda: load_weights(path))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
-def test_flipped_bytes_never_raise_anything_but_a_refusal(tmp_path, kind):
+def test_flipped_bytes_never_raise_anything_but_a_rejection(tmp_path, kind):
     whole = checkpoint_bytes(kind)
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
     lines = []
@@ -407,16 +408,16 @@ def test_flipped_bytes_never_raise_anything_but_a_refusal(tmp_path, kind):
 
 
 @looped("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
+def test_numbers_that_are_not_finite_are_rejected(tmp_path, value):
     state = network().state_dict()
     state["bn1.running_var"][3] = value
-    line = refusal(lambda: load_weights(saved(state, tmp_path / "w.pt")))
+    line = error_line(lambda: load_weights(saved(state, tmp_path / "w.pt")))
     assert mentions(line, 1, len(state), "NaN", "bn1.running_var")
 
 
-def test_numbers_beyond_float32_are_refused(tmp_path):
+def test_numbers_beyond_float32_are_rejected(tmp_path):
     path = saved({"a": torch.full((2,), 1e300, dtype=torch.float64)}, tmp_path / "w.pt")
-    assert "hold NaN or infinity" in refusal(lambda: load_weights(path))
+    assert "hold NaN or infinity" in error_line(lambda: load_weights(path))
 
 
 @pytest.mark.parametrize(
@@ -433,18 +434,18 @@ def test_numbers_beyond_float32_are_refused(tmp_path):
         ({"a": torch.zeros(2, device="meta")}, "a dict of 1 keys (a)"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path, content, found):
-    line = refusal(lambda: load_weights(saved(content, tmp_path / "w.pt")))
+def test_what_is_no_state_dict_is_rejected(tmp_path, content, found):
+    line = error_line(lambda: load_weights(saved(content, tmp_path / "w.pt")))
     assert mentions(line, "0 state dicts")
     assert found in line
 
 
-def test_two_networks_in_a_file_are_refused(tmp_path):
+def test_two_networks_in_a_file_are_rejected(tmp_path):
     state = {"a": torch.zeros(1)}
     path = saved({"state_dict": state, "model": state}, tmp_path / "w.pt")
-    assert "2 state dicts" in refusal(lambda: load_weights(path))
+    assert "2 state dicts" in error_line(lambda: load_weights(path))
 
 
-def test_names_that_collide_without_their_prefix_are_refused(tmp_path):
+def test_names_that_collide_without_their_prefix_are_rejected(tmp_path):
     path = saved({"a": torch.zeros(1), "module.a": torch.ones(1)}, tmp_path / "w.pt")
-    assert "w.pt is ambiguous: 2 names" in refusal(lambda: load_weights(path))
+    assert "w.pt is ambiguous: 2 names" in error_line(lambda: load_weights(path))

@@ -21,7 +21,7 @@ from tests.support.cases import looped, mentions
 ZOO = ["yak", "Polar Bear", "ant", "sea_lion", "Ant", "cat", "bee", "crane", "crane"]
 
 
-def refusal(action, error=ConfigError):
+def error_line(action, error=ConfigError):
     with pytest.raises(error) as caught:
         action()
     assert "\n" not in str(caught.value)
@@ -49,10 +49,10 @@ def test_without_anything_to_tell_places_agree():
 
 
 @looped("num_classes", [2, 4, 1000])
-def test_another_number_of_classes_needs_to_be_told(num_classes):
-    told = refusal(lambda: rows(["b", "a", "c"], names=[], num_classes=num_classes))
-    assert mentions(told, f"{num_classes:,} classes", 3)
-    assert "`cache_teacher.class_map`" in told
+def test_another_number_of_classes_needs_a_setting(num_classes):
+    message = error_line(lambda: rows(["b", "a", "c"], names=[], num_classes=num_classes))
+    assert mentions(message, f"{num_classes:,} classes", 3)
+    assert "`cache_teacher.class_map`" in message
 
 
 def test_case_spaces_and_underscores_do_not_matter_where_no_name_is_the_same():
@@ -60,10 +60,10 @@ def test_case_spaces_and_underscores_do_not_matter_where_no_name_is_the_same():
     assert rows(["ant", "Ant"]) == [2, 4]
 
 
-def test_a_name_that_could_be_two_is_refused_with_its_lines():
-    told = refusal(lambda: rows(["ANT", "bee"]))
-    assert mentions(told, "ANT", "cache_teacher.class_names", 3, 5)
-    assert mentions(refusal(lambda: rows(["crane", "bee"])), "crane", "several")
+def test_a_name_that_could_be_two_is_rejected_with_its_lines():
+    message = error_line(lambda: rows(["ANT", "bee"]))
+    assert mentions(message, "ANT", "cache_teacher.class_names", 3, 5)
+    assert mentions(error_line(lambda: rows(["crane", "bee"])), "crane", "several")
     assert rows(["crane", "ANT"], class_map={"crane": 8, "ANT": "Ant"}) == [8, 4]
 
 
@@ -72,35 +72,35 @@ def test_the_table_goes_before_the_names():
     assert rows(["cat", "bee"], names=[], class_map={"cat": 8, "bee": 0}) == [8, 0]
 
 
-def test_holes_are_refused_and_at_most_three_named():
-    told = refusal(lambda: rows(["cat", "dog", "elk", "fox", "gnu", "bee"]))
-    assert mentions(told, "dog, elk, fox", 1)
-    assert "Add them to `cache_teacher.class_map`" in told
-    told = refusal(lambda: rows(["cat", "bee"], names=[], class_map={"cat": 1}))
-    assert "has no class for bee" in told
+def test_holes_are_rejected_and_at_most_three_named():
+    message = error_line(lambda: rows(["cat", "dog", "elk", "fox", "gnu", "bee"]))
+    assert mentions(message, "dog, elk, fox", 1)
+    assert "Add them to `cache_teacher.class_map`" in message
+    message = error_line(lambda: rows(["cat", "bee"], names=[], class_map={"cat": 1}))
+    assert "has no class for bee" in message
 
 
 @looped("class_map", [{"cat": "bee"}, {"cat": 6}, {"dog": 5}])
-def test_two_classes_on_one_row_are_refused(class_map):
-    told = refusal(lambda: rows(["cat", "bee", "dog"], class_map={"dog": 0} | class_map))
-    assert "are the same class of the teacher" in told
+def test_two_classes_on_one_row_are_rejected(class_map):
+    message = error_line(lambda: rows(["cat", "bee", "dog"], class_map={"dog": 0} | class_map))
+    assert "are the same class of the teacher" in message
 
 
 @looped("row", [9, 1000])
-def test_rows_beyond_the_head_are_refused(row):
-    told = refusal(lambda: rows(["cat", "bee"], class_map={"bee": row}))
-    assert f"bee = {row} (expected 0 to 8" in told
+def test_rows_beyond_the_head_are_rejected(row):
+    message = error_line(lambda: rows(["cat", "bee"], class_map={"bee": row}))
+    assert f"bee = {row} (expected 0 to 8" in message
 
 
-def test_unknown_names_on_either_side_are_refused():
-    told = refusal(lambda: rows(["cat", "bee"], class_map={"dog": 1, "elk": 2}))
-    assert mentions(told, "class_map", "dog, elk")
-    told = refusal(lambda: rows(["cat", "bee"], class_map={"cat": "lynx"}))
-    assert "gives cat the class 'lynx', which is not in cache_teacher.class_names" in told
+def test_unknown_names_on_either_side_are_rejected():
+    message = error_line(lambda: rows(["cat", "bee"], class_map={"dog": 1, "elk": 2}))
+    assert mentions(message, "class_map", "dog, elk")
+    message = error_line(lambda: rows(["cat", "bee"], class_map={"cat": "lynx"}))
+    assert "gives cat the class 'lynx', which is not in cache_teacher.class_names" in message
 
 
-def test_a_file_of_another_length_than_told_is_refused():
-    assert "has 9 names (expected 10" in refusal(lambda: rows(["cat", "bee"], num_classes=10))
+def test_a_file_of_another_length_than_set_is_rejected():
+    assert "has 9 names (expected 10" in error_line(lambda: rows(["cat", "bee"], num_classes=10))
 
 
 def test_names_are_lines(tmp_path):
@@ -110,7 +110,7 @@ def test_names_are_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"a\n\nb\n", "line 2 is empty"),
         (b"a\n", "1 names"),
@@ -118,15 +118,15 @@ def test_names_are_lines(tmp_path):
         (b"\xff\xfea\x00", "cannot be read as text"),
     ],
 )
-def test_what_is_no_list_of_names_is_refused(tmp_path, content, told):
+def test_what_is_no_list_of_names_is_rejected(tmp_path, content, message):
     (tmp_path / "names.txt").write_bytes(content)
-    assert told in refusal(lambda: read_class_names(tmp_path / "names.txt"), ArtefactMismatch)
+    assert message in error_line(lambda: read_class_names(tmp_path / "names.txt"), ArtefactMismatch)
 
 
 def test_a_missing_list_of_names_is_not_found(tmp_path):
-    told = refusal(lambda: read_class_names(tmp_path / "none"), ArtefactNotFound)
-    assert "`cache_teacher.class_names`" in told
-    assert "cannot be read" in refusal(lambda: read_class_names(tmp_path), ArtefactMismatch)
+    message = error_line(lambda: read_class_names(tmp_path / "none"), ArtefactNotFound)
+    assert "`cache_teacher.class_names`" in message
+    assert "cannot be read" in error_line(lambda: read_class_names(tmp_path), ArtefactMismatch)
 
 
 @pytest.mark.parametrize("arch", ["resnet8a", "MobileNetV2", "torchvision:resnet18"])
@@ -204,24 +204,24 @@ def test_naming_all_classes_in_their_order_changes_nothing(tmp_path, prepared):
     assert plain.digest == weights_digest(load_weights(tmp_path / "w.safetensors"))
 
 
-def test_a_teacher_of_more_classes_is_refused_until_they_are_told(teacher_of_nine, prepared):
-    told = refusal(lambda: loaded(teacher_of_nine, prepared, num_classes=9))
-    assert mentions(told, "9 classes", 3)
-    told = refusal(lambda: loaded(teacher_of_nine, prepared), ArtefactMismatch)
-    assert "has a head for 9 classes (expected 3)" in told
+def test_a_teacher_of_more_classes_is_rejected_until_they_are_set(teacher_of_nine, prepared):
+    message = error_line(lambda: loaded(teacher_of_nine, prepared, num_classes=9))
+    assert mentions(message, "9 classes", 3)
+    message = error_line(lambda: loaded(teacher_of_nine, prepared), ArtefactMismatch)
+    assert "has a head for 9 classes (expected 3)" in message
 
 
-def test_images_that_the_teacher_cannot_take_are_refused(prepared, tmp_path):
+def test_images_that_the_teacher_cannot_take_are_rejected(prepared, tmp_path):
     torch.manual_seed(4)
     model = build("torchvision:alexnet", num_classes=3)
     save_weights(model, tmp_path / "w.safetensors")
-    told = refusal(lambda: loaded(tmp_path, prepared, arch="torchvision:alexnet"))
-    assert "cannot take images of 16 x 16 pixels" in told
+    message = error_line(lambda: loaded(tmp_path, prepared, arch="torchvision:alexnet"))
+    assert "cannot take images of 16 x 16 pixels" in message
 
 
 def test_a_named_head_is_checked(teacher_of_nine, prepared):
-    told = refusal(lambda: loaded(teacher_of_nine, prepared, num_classes=3, head="fc"))
-    assert "head of resnet8a is 'fc' (expected linear" in told
+    message = error_line(lambda: loaded(teacher_of_nine, prepared, num_classes=3, head="fc"))
+    assert "head of resnet8a is 'fc' (expected linear" in message
 
 
 def test_other_settings_ask_for_another_cache(teacher_of_nine, prepared):
@@ -238,7 +238,7 @@ def test_other_settings_ask_for_another_cache(teacher_of_nine, prepared):
 
 
 @looped(
-    "settings, told",
+    "settings, message",
     [
         ({"class_map": {"cat": 1}}, "num_classes or class_names must be set"),
         ({"class_map": {"cat": "x"}, "num_classes": 4}, "class_names must be set where class_map"),
@@ -248,8 +248,8 @@ def test_other_settings_ask_for_another_cache(teacher_of_nine, prepared):
         ({"num_classes": 1}, "greater than or equal to 2"),
     ],
 )
-def test_settings_that_say_too_little_are_refused(settings, told):
-    with pytest.raises(ValidationError, match=told):
+def test_settings_that_say_too_little_are_rejected(settings, message):
+    with pytest.raises(ValidationError, match=message):
         CacheTeacherConfig.model_validate({"checkpoint": "w.th", "arch": "resnet8a", **settings})
 
 

@@ -134,25 +134,25 @@ def test_initial_weights_have_the_spread_of_he():
     assert weight.mean().item() == pytest.approx(0.0, abs=1e-3)
 
 
-def test_an_unknown_name_is_refused_with_the_close_ones_and_all():
-    with pytest.raises(ConfigError, match=r"'resnet56b' .*resnet56a") as refusal:
+def test_an_unknown_name_is_rejected_with_the_close_ones_and_all():
+    with pytest.raises(ConfigError, match=r"'resnet56b' .*resnet56a") as caught:
         build("resnet56b", num_classes=10)
-    assert all(arch in str(refusal.value) for arch in architectures())
-    assert "\n" not in str(refusal.value)
+    assert all(arch in str(caught.value) for arch in architectures())
+    assert "\n" not in str(caught.value)
 
 
-def test_a_name_close_to_nothing_is_refused_without_a_guess():
+def test_a_name_close_to_nothing_is_rejected_without_a_guess():
     with pytest.raises(ConfigError, match=r"'vit' .*Choose one of them"):
         build("vit", num_classes=10)
 
 
 @looped("num_classes", [-1, 0, 1])
-def test_fewer_than_two_classes_are_refused(num_classes):
+def test_fewer_than_two_classes_are_rejected(num_classes):
     with pytest.raises(ConfigError, match=r"num_classes .*2, got"):
         build("resnet8a", num_classes=num_classes)
 
 
 @looped("depth", [2, 9, 18, 0, -4])
-def test_depths_other_than_6n_plus_2_are_refused(depth):
+def test_depths_other_than_6n_plus_2_are_rejected(depth):
     with pytest.raises(ValueError, match=r"depth must be 6n \+ 2"):
         CifarResNet(depth=depth, num_classes=10)

@@ -1,4 +1,4 @@
-"""Networks of others: their head is found or named, and proven; what cannot work is told."""
+"""Foreign networks: their head is found or named, and verified; others are rejected."""
 
 import copy
 import io
@@ -126,7 +126,7 @@ def not_a_network(num_classes):
 NOT_CALLABLE = 3
 
 
-def refusal(action):
+def error_line(action):
     with pytest.raises(ConfigError) as caught:
         action()
     assert "\n" not in str(caught.value)
@@ -185,36 +185,36 @@ def test_auxiliary_logits_of_training_are_left_out():
     assert "aux1.fc2.weight" in model.state_dict()
 
 
-def test_images_of_another_size_than_a_transformers_are_refused():
+def test_images_of_another_size_than_a_transformers_are_rejected():
     pytest.importorskip("timm")
     model = build("timm:vit_tiny_patch16_224", num_classes=3)
-    told = refusal(lambda: require_image_size(model, (32, 32)))
-    assert mentions(told, "timm:vit_tiny_patch16_224", "32 x 32")
+    message = error_line(lambda: require_image_size(model, (32, 32)))
+    assert mentions(message, "timm:vit_tiny_patch16_224", "32 x 32")
 
 
 @pytest.mark.parametrize(
-    ("arch", "told"),
+    ("arch", "message"),
     [
         ("torchvision:resnet19", "torchvision has no network 'resnet19'"),
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no network"),
         ("torchvision:squeezenet1_0", "has no linear module with 3 outputs"),
     ],
 )
-def test_unknown_and_headless_networks_of_torchvision_are_refused(arch, told):
-    assert told in refusal(lambda: build(arch, num_classes=3))
+def test_unknown_and_headless_networks_of_torchvision_are_rejected(arch, message):
+    assert message in error_line(lambda: build(arch, num_classes=3))
 
 
 @pytest.mark.parametrize("name", ["resnot18", "hf-hub:someone/something", "hf_hub:someone/x", ""])
-def test_unknown_names_of_timm_are_refused_and_nothing_is_fetched(name):
+def test_unknown_names_of_timm_are_rejected_and_nothing_is_fetched(name):
     pytest.importorskip("timm")
-    assert "timm has no network" in refusal(lambda: build(f"timm:{name}", num_classes=3))
+    assert "timm has no network" in error_line(lambda: build(f"timm:{name}", num_classes=3))
 
 
-def test_without_timm_the_way_to_it_is_told(monkeypatch):
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    told = refusal(lambda: build("timm:resnet18", num_classes=3))
-    assert "timm is not installed" in told
-    assert "pip install timm" in told
+    message = error_line(lambda: build("timm:resnet18", num_classes=3))
+    assert "timm is not installed" in message
+    assert "pip install timm" in message
 
 
 # One's own
@@ -232,9 +232,9 @@ def test_the_hidden_head_of_ones_own_network_is_found():
 
 def test_a_named_head_is_proven_too():
     assert branches(head="head.main.1").head_name == "head.main.1"
-    told = refusal(lambda: branches(head="auxiliary"))
-    assert mentions(told, "auxiliary")
-    assert "head.main.1, auxiliary" in told
+    message = error_line(lambda: branches(head="auxiliary"))
+    assert mentions(message, "auxiliary")
+    assert "head.main.1, auxiliary" in message
 
 
 @pytest.mark.parametrize(
@@ -245,18 +245,18 @@ def test_a_named_head_is_proven_too():
         ("gate", "it is a Linear with 6 outputs"),
     ],
 )
-def test_a_wrong_name_of_a_head_is_refused_with_the_candidates(head, found):
-    told = refusal(lambda: branches(head=head))
-    assert mentions(told, f"{HERE}:Branches", f"'{head}'", found)
-    assert "expected head.main.1, auxiliary" in told
+def test_a_wrong_name_of_a_head_is_rejected_with_the_candidates(head, found):
+    message = error_line(lambda: branches(head=head))
+    assert mentions(message, f"{HERE}:Branches", f"'{head}'", found)
+    assert "expected head.main.1, auxiliary" in message
 
 
-def test_a_head_of_zeros_is_still_told_from_another_of_zeros():
+def test_a_head_of_zeros_is_distinguished_from_another_of_zeros():
     assert build(f"{HERE}:zero_head", num_classes=4).head_name == "head.main.1"
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("OwnLinear", "fc: it is used 0 times for a batch"),
         ("Twice", "fc: it is used 2 times for a batch"),
@@ -267,12 +267,12 @@ def test_a_head_of_zeros_is_still_told_from_another_of_zeros():
         ("four_channels", "the network fails on images of every size tried"),
     ],
 )
-def test_networks_without_a_linear_head_are_refused_with_the_reason(name, told):
-    assert told in refusal(lambda: build(f"{HERE}:{name}", num_classes=4))
+def test_networks_without_a_linear_head_are_rejected_with_the_reason(name, message):
+    assert message in error_line(lambda: build(f"{HERE}:{name}", num_classes=4))
 
 
 @pytest.mark.parametrize(
-    ("arch", "told"),
+    ("arch", "message"),
     [
         ("nowhere.to_be:found", "nowhere.to_be:found cannot be imported: No module named"),
         (":found", "cannot be imported"),
@@ -284,8 +284,8 @@ def test_networks_without_a_linear_head_are_refused_with_the_reason(name, told):
         (f"{HERE}:not_a_network", "returned a list (expected a torch.nn.Module)"),
     ],
 )
-def test_what_makes_no_network_is_refused_in_one_line(arch, told):
-    assert told in refusal(lambda: build(arch, num_classes=4))
+def test_what_makes_no_network_is_rejected_in_one_line(arch, message):
+    assert message in error_line(lambda: build(arch, num_classes=4))
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
@@ -316,7 +316,7 @@ def test_checkpoints_of_the_bare_network_load_and_are_written(tmp_path):
         assert torch.equal(again.eval()(images_of(8))[0], own(images_of(8))[0])
 
 
-def test_a_head_for_other_classes_is_told_as_such():
+def test_a_head_for_other_classes_is_reported_as_such():
     from pipeline.errors import ArtefactMismatch
 
     weights = Branches(num_classes=9).state_dict()

@@ -121,7 +121,7 @@ def test_normalising_vectors_is_torchs_but_for_a_batch_of_one():
 @pytest.mark.parametrize(
     "arch", ["resnet8a+simkd", "resnet8a+simkd0", "resnet8a+simkdx", "+simkd4"]
 )
-def test_names_without_a_trunk_or_a_size_are_refused(arch):
+def test_names_without_a_trunk_or_a_size_are_rejected(arch):
     with pytest.raises(ConfigError, match="architecture is unknown"):
         build(arch, num_classes=5)
 
@@ -132,7 +132,7 @@ def test_the_trunks_head_can_be_named():
         build("torchvision:resnet18+simkd8", num_classes=5, head="linear")
 
 
-def test_weights_of_another_student_are_refused_with_its_name():
+def test_weights_of_another_student_are_rejected_with_its_name():
     from pipeline.errors import ArtefactMismatch
 
     with pytest.raises(ArtefactMismatch, match=r"does not fit resnet8a\+simkd24"):

@@ -359,18 +359,18 @@ def test_a_checkpoint_of_the_field_loads(tmp_path):
         lambda: FourStageResNet(depth=34, num_classes=10),
     ],
 )
-def test_depths_that_do_not_exist_are_refused(make):
+def test_depths_that_do_not_exist_are_rejected(make):
     with pytest.raises(ValueError, match="depth must be"):
         make()
 
 
-def test_images_that_are_too_small_are_refused_in_one_line():
+def test_images_that_are_too_small_are_rejected_in_one_line():
     model = network("vgg8").train()
     counters = model.state_dict()["block0.1.num_batches_tracked"].clone()
-    with pytest.raises(ConfigError, match=r"vgg8 .*4 x 4 pixels") as refusal:
+    with pytest.raises(ConfigError, match=r"vgg8 .*4 x 4 pixels") as caught:
         require_image_size(model, (4, 4))
-    assert "\n" not in str(refusal.value)
-    assert "`prepare.resize`" in str(refusal.value)
+    assert "\n" not in str(caught.value)
+    assert "`prepare.resize`" in str(caught.value)
     require_image_size(model, (8, 8))
     assert model.training
     assert torch.equal(model.state_dict()["block0.1.num_batches_tracked"], counters)

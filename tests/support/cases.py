@@ -1,4 +1,4 @@
-"""Many small cases under one test id, and messages told by their names and numbers."""
+"""Many small cases under one test id, and messages matched by their names and numbers."""
 
 import inspect
 import re
@@ -32,9 +32,9 @@ def looped(names: str, cases: Iterable[object]) -> Callable:
                     failures.append(f"{names} = {case}: {type(error).__name__}: {error}")
                     first = first or error
             if failures:
-                told = "\n".join(failures)
+                listed = "\n".join(failures)
                 raise AssertionError(
-                    f"{len(failures)} of {len(cases)} cases failed\n{told}"
+                    f"{len(failures)} of {len(cases)} cases failed\n{listed}"
                 ) from first
 
         signature = inspect.signature(test)

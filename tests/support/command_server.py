@@ -111,8 +111,8 @@ def serve() -> None:
 
 
 def _look_after(request: _Request) -> None:
-    """Fork the command's processes; tell their pids, then their codes. Those processes return."""
-    # Until `_run`: an interrupt before the command's own code is not the command's to tell.
+    """Fork the command's processes; send their pids, then their codes. Those processes return."""
+    # Until `_run`: the command cannot report an interrupt before its own code runs.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with Path(request.folder, "events").open("w", buffering=1) as events:
         store = None if request.world is None else _store()
@@ -149,7 +149,7 @@ def _become(rank: int, request: _Request, store: object) -> None:
 
 
 def _run() -> None:
-    """`cli.main`, in which interrupts come from the moment on when it can tell of them."""
+    """`cli.main`, with interrupts from the moment on when it can report them."""
     app = cli.app
 
     def interruptible() -> None:

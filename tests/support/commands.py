@@ -21,7 +21,7 @@ class Finished:
 
     @property
     def shell_code(self) -> int:
-        """The exit code as a shell tells it: 130 also where Python ended itself by SIGINT.
+        """The exit code as a shell reports it: 130 also if Python ended itself by SIGINT.
 
         CPython does so, whatever the exit code is, if the interrupt passed through C code that
         runs Python source, as some imports do.
@@ -30,7 +30,7 @@ class Finished:
 
     @property
     def error_line(self) -> str:
-        """The one line that a user's mistake is told in."""
+        """The only line of output about a user's mistake."""
         assert self.code == 1, self
         assert self.err.startswith("error: "), self
         assert self.err.count("\n") == 1, self

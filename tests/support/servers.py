@@ -100,7 +100,7 @@ class Server:
                 beside.create(uuid.uuid4().hex, os.urandom(20_000))
                 return
             except PipelineError as error:
-                is_starting = any(told in str(error) for told in _WHILE_STARTING)
+                is_starting = any(sign in str(error) for sign in _WHILE_STARTING)
                 if not is_starting or time.monotonic() > deadline:
                     raise
             time.sleep(0.05)

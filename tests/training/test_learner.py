@@ -167,12 +167,12 @@ class Scaled(PlainLoss):
         return self._factor * super().forward(outputs, batch)
 
 
-def test_a_loss_that_is_no_number_is_told_with_step_and_samples(dataset):
+def test_a_loss_that_is_not_finite_is_reported_with_step_and_samples(dataset):
     learner = learner_of(small(), dataset, Scaled(math.nan))
     rows = dataset.training[:ROWS]
     loader = BatchLoader(dataset.train, batch_size=10, rows=rows)
-    told = rf"became nan in step 1 .* on samples {rows[0]}, {rows[1]}, .* and 2 more\. Lower `lr`"
-    with pytest.raises(PipelineError, match=told):
+    line = rf"became nan in step 1 .* on samples {rows[0]}, {rows[1]}, .* and 2 more\. Lower `lr`"
+    with pytest.raises(PipelineError, match=line):
         train_epoch(learner, loader.epoch(0), num_samples=ROWS, batch_size=10)
 
 

@@ -140,11 +140,11 @@ def test_ranks_average_gradients_that_some_of_them_lack(tmp_path):
 def test_all_ranks_hear_of_a_flag_at_the_next_step(tmp_path):
     def work(ranks: Ranks):
         poll = Poll(ranks)
-        told = [poll.answers(step == 2 and ranks.rank == 1, step == 0) for step in range(4)]
-        return {"told": torch.tensor(told), "last": torch.tensor(poll.last())}
+        polled = [poll.answers(step == 2 and ranks.rank == 1, step == 0) for step in range(4)]
+        return {"polled": torch.tensor(polled), "last": torch.tensor(poll.last())}
 
     for found in on_ranks(work, world=WORLD, folder=tmp_path):
-        assert found["told"][:, 0].tolist() == [False, False, False, True]
-        assert found["told"][:, 1].tolist() == [False, True, False, False]
+        assert found["polled"][:, 0].tolist() == [False, False, False, True]
+        assert found["polled"][:, 1].tolist() == [False, True, False, False]
         assert found["last"].tolist() == [False, False]
     assert Poll(ALONE).answers(True, False) == (True, False)

@@ -60,7 +60,7 @@ def student_of(config) -> Run:
 
 
 def numbers(run: Run) -> list[tuple[float, ...]]:
-    """What every epoch tells, without the clock's."""
+    """Metrics of every epoch, without times."""
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     names = ("training_loss", "training_accuracy", "held_out_accuracy", "held_out_loss")
     return [tuple(line[name] for name in names) for line in lines]
@@ -114,17 +114,17 @@ def test_a_rank_may_have_nothing_of_the_last_batch(server, digits, tiny_toml, tm
     assert_same(run, alone, atol=1e-12)  # two rows' variance makes much of float32's rounding
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused_once(server, digits, tiny_toml, tmp_path):
+def test_a_batch_that_cannot_be_shared_out_is_rejected_once(server, digits, tiny_toml, tmp_path):
     config = bare(digits, tmp_path / "work")
     options = options_of(config, "train_student.batch_size=50")
     ended = server.start_ranks(
         tmp_path / "out", 3, "train-student", tiny_toml, *options
     ).wait_for_ranks()
     assert [one.code for one in ended] == [1, 1, 1]
-    told = "".join(one.err for one in ended)
-    assert told.count("error: ") == 1
-    assert "batch_size is 50 (expected a multiple of 3" in told
-    assert "Traceback" not in told
+    printed = "".join(one.err for one in ended)
+    assert printed.count("error: ") == 1
+    assert "batch_size is 50 (expected a multiple of 3" in printed
+    assert "Traceback" not in printed
     assert not list(config.runs_folder.glob(f"*{UNFINISHED}"))
 
 
@@ -150,10 +150,10 @@ def test_a_stop_request_to_one_rank_stops_all_and_they_go_on_to_the_same_bits(
     job.signal(signal.SIGTERM, rank=1)
     ended = job.wait_for_ranks()
     assert [one.code for one in ended] == [143, 143]
-    told = "".join(one.err for one in ended)
-    assert told.count("keeps the training at epoch") == 1
-    assert told.count("terminated: ") == 1
-    assert told.count("\n") == 2
+    printed = "".join(one.err for one in ended)
+    assert printed.count("keeps the training at epoch") == 1
+    assert printed.count("terminated: ") == 1
+    assert printed.count("\n") == 2
     run = trained(server, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
     assert filecmp.cmp(run.weights, whole.weights, shallow=False)
     assert numbers(run) == numbers(whole)
@@ -215,25 +215,25 @@ def test_a_killed_rank_is_reported_and_the_same_command_goes_on(
         if b"RANK=1" in environment:
             os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
-    _, told = launcher.communicate(timeout=60)
+    _, printed = launcher.communicate(timeout=60)
     assert time.monotonic() - killed < 30
     assert launcher.returncode == 137
-    assert told.startswith("error: rank 1 of 2 was ended by SIGKILL")
-    assert "run the same command" in told
-    assert told.count("\n") == 1
+    assert printed.startswith("error: rank 1 of 2 was ended by SIGKILL")
+    assert "run the same command" in printed
+    assert printed.count("\n") == 1
     run = trained(server, config, tiny_toml, tmp_path / "again", 2, *OFTEN)
     assert filecmp.cmp(run.weights, whole.weights, shallow=False)
 
 
 @pytest.mark.parametrize(
-    ("codes", "rank", "told"),
+    ("codes", "rank", "printed"),
     [
         ({0: PEER_LOST, 1: -signal.SIGKILL}, 1, "rank 1 of 2 was ended by SIGKILL"),
         ({0: PEER_LOST, 1: PEER_LOST}, 0, "rank 0 of 2 lost the connection to another one"),
         ({0: PEER_LOST, 1: FAILED}, 1, "rank 1 of 2 failed, its traceback is above"),
     ],
 )
-def test_the_launcher_tells_the_cause_once(capsys, codes, rank, told):
+def test_the_launcher_reports_the_cause_once(capsys, codes, rank, printed):
     failures = {
         rank: SimpleNamespace(exitcode=code, timestamp=rank, message="a traceback")
         for rank, code in codes.items()
@@ -242,5 +242,5 @@ def test_the_launcher_tells_the_cause_once(capsys, codes, rank, told):
     assert found == rank
     launch._tell(found, failure, processes=2)
     line = capsys.readouterr().err
-    assert line.startswith(f"error: {told}")
+    assert line.startswith(f"error: {printed}")
     assert line.count("\n") == 1

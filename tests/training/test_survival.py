@@ -45,7 +45,7 @@ def trained_with_stops(config: Config, *, every: int) -> tuple[Run, int]:
 
 
 def lines_of(run: Run) -> list[dict[str, float]]:
-    """The epochs, without what a clock told."""
+    """Metrics of the epochs, without times."""
     text = (run.path / "metrics.jsonl").read_text()
     clock = ("seconds", "images_per_second")
     return [
@@ -136,11 +136,11 @@ def test_twenty_kills_at_any_moment_change_nothing(server, digits, tiny_toml, tm
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "told"),
+    ("number", "code", "message"),
     [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_signal_keeps_a_checkpoint_first(
-    server, digits, tiny_toml, tmp_path, whole, number, code, told
+    server, digits, tiny_toml, tmp_path, whole, number, code, message
 ):
     config = bare(digits, tmp_path / "work", *OFTEN)
     running = server.start(
@@ -153,7 +153,7 @@ def test_a_signal_keeps_a_checkpoint_first(
     assert done.shell_code == code
     kept, last = done.err.splitlines()
     assert "keeps the training at epoch" in kept
-    assert last.startswith(told)
+    assert last.startswith(message)
     (folder,) = config.runs_folder.glob(f"student-*{UNFINISHED}")
     place = kept.partition(" at epoch ")[2]
     went_on = heartcut("train-student", tiny_toml, *options_of(config, *OFTEN), quiet=False)
@@ -175,10 +175,10 @@ def test_going_on_with_other_settings_names_the_keys(digits, tmp_path):
     config = begun(digits, tmp_path)
     (folder,) = config.runs_folder.glob(f"student-*{UNFINISHED}")
     other = with_overrides(config, ["train_student.lr=0.2", "train_student.lambda_kd=0.5"])
-    told = (
+    message = (
         r"other settings: lambda_kd 0\.9 \(expected 0\.5\); lr 0\.1 \(expected 0\.2\)\. Train with"
     )
-    with pytest.raises(ArtefactMismatch, match=told):
+    with pytest.raises(ArtefactMismatch, match=message):
         train_student.execute(other, resume=folder)
     assert train_student.execute(config, resume=folder).result.num_distilled > 0
 
@@ -188,7 +188,7 @@ def test_a_folder_without_a_training_cannot_be_gone_on_with(digits_copy, tmp_pat
         train_student.execute(digits_copy, resume=tmp_path / "nowhere")
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_line(digits, tmp_path):
+def test_a_damaged_checkpoint_is_rejected_in_one_line(digits, tmp_path):
     config = begun(digits, tmp_path)
     (path,) = config.runs_folder.glob(f"student-*{UNFINISHED}/checkpoint.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(digits, tmp_path):
         train_student.execute(config)
 
 
-def test_runs_that_cannot_be_written_are_told_before_anything_is_trained(digits, tmp_path):
+def test_runs_that_cannot_be_written_are_reported_before_anything_is_trained(digits, tmp_path):
     config = bare(digits, tmp_path / "work", "train_student.seed=5")
     teacher = next(config.runs_folder.iterdir())
     teacher.rename(config.workspace / teacher.name)

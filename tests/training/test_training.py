@@ -256,12 +256,12 @@ def test_a_loss_that_is_not_finite_stops_the_training_in_one_line(dataset):
     model = build("resnet8a", num_classes=10)
     learner = learner_of(model, dataset, optimizer=optimizer_of(model, lr=1e30))
     loader = BatchLoader(dataset.train, batch_size=64)
-    told = (
+    message = (
         r"loss became nan in step 2 \(expected a finite number\), on samples 64, 65, .* and 56 more"
     )
-    with pytest.raises(PipelineError, match=told):
+    with pytest.raises(PipelineError, match=message):
         train_epoch(learner, loader.epoch(0), num_samples=dataset.train.num_samples, batch_size=64)
-    assert learner.num_steps == 1, "the step that is told is not taken"
+    assert learner.num_steps == 1, "the reported step is not taken"
 
 
 def test_the_normaliser_equals_torchvision():

@@ -56,12 +56,12 @@ def sparse_cache(samples, tmp_path_factory):
 
 
 def wanted_samples(samples: Samples, order) -> Samples:
-    """The samples at ``order``; strangers at -1."""
+    """The samples at ``order``; others at -1."""
     wanted = samples.rows(np.maximum(order, 0))
-    strangers, is_stranger = some_samples(len(order), seed=9), order < 0
+    others, is_other = some_samples(len(order), seed=9), order < 0
     values = {name: getattr(wanted, name).copy() for name in ("keys", "labels", "pixels")}
     for name, value in values.items():
-        value[is_stranger] = getattr(strangers, name)[is_stranger]
+        value[is_other] = getattr(others, name)[is_other]
     return Samples(**values)
 
 
@@ -136,15 +136,15 @@ def test_top_k_rows_are_reconstructed_from_their_own_summary(
             assert torch.equal(classes[[i]], kept.classes)
 
 
-def test_a_temperature_that_was_not_kept_is_refused_and_those_kept_are_named(
+def test_a_temperature_that_was_not_kept_is_rejected_and_those_kept_are_named(
     sparse_cache, dense_cache, samples, tmp_path
 ):
     cached = hydrated(sparse_cache, samples, ORDERS["permuted"], tmp_path)
     for read in (cached.logits, lambda *a, **k: next(cached.logit_blocks(*a, **k))):
-        with pytest.raises(ArtefactMismatch) as refusal:
+        with pytest.raises(ArtefactMismatch) as caught:
             read(0, temperature=2.0)
-        assert mentions(str(refusal.value), "temperature", "1 and 4", 2)
-        assert "\n" not in str(refusal.value)
+        assert mentions(str(caught.value), "temperature", "1 and 4", 2)
+        assert "\n" not in str(caught.value)
     assert copies(tmp_path) == [], "refused before anything is copied"
     every = hydrated(dense_cache, samples, ORDERS["permuted"], tmp_path)
     assert every.logits(0, temperature=2.0).shape == (COUNT, NUM_CLASSES)
@@ -362,15 +362,15 @@ def test_processes_that_copy_at_once_all_read_right_rows(dense_cache, samples, t
         assert snapshot(tmp_path) == before, "what three left is whole"
 
 
-def copy_and_tell(cached, barrier, written):
+def copy_and_report(cached, barrier, written):
     barrier.wait()
     write = HydratedCache._write
 
-    def told(self, path, name, view):
+    def counted(self, path, name, view):
         written.put(view)
         write(self, path, name, view)
 
-    HydratedCache._write = told
+    HydratedCache._write = counted
     cached.features(0)
 
 
@@ -379,7 +379,7 @@ def test_of_processes_that_need_a_copy_at_once_one_makes_it(dense_cache, samples
     cached = hydrated(dense_cache, samples, ORDERS["permuted"], tmp_path)
     barrier, written = context.Barrier(3), context.Queue()
     processes = [
-        context.Process(target=copy_and_tell, args=(cached, barrier, written)) for _ in range(3)
+        context.Process(target=copy_and_report, args=(cached, barrier, written)) for _ in range(3)
     ]
     for process in processes:
         process.start()
@@ -390,7 +390,7 @@ def test_of_processes_that_need_a_copy_at_once_one_makes_it(dense_cache, samples
     assert written.empty()
 
 
-def test_a_damaged_object_is_refused_and_no_copy_is_left(samples, tmp_path):
+def test_a_damaged_object_is_rejected_and_no_copy_is_left(samples, tmp_path):
     folder = tmp_path / "cache"
     cache = sealed_cache(folder, samples, num_classes=NUM_CLASSES)
     key = next(key for key, _ in cache.objects() if "/features/" in key)

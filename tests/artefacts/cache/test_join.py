@@ -46,8 +46,8 @@ def test_every_sample_finds_a_row_of_its_image_with_its_label_where_there_is_one
     """Permutations, subsets, extras and equal images, against a dictionary of lists."""
     with tempfile.TemporaryDirectory() as folder:
         cache = sealed_cache(Path(folder) / "cache", samples_of(cached))
-        for strangers, num_common in data_sets:
-            wanted = strangers[: 12 - num_common] + cached[:num_common]
+        for others, num_common in data_sets:
+            wanted = others[: 12 - num_common] + cached[:num_common]
             random.shuffle(wanted)
             check_against_a_dictionary(cache, cached, wanted)
 
@@ -72,8 +72,8 @@ def check_against_a_dictionary(cache, cached, wanted):
         if image in rows_of and not any(cached[row][1] == label for row in rows_of[image])
     ]
     if differing:
-        told = f"with other labels of {len(differing)} of the {len(wanted)} images"
-        with pytest.raises(ArtefactMismatch, match=told):
+        message = f"with other labels of {len(differing)} of the {len(wanted)} images"
+        with pytest.raises(ArtefactMismatch, match=message):
             join(cache, samples_of(wanted))
     joined = join(cache, samples_of(wanted), accept=("labels",))
     assert joined.rows.dtype == np.int64
@@ -135,14 +135,14 @@ def test_a_permutation_is_undone(cache, samples):
 
 
 @pytest.mark.parametrize(("field", "count"), [("labels", 1), ("labels", 5), ("pixels", 5)])
-def test_what_differs_is_refused_with_the_count_and_at_most_three_examples(
+def test_what_differs_is_rejected_with_the_count_and_at_most_three_examples(
     cache, samples, field, count
 ):
     rows = np.array([30, 4, 17, 9, 22])[:count]
     changed = with_changed(samples, field, rows)
-    with pytest.raises(ArtefactMismatch) as refusal:
+    with pytest.raises(ArtefactMismatch) as caught:
         join(cache, changed)
-    line = str(refusal.value)
+    line = str(caught.value)
     assert "\n" not in line
     assert mentions(line, field, count, 40, "data/train.beton")
     assert cache.path in line
@@ -188,10 +188,10 @@ def test_one_flipped_bit_of_a_key_is_another_image(cache, samples):
 
 
 @pytest.mark.parametrize("accept", [(), ("labels", "pixels")])
-def test_samples_of_which_none_is_there_are_refused_whatever_is_accepted(cache, accept):
-    with pytest.raises(ArtefactMismatch) as refusal:
+def test_samples_of_which_none_is_there_are_rejected_whatever_is_accepted(cache, accept):
+    with pytest.raises(ArtefactMismatch) as caught:
         join(cache, some_samples(11, seed=1), accept=accept)
-    line = str(refusal.value)
+    line = str(caught.value)
     assert mentions(line, 11, "data/train.beton")
     assert "heartcut cache-teacher" in line
     assert "\n" not in line

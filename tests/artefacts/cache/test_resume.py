@@ -348,7 +348,7 @@ def test_two_writers_of_the_same_numbers_agree_and_one_seals():
     assert root == work(InMemory())
 
 
-def test_a_writer_of_other_numbers_is_told_and_overwrites_nothing():
+def test_a_writer_of_other_numbers_fails_and_overwrites_nothing():
     store = InMemory()
     writer = begin(store)
     unit = writer.units[2]
@@ -360,7 +360,7 @@ def test_a_writer_of_other_numbers_is_told_and_overwrites_nothing():
     assert store.objects == before
 
 
-def test_other_bytes_that_nobody_vouched_for_are_told_with_the_way_out(tmp_path):
+def test_other_bytes_without_a_receipt_are_reported_with_the_way_out(tmp_path):
     store = LocalObjects(tmp_path / "caches" / "cache")
     writer = begin(store)
     unit = writer.units[0]
@@ -659,7 +659,7 @@ def test_many_kills_leave_the_cache_of_a_clean_run(
     assert kept.items() <= inodes_of_kept(job.caches).items()
 
 
-def test_an_interrupt_tells_what_is_kept_and_a_later_run_goes_on(
+def test_an_interrupt_reports_what_is_kept_and_a_later_run_resumes(
     server, new_job, clean_roots, tmp_path
 ):
     job, kept = new_job(), 0
@@ -670,14 +670,14 @@ def test_an_interrupt_tells_what_is_kept_and_a_later_run_goes_on(
         running.signal(signal.SIGINT)
         done = running.wait()
         assert (done.shell_code, done.out) == (130, "")
-        told, last = done.err.splitlines()
+        kept_line, last = done.err.splitlines()
         assert last == INTERRUPTED
         found = re.fullmatch(
             r"(\S+) keeps (\d+) of (\d+) shards: run the same command again to compute the "
             r"(\d+) left",
-            told,
+            kept_line,
         )
-        assert found is not None, told
+        assert found is not None, kept_line
         assert Path(found[1]).parent == job.caches
         assert [int(found[2])] == job.units()
         assert int(found[2]) + int(found[4]) == int(found[3]) == NUM_UNITS[0]
@@ -723,14 +723,14 @@ def test_a_range_leaves_the_rest_to_others_and_says_so(new_job, clean_roots):
 
 
 @pytest.mark.parametrize("wrong", ["3", "3:3", "5:2", "a:b", "-1:4"])
-def test_a_range_that_is_none_is_refused_in_one_line(new_job, wrong):
+def test_a_range_that_is_none_is_rejected_in_one_line(new_job, wrong):
     job = new_job()
     line = heartcut(*job.command, f"--shard-range={wrong}").error_line
     assert "is no range (expected FIRST:STOP" in line
     assert not job.caches.exists()
 
 
-def test_one_of_several_ranks_without_an_address_is_told_how_to_start_them(new_job, monkeypatch):
+def test_a_rank_without_an_address_learns_how_to_start_ranks(new_job, monkeypatch):
     job = new_job()
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -748,7 +748,7 @@ def test_another_shard_size_joins_what_was_begun(new_job, clean_roots):
     assert NUM_UNITS[0] in job.units()
 
 
-def test_a_unit_that_another_worker_computed_otherwise_is_refused(new_job):
+def test_a_unit_that_another_worker_computed_otherwise_is_rejected(new_job):
     job = new_job()
     assert heartcut(*job.command, "--shard-range", "0:2").code == 0
     cache = next(path for path in job.caches.glob("*") if list(path.glob("receipts/logits/*")))
@@ -764,8 +764,8 @@ def test_a_unit_that_another_worker_computed_otherwise_is_refused(new_job):
     before = snapshot(cache)
     done = heartcut(*job.command)
     assert (done.code, done.out) == (1, "")
-    told, error = done.err.splitlines()
-    assert "shards: run the same command again" in told
+    kept_line, error = done.err.splitlines()
+    assert "shards: run the same command again" in kept_line
     assert error.startswith(f"error: {cache}/{object_key(spec, 0, 1)} exists with other bytes")
     assert "nothing was overwritten" in error
     assert before.items() <= snapshot(cache).items()
@@ -814,7 +814,7 @@ def test_samples_in_another_order_never_join_a_cache_that_was_begun():
     assert store.objects == before
 
 
-def test_a_range_beyond_the_last_shard_is_refused(new_job):
+def test_a_range_beyond_the_last_shard_is_rejected(new_job):
     done = heartcut(*new_job().command, "--shard-range", "100000:100001")
     assert done.code == 1
     assert mentions(done.error_line, "100000:100001")

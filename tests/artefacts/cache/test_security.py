@@ -47,7 +47,7 @@ def marker(tmp_path: Path):
     assert not path.exists()
 
 
-def refusals(small: SmallCache) -> tuple[str, list[str]]:
+def error_lines(small: SmallCache) -> tuple[str, list[str]]:
     """The lines in which opening or reading, and looking over, refuse a cache."""
     read = read_or_refusal(lambda: small.matches(TeacherCache.open(small.path)))
     assert isinstance(read, str)
@@ -91,23 +91,23 @@ def test_a_store_of_pickles_beside_the_numbers_is_never_looked_at(small, marker,
 
 
 @pytest.mark.parametrize("place", ["data.zarr", "data.zarr/logits"])
-def test_a_store_of_pickles_in_place_of_the_numbers_is_refused(small, marker, place):
+def test_a_store_of_pickles_in_place_of_the_numbers_is_rejected(small, marker, place):
     folder = small.path / place
     (folder / "zarr.json").unlink()
     (folder / ".zarray").write_text(json.dumps(V2_OBJECTS))
     (folder / "0").write_bytes(pickle.dumps(Malice(marker)))
-    read, _ = refusals(small)
+    read, _ = error_lines(small)
     assert f"{place}/zarr.json does not exist" in read
 
 
 @pytest.mark.parametrize("crc", [False, True], ids=["plain", "with its CRC-32C"])
-def test_a_pickle_in_place_of_a_shard_is_refused_even_if_the_seal_vouches_for_it(
+def test_a_pickle_in_place_of_a_shard_is_rejected_even_if_the_seal_vouches_for_it(
     small, marker, crc
 ):
     data = pickle.dumps([Malice(marker)] * 20)
     data = bytes(CRC32C().encode(data)) if crc else data
     (small.path / "data.zarr/logits/c/0/0/0").write_bytes(data)
-    read, _ = refusals(small)
+    read, _ = error_lines(small)
     assert "has" in read
     vouch(small, "logits", 0, 0)
     line = read_or_refusal(lambda: TeacherCache.open(small.path).logits(0))
@@ -117,34 +117,34 @@ def test_a_pickle_in_place_of_a_shard_is_refused_even_if_the_seal_vouches_for_it
 # Descriptions that would mislead other readers
 
 LIES = {
-    "objects": lambda told: told.update(data_type="object"),
-    "another type": lambda told: told.update(data_type="float32"),
-    "strings": lambda told: told.update(data_type={"name": "null_terminated_bytes"}),
-    "a huge shape": lambda told: told.update(shape=[2, 1 << 40, 3]),
-    "huge chunks": lambda told: told["chunk_grid"]["configuration"].update(
+    "objects": lambda meta: meta.update(data_type="object"),
+    "another type": lambda meta: meta.update(data_type="float32"),
+    "strings": lambda meta: meta.update(data_type={"name": "null_terminated_bytes"}),
+    "a huge shape": lambda meta: meta.update(shape=[2, 1 << 40, 3]),
+    "huge chunks": lambda meta: meta["chunk_grid"]["configuration"].update(
         chunk_shape=[1 << 20, 1 << 20, 1 << 20]
     ),
-    "a transformer": lambda told: told.update(storage_transformers=[{"name": "evil"}]),
-    "an unknown codec": lambda told: told["codecs"].append({"name": "evil"}),
-    "a pickle codec": lambda told: told.update(codecs=[{"name": "numcodecs.pickle"}]),
-    "another key": lambda told: told["chunk_key_encoding"]["configuration"].update(separator=".."),
-    "another fill": lambda told: told.update(fill_value=0.0),
-    "attributes": lambda told: told.update(attributes={"evil": 1}),
+    "a transformer": lambda meta: meta.update(storage_transformers=[{"name": "evil"}]),
+    "an unknown codec": lambda meta: meta["codecs"].append({"name": "evil"}),
+    "a pickle codec": lambda meta: meta.update(codecs=[{"name": "numcodecs.pickle"}]),
+    "another key": lambda meta: meta["chunk_key_encoding"]["configuration"].update(separator=".."),
+    "another fill": lambda meta: meta.update(fill_value=0.0),
+    "attributes": lambda meta: meta.update(attributes={"evil": 1}),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_description_that_lies_is_refused(small, lie):
+def test_a_description_that_lies_is_rejected(small, lie):
     path = small.path / "data.zarr/logits/zarr.json"
-    told = json.loads(path.read_text())
-    LIES[lie](told)
-    path.write_bytes(stored_json(told))
-    read, problems = refusals(small)
+    content = json.loads(path.read_text())
+    LIES[lie](content)
+    path.write_bytes(stored_json(content))
+    read, problems = error_lines(small)
     assert len(problems) == 1
     assert str(path) in read
 
 
-def test_the_lies_are_told_from_the_text_alone(small):
+def test_the_lies_are_found_from_the_text_alone(small):
     path = small.path / "data.zarr/logits/zarr.json"
     path.write_bytes(stored_json(json.loads(path.read_text())))
     assert small.matches(TeacherCache.open(small.path))
@@ -170,22 +170,22 @@ HUGE = {
 
 
 @pytest.mark.parametrize("size", HUGE)
-def test_a_manifest_that_asks_for_absurd_sizes_is_refused_before_memory_is(small, size):
-    def change(told):
+def test_a_manifest_that_asks_for_absurd_sizes_is_rejected_before_memory_is(small, size):
+    def change(content):
         for part, fields in HUGE[size].items():
-            told[part].update(fields)
+            content[part].update(fields)
 
     reseal(small.path, manifest=edited(small.path, change))
     tracemalloc.start()
     try:
-        refusals(small)
+        error_lines(small)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 8 << 20
 
 
-def test_a_shard_that_would_unpack_to_more_is_refused_even_if_the_seal_vouches_for_it(small):
+def test_a_shard_that_would_unpack_to_more_is_rejected_even_if_the_seal_vouches_for_it(small):
     bomb = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x03\x00\x10\x07"
     chunk = bytes(CRC32C().encode(bomb))
     index = np.array([0, len(chunk)], "<u8").tobytes()
@@ -199,11 +199,11 @@ def test_a_shard_that_would_unpack_to_more_is_refused_even_if_the_seal_vouches_f
 @pytest.mark.parametrize(
     "key", ["manifest.json", "data.zarr/zarr.json", "data.zarr/logits/c/0/0/0", "sealed.json"]
 )
-def test_an_object_of_a_gigabyte_is_refused_by_its_size(small, key):
+def test_an_object_of_a_gigabyte_is_rejected_by_its_size(small, key):
     os.truncate(small.path / key, 1 << 30)  # takes no room on the disk
     tracemalloc.start()
     try:
-        read, _ = refusals(small)
+        read, _ = error_lines(small)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -211,7 +211,7 @@ def test_an_object_of_a_gigabyte_is_refused_by_its_size(small, key):
     assert peak < 8 << 20
 
 
-def test_a_receipt_of_100_mb_is_refused_by_its_size(small):
+def test_a_receipt_of_100_mb_is_rejected_by_its_size(small):
     path = small.path / "receipts/logits/0.0.json"
     os.truncate(path, 100_000_000)
     assert "is too large: 100000000 bytes" in str(
@@ -239,22 +239,22 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("key", ["manifest.json", "sealed.json"])
-def test_json_that_is_no_record_is_refused_in_one_line(small, key, bomb):
+def test_json_that_is_no_record_is_rejected_in_one_line(small, key, bomb):
     (small.path / key).write_bytes(BOMBS[bomb])
-    assert f"{small.path}/{key}" in refusals(small)[0]
+    assert f"{small.path}/{key}" in error_lines(small)[0]
     read = read_manifest if key == "manifest.json" else read_seal
     assert isinstance(read_or_refusal(lambda: read(small.store)), str)
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_receipt_that_is_no_record_is_refused_in_one_line(small, bomb):
+def test_a_receipt_that_is_no_record_is_rejected_in_one_line(small, bomb):
     (small.path / "receipts/logits/0.0.json").write_bytes(BOMBS[bomb][:60_000])
     assert len(check_cache(small.store, read_bytes=True).problems) == 1
 
 
 def test_a_name_in_a_manifest_cannot_break_the_line(small):
     change = {"evil\nname\x1b[31m": 1}
-    reseal(small.path, manifest=edited(small.path, lambda told: told.update(change)))
+    reseal(small.path, manifest=edited(small.path, lambda content: content.update(change)))
     line = read_or_refusal(lambda: TeacherCache.open(small.path))
     assert "\x1b" not in str(line)
 
@@ -274,13 +274,13 @@ def test_a_name_in_a_manifest_cannot_break_the_line(small):
     ],
 )
 @pytest.mark.parametrize("instead", [True, False], ids=["in place of one", "as one more"])
-def test_a_seal_that_names_other_receipts_is_refused(small, name, instead):
+def test_a_seal_that_names_other_receipts_is_rejected(small, name, instead):
     receipts = dict(TeacherCache.open(small.path).seal.receipts)
     receipts[name] = receipts["receipts/logits/0.0.json"]
     if instead:
         del receipts["receipts/logits/0.0.json"]
     reseal(small.path, receipts=receipts)
-    assert "is sealed with" in refusals(small)[0]
+    assert "is sealed with" in error_lines(small)[0]
 
 
 @pytest.mark.parametrize(
@@ -296,11 +296,11 @@ def test_a_seal_that_names_other_receipts_is_refused(small, name, instead):
         "data.zarr/labels/c/0",
     ],
 )
-def test_a_link_out_of_the_cache_is_refused_though_the_numbers_are_right(small, tmp_path, key):
+def test_a_link_out_of_the_cache_is_rejected_though_the_numbers_are_right(small, tmp_path, key):
     outside = tmp_path / "outside"
     (small.path / key).rename(outside)
     (small.path / key).symlink_to(outside)
-    read, problems = refusals(small)
+    read, problems = error_lines(small)
     assert str(small.path) in read
     assert all("outside" not in problem for problem in problems)
 
@@ -320,10 +320,10 @@ def test_the_root_alone_may_be_a_link(small, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["manifest.json", "data.zarr/logits/c/0/0/0"])
-def test_a_pipe_in_place_of_an_object_is_refused_at_once(small, key):
+def test_a_pipe_in_place_of_an_object_is_rejected_at_once(small, key):
     (small.path / key).unlink()
     os.mkfifo(small.path / key)
-    refusals(small)
+    error_lines(small)
 
 
 # Parquet
@@ -375,10 +375,10 @@ def table(tmp_path: Path) -> Path:
 def rewritten(path: Path, name: str, field: pa.Field, values: pa.Array, **metadata) -> Path:
     """The table with another column and more metadata."""
     stored = pq.read_table(path)
-    told = stored.schema.metadata | {key.encode(): value for key, value in metadata.items()}
+    content = stored.schema.metadata | {key.encode(): value for key, value in metadata.items()}
     if name in stored.column_names:
         stored = stored.drop_columns([name])
-    changed = stored.append_column(field, values).replace_schema_metadata(told)
+    changed = stored.append_column(field, values).replace_schema_metadata(content)
     pq.write_table(changed, path)
     return path
 
@@ -387,20 +387,20 @@ PANDAS = {"index_columns": [], "column_indexes": [], "pandas_version": "2", "col
 
 
 @pytest.mark.parametrize("name", ["sample_key", "label", "selected", "evil"])
-def test_a_column_of_pickles_is_bytes_or_refused(table, marker, name):
+def test_a_column_of_pickles_is_bytes_or_rejected(table, marker, name):
     data = [pickle.dumps(Malice(marker))] * 3
     extension = {
         b"ARROW:extension:name": b"arrow.py_extension_type",
         b"ARROW:extension:metadata": data[0],
     }
     column = {"name": name, "field_name": name, "pandas_type": "object", "numpy_type": "object"}
-    told = PANDAS | {"columns": [column | {"metadata": {"encoding": "pickle"}}]}
+    content = PANDAS | {"columns": [column | {"metadata": {"encoding": "pickle"}}]}
     rewritten(
         table,
         name,
         pa.field(name, pa.binary(), metadata=extension),
         pa.array(data, pa.binary()),
-        pandas=json.dumps(told).encode(),
+        pandas=json.dumps(content).encode(),
     )
     read = read_or_refusal(lambda: SelectionTable.open(table))
     if name == "evil":
@@ -425,15 +425,15 @@ WRONG_METADATA = {
 
 
 @pytest.mark.parametrize("what", WRONG_METADATA)
-def test_metadata_that_is_no_record_is_refused(table, marker, what):
+def test_metadata_that_is_no_record_is_rejected(table, marker, what):
     stored = pq.read_table(table)
-    told = stored.schema.metadata | {b"heartcut": WRONG_METADATA[what](marker)}
-    pq.write_table(stored.replace_schema_metadata(told), table)
+    content = stored.schema.metadata | {b"heartcut": WRONG_METADATA[what](marker)}
+    pq.write_table(stored.replace_schema_metadata(content), table)
     assert str(read_or_refusal(lambda: SelectionTable.open(table))).startswith(str(table))
 
 
 @pytest.mark.parametrize(
-    "told",
+    "content",
     [
         b"{",
         b"[]",
@@ -441,14 +441,14 @@ def test_metadata_that_is_no_record_is_refused(table, marker, what):
         json.dumps(PANDAS | {"index_columns": ["sample_index"]}).encode(),
     ],
 )
-def test_metadata_of_pandas_is_not_believed(table, told):
+def test_metadata_of_pandas_is_not_believed(table, content):
     stored = pq.read_table(table)
-    metadata = stored.schema.metadata | {b"pandas": told}
+    metadata = stored.schema.metadata | {b"pandas": content}
     pq.write_table(stored.replace_schema_metadata(metadata), table)
     assert len(SelectionTable.open(table).frame) == 3
 
 
-def test_a_pickle_under_a_parquet_name_is_refused(tmp_path, marker):
+def test_a_pickle_under_a_parquet_name_is_rejected(tmp_path, marker):
     path = tmp_path / "table.parquet"
     for data in (pickle.dumps(Malice(marker)), b"PAR1" + pickle.dumps(Malice(marker)) + b"PAR1"):
         path.write_bytes(data)
@@ -473,9 +473,9 @@ def test_pickled_objects_in_place_of_a_local_copy_are_not_loaded(small, tmp_path
     values[:] = [Malice(marker)] * 7
     np.save(path, values, allow_pickle=True)
     data, record = path.read_bytes(), path.with_suffix(".json")
-    told = json.loads(record.read_text())
+    content = json.loads(record.read_text())
     assert np.array_equal(reopened().features(0), cache.features(0)[::-1])  # made again
     path.write_bytes(data)
-    told |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}
-    record.write_text(json.dumps(told))  # now it is vouched for
+    content |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    record.write_text(json.dumps(content))  # now it is vouched for
     assert np.array_equal(reopened().features(0), cache.features(0)[::-1])

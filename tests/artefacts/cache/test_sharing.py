@@ -115,7 +115,7 @@ def test_a_cache_that_went_to_s3_and_back_is_the_same_and_going_again_writes_not
     assert TeacherCache.open(pushed).root == root
     there = listed(bucket)
     assert len(there) > 30
-    time.sleep(1.1)  # a second writing would be told by the time
+    time.sleep(1.1)  # a second writing would change the time
     assert require_fine(heartcut("cache", "push", cache_path, bucket)) == pushed
     assert listed(bucket) == there
     pulled = require_fine(heartcut("cache", "pull", pushed, tmp_path / "here"))
@@ -261,7 +261,7 @@ def test_a_server_without_conditional_creation_needs_a_single_writer(
     require_fine(heartcut("cache", "pull", pushed, tmp_path))
 
 
-def test_who_may_only_read_pulls_and_selects_and_is_refused_a_push(
+def test_a_reader_can_pull_and_select_but_not_push(
     cache_path, bucket, seaweed, as_user, digits, tiny_toml, tmp_path
 ):
     pushed = require_fine(heartcut("cache", "push", cache_path, bucket))
@@ -298,7 +298,7 @@ def test_a_cache_behind_a_web_server_is_read_and_never_written(
         assert table.name == made.name
 
 
-def test_a_damaged_cache_behind_a_web_server_is_told(cache_copy):
+def test_a_damaged_cache_behind_a_web_server_is_reported(cache_copy):
     flip_byte(cache_copy / "data.zarr" / "logits" / "c" / "2" / "0" / "0", 30)
     with http_server(cache_copy.parent, WithoutRanges) as url:
         place = f"{url}/{cache_copy.name}"
@@ -484,7 +484,7 @@ def relabel(images: Path) -> None:
     path.rename(images / "train" / CLASSES[1] / path.name)
 
 
-def test_a_relabelled_image_is_refused_counted_and_named_unless_it_is_accepted(second):
+def test_a_relabelled_image_is_rejected_counted_and_named_unless_it_is_accepted(second):
     team = second(relabel)
     samples = team.dataset.train.samples
     done = heartcut("select", team.toml, *team.options)
@@ -551,7 +551,7 @@ def test_removed_images_are_no_matter(second):
     assert team.student().result.num_distilled == len(team.dataset.training)
 
 
-def test_images_of_which_the_cache_has_none_are_refused(second):
+def test_images_of_which_the_cache_has_none_are_rejected(second):
     def others(images: Path) -> None:
         shutil.rmtree(images / "train")
         save_split(images / "train", textures(NUM_IMAGES, seed=5))
@@ -583,7 +583,7 @@ def teacher_settings(digits, tmp_path) -> tuple[str, ...]:
 def test_what_the_team_shares_is_fetched_and_not_computed(
     digits, tiny_toml, bucket, teacher_settings, tmp_path
 ):
-    """The receipts tell who computed what, and when: they are the first team's."""
+    """The receipts name who computed what, and when: they are the first team's."""
     work = linked_copy(digits.workspace, tmp_path / "one", without=("caches", "selections"))
     one = Team(tiny_toml, work, f"share={bucket}", *teacher_settings)
     made = one.run("cache-teacher", quiet=False)
@@ -624,15 +624,15 @@ def test_caches_are_written_straight_into_the_bucket_by_two_workers(
     assert team.student().result.num_distilled > 0
 
 
-def test_no_credential_is_ever_written_or_told(
+def test_no_credential_is_ever_written_or_printed(
     digits, tiny_toml, bucket, cache_path, seaweed, as_user, monkeypatch, tmp_path, caplog, capfd
 ):
     words = [word for pair in SECRETS.values() for word in pair]
-    told: list[str] = []
+    printed: list[str] = []
 
     def run(*arguments: object) -> None:
         done = heartcut(*arguments, quiet=False)
-        told.append(done.out + done.err)
+        printed.append(done.out + done.err)
 
     work = linked_copy(digits.workspace, tmp_path / "work", without=("caches", "selections"))
     options = settings_of(f"workspace={work}", f"caches={bucket}", f"share={bucket}/share")
@@ -641,7 +641,7 @@ def test_no_credential_is_ever_written_or_told(
     place = f"{bucket}/{cache_path.name}"
     for command in ("select", "train-student"):
         run(command, tiny_toml, *options)
-        assert "error" not in told[-1], told[-1]
+        assert "error" not in printed[-1], printed[-1]
     for arguments in (
         ("list", bucket),
         ("info", place),
@@ -659,10 +659,10 @@ def test_no_credential_is_ever_written_or_told(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["rw"][1])
     run("cache", "info", place)
     run("cache", "info", f"s3://{':'.join(SECRETS['rw'])}@{BUCKET}/x")
-    assert sum("error: " in text for text in told) >= 4
+    assert sum("error: " in text for text in printed) >= 4
     captured = capfd.readouterr()
-    told += [caplog.text, captured.out, captured.err]
-    for text in told:
+    printed += [caplog.text, captured.out, captured.err]
+    for text in printed:
         for word in words:
             assert word not in text
     looked_at = 0

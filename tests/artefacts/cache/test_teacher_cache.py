@@ -1,4 +1,4 @@
-"""The teacher cache: what was written is read, damage is told, and nothing is overwritten."""
+"""The teacher cache: what was written is read, damage is reported, and nothing is overwritten."""
 
 import json
 import shutil
@@ -243,7 +243,7 @@ def test_a_cache_is_sealed_once(small):
     assert snapshot(small.path) == before
 
 
-def test_a_cache_that_was_not_sealed_is_told_from_none(unfinished, tmp_path):
+def test_an_unsealed_cache_and_no_cache_raise_different_errors(unfinished, tmp_path):
     with pytest.raises(NotSealed, match=r"is not sealed.*cache-teacher"):
         TeacherCache.open(unfinished.path)
     for path in (tmp_path / "nowhere", tmp_path):
@@ -293,7 +293,7 @@ def test_the_id_is_the_same_on_any_machine_and_in_any_year():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65_505.0, -1e30])
-def test_what_float16_cannot_hold_is_refused_with_sample_and_view(value):
+def test_what_float16_cannot_hold_is_rejected_with_sample_and_view(value):
     rows = np.ones((5, 3), np.float32)
     rows[3, 1] = value
     with pytest.raises(PipelineError, match=r"logits of sample 11 in view 2 reach .*65504"):
@@ -356,8 +356,8 @@ def replaced(path: Path, data: bytes | None) -> Iterator[None]:
         path.write_bytes(before)
 
 
-def test_a_flipped_byte_anywhere_is_refused_or_nothing_that_is_read(tiniest, files):
-    num_refused = 0
+def test_a_flipped_byte_anywhere_is_rejected_or_nothing_that_is_read(tiniest, files):
+    num_rejected = 0
     for path, data in files.items():
         if "receipts" in path.parts:
             continue
@@ -365,8 +365,8 @@ def test_a_flipped_byte_anywhere_is_refused_or_nothing_that_is_read(tiniest, fil
             with flipped(path, offset, mask=(0xFF, 0x20, 0x01)[offset % 3]):
                 read = read_or_refusal(lambda: tiniest.matches(TeacherCache.open(tiniest.path)))
             assert isinstance(read, str), (path, offset)
-            num_refused += 1
-    assert num_refused > 7000
+            num_rejected += 1
+    assert num_rejected > 7000
 
 
 def test_a_flipped_byte_in_a_receipt_leaves_a_sealed_cache_as_it_is(tiniest, files):
@@ -404,7 +404,7 @@ def lengths_of(path: Path, data: bytes) -> list[int | None]:
     return [None, 0, *range(1, len(data) - 1, stride), len(data) - 1]
 
 
-def test_every_truncation_and_every_missing_object_is_refused_and_found(tiniest, files):
+def test_every_truncation_and_every_missing_object_is_rejected_and_found(tiniest, files):
     for path, data in files.items():
         for length in lengths_of(path, data):
             with replaced(path, None if length is None else data[:length]):
@@ -417,7 +417,7 @@ def test_every_truncation_and_every_missing_object_is_refused_and_found(tiniest,
     assert problems_of(tiniest) == []
 
 
-def test_a_longer_object_is_refused_and_found(tiniest, files):
+def test_a_longer_object_is_rejected_and_found(tiniest, files):
     for path, data in files.items():
         for extra in (b"\0", b"\n", data):
             with replaced(path, data + extra):
@@ -446,7 +446,7 @@ def test_structure_alone_reads_no_numbers(tiniest, files):
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "short", "long"])
-def test_an_object_of_another_size_is_refused_on_open(small, damage):
+def test_an_object_of_another_size_is_rejected_on_open(small, damage):
     for path in small.objects():
         data = path.read_bytes()
         changed = {"missing": None, "empty": b"", "short": data[:-1], "long": data + b"\0"}
@@ -478,7 +478,7 @@ def test_shards_of_equal_size_are_not_taken_for_each_other(tmp_path):
     assert small.matches(cache)
 
 
-def test_an_object_that_vanishes_after_opening_is_told(small):
+def test_an_object_that_vanishes_after_opening_is_reported(small):
     cache = TeacherCache.open(small.path)
     for path in small.objects():
         with replaced(path, None):
@@ -486,19 +486,19 @@ def test_an_object_that_vanishes_after_opening_is_told(small):
             assert str(line).startswith(f"{path} is missing")
 
 
-def test_a_stranger_is_named_and_harmless(small):
-    strangers = ["data.zarr/logits/c/9/9/9", "notes.txt", "receipts/logits/9.9.json", "x/y"]
-    for key in strangers:
+def test_an_unknown_file_is_listed_and_harmless(small):
+    unknown = ["data.zarr/logits/c/9/9/9", "notes.txt", "receipts/logits/9.9.json", "x/y"]
+    for key in unknown:
         (small.path / key).parent.mkdir(parents=True, exist_ok=True)
         (small.path / key).write_bytes(b"anything")
     checked = check_cache(small.store, read_bytes=True)
-    assert (checked.problems, checked.unknown) == ([], strangers)
+    assert (checked.problems, checked.unknown) == ([], unknown)
     assert small.matches(TeacherCache.open(small.path))
 
 
 @pytest.mark.parametrize("name", [LOGITS, FEATURES])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers_are_refused_though_they_were_vouched_for(small, name, value):
+def test_values_that_are_no_numbers_are_rejected_though_they_were_vouched_for(small, name, value):
     cache, values = TeacherCache.open(small.path), small.arrays[name].copy()
     values[1, 5, 1] = value
     data = encode(cache.reader.specs[name], values[1, 4:])
@@ -519,30 +519,30 @@ def test_values_that_are_no_numbers_are_refused_though_they_were_vouched_for(sma
 
 
 EDITS: dict[str, Callable[[dict], None]] = {
-    "precision": lambda told: told["identity"].update(precision="bf16"),
-    "weights": lambda told: told["identity"].update(weights="e" * 64),
-    "classes": lambda told: told["shape"].update(num_classes=4),
-    "samples": lambda told: told["shape"].update(num_samples=8),
-    "views": lambda told: told["shape"].update(num_views=1),
-    "shards": lambda told: told["layout"].update(shard_rows=7),
-    "codec": lambda told: told["layout"].update(codec="none"),
-    "id": lambda told: told.update(id="f" * 64),
-    "version": lambda told: told.update(version=3),
-    "format": lambda told: told.update(format="other"),
-    "more": lambda told: told.update(more=1),
-    "less": lambda told: told.pop("layout"),
+    "precision": lambda content: content["identity"].update(precision="bf16"),
+    "weights": lambda content: content["identity"].update(weights="e" * 64),
+    "classes": lambda content: content["shape"].update(num_classes=4),
+    "samples": lambda content: content["shape"].update(num_samples=8),
+    "views": lambda content: content["shape"].update(num_views=1),
+    "shards": lambda content: content["layout"].update(shard_rows=7),
+    "codec": lambda content: content["layout"].update(codec="none"),
+    "id": lambda content: content.update(id="f" * 64),
+    "version": lambda content: content.update(version=3),
+    "format": lambda content: content.update(format="other"),
+    "more": lambda content: content.update(more=1),
+    "less": lambda content: content.pop("layout"),
 }
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edited_manifest_is_refused(small, edit):
+def test_an_edited_manifest_is_rejected(small, edit):
     (small.path / "manifest.json").write_bytes(edited(small.path, EDITS[edit]))
     with pytest.raises(ArtefactMismatch, match=r"manifest.json differs from the sealed one"):
         TeacherCache.open(small.path)
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_manifest_that_was_edited_together_with_the_seal_is_refused(small, edit):
+def test_a_manifest_that_was_edited_together_with_the_seal_is_rejected(small, edit):
     reseal(small.path, manifest=edited(small.path, EDITS[edit]))
     line = read_or_refusal(lambda: TeacherCache.open(small.path))
     assert isinstance(line, str)
@@ -551,7 +551,7 @@ def test_a_manifest_that_was_edited_together_with_the_seal_is_refused(small, edi
     assert problems_of(small)
 
 
-def test_a_seal_of_other_receipts_is_refused(small):
+def test_a_seal_of_other_receipts_is_rejected(small):
     seal = Seal.model_validate_json((small.path / "sealed.json").read_bytes())
     receipts = dict(seal.receipts)
     facts = receipts.pop("receipts/features/1.1.json")
@@ -563,7 +563,7 @@ def test_a_seal_of_other_receipts_is_refused(small):
         TeacherCache.open(small.path)
 
 
-def test_a_record_in_another_text_is_refused(small):
+def test_a_record_in_another_text_is_rejected(small):
     for path in sorted(small.path.rglob("*.json")):
         data = path.read_bytes()
         with replaced(path, json.dumps(json.loads(data)).encode()):

@@ -382,7 +382,7 @@ def test_iterations_that_end_too_early_are_errors_with_their_residual():
         fit(problem, start=random_head(problem), max_iterations=1)
 
 
-def test_fitting_what_is_not_finite_is_refused():
+def test_fitting_what_is_not_finite_is_rejected():
     problem = problem_of()
     with pytest.raises(ValueError, match="loss is not finite"):
         fit(problem, start=torch.full((4, 6), float("nan")))
@@ -398,7 +398,7 @@ def test_a_zero_right_side_has_a_zero_solution():
     assert (found.iterations, found.relative_residual) == (0, 0.0)
 
 
-def test_a_right_side_that_no_gradient_could_be_is_refused():
+def test_a_right_side_that_no_gradient_could_be_is_rejected():
     linear = problem_of().linearise(torch.zeros(4, 6))
     with pytest.raises(ValueError, match="sum to 0"):
         solve(linear, torch.ones(4, 6))
@@ -424,18 +424,18 @@ def test_a_right_side_that_no_gradient_could_be_is_refused():
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_problems_that_do_not_fit_together_are_refused(change):
+def test_problems_that_do_not_fit_together_are_rejected(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} "):
         dataclasses.replace(problem_of(), **change)
 
 
 @looped("shape", [(4, 5), (3, 6)])
-def test_weights_of_another_shape_are_refused(shape):
+def test_weights_of_another_shape_are_rejected(shape):
     with pytest.raises(ValueError, match="weight must have"):
         problem_of().loss(torch.zeros(shape))
 
 
-def test_labels_beyond_the_head_are_refused():
+def test_labels_beyond_the_head_are_rejected():
     problem = dataclasses.replace(problem_of(), soft_labels=None, distilled=None)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 2\)"):
         problem.loss(torch.zeros(2, 6))

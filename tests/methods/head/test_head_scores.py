@@ -75,7 +75,7 @@ def test_added_scores_equal_refitting_with_the_term_added(num_views, temperature
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_adding_the_heads_own_labels_is_refused(temperature):
+def test_adding_the_heads_own_labels_is_rejected(temperature):
     problem = problem_of(temperature=temperature)
     teacher = random_head(problem)
     logits = problem.features @ teacher[:, :-1].T + teacher[:, -1]

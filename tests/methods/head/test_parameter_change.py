@@ -133,7 +133,7 @@ def test_a_head_that_is_fitted_again_moves_less_than_with_random_samples():
     assert moved(first) < 0.25 * min(map(moved, drawn))
 
 
-def test_a_problem_without_soft_labels_and_empty_blocks_are_refused():
+def test_a_problem_without_soft_labels_and_empty_blocks_are_rejected():
     linear, factors = at_minimum(distilled_problem())
     with pytest.raises(ValueError, match=r"block .*1"):
         undistil_order(linear, factors=factors, block=0)
