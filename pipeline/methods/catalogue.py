@@ -148,7 +148,7 @@ _OF_LOGITS = (
         lambda_ce=1.0,  # the paper; its alpha and beta weigh the parts
         lambda_kd=1.0,
         lambda_feature=0.0,
-        description="The label's probability, and apart from it how the other classes compare.",
+        description="The label's probability, and apart from it the relations of other classes.",
         settings=("alpha", "beta", "warmup_epochs"),
     ),
     Method(
@@ -161,9 +161,9 @@ _OF_LOGITS = (
         lambda_ce=1.0,  # the paper and its code; gamma weighs the other classes
         lambda_kd=1.0,
         lambda_feature=0.0,
-        description="The label by the teacher's trust in it, and how the other classes compare.",
+        description="The label by the teacher's confidence, and the relations of other classes.",
         settings=("gamma",),
-        sparse="it also takes them at temperature 1, where the mass of other classes is unknown",
+        sparse="it also needs them at temperature 1, where the mass of other classes is unknown",
         sparse_temperature=1.0,
     ),
     Method(
@@ -178,7 +178,7 @@ _OF_LOGITS = (
         lambda_feature=0.0,
         description="Correlations over the classes of a sample and over the samples of a class.",
         settings=("beta", "gamma"),
-        sparse="it compares every class over the samples of a batch, also where it is not listed",
+        sparse="it compares each class over all samples of a batch, also those without an entry",
     ),
     Method(
         name="mlkd",
@@ -190,9 +190,9 @@ _OF_LOGITS = (
         lambda_ce=0.1,  # the published code, CIFAR-100
         lambda_kd=0.9,
         lambda_feature=0.0,
-        description="Soft labels at several temperatures, how samples compare, how classes do.",
+        description="Soft labels at several temperatures, and relations of samples and of classes.",
         settings=("temperatures",),
-        sparse="it takes them at other temperatures, where the mass of other classes is unknown",
+        sparse="it needs them at other temperatures, where the mass of other classes is unknown",
     ),
 )
 
@@ -234,7 +234,7 @@ _OF_FEATURES = (
         lambda_ce=1.0,
         lambda_kd=0.0,
         lambda_feature=30_000.0,  # mdistiller and RepDistiller
-        description="How likely each sample is another one's neighbour.",
+        description="The probability that two samples are neighbours.",
     ),
     Method(
         name="sp",
@@ -246,7 +246,7 @@ _OF_FEATURES = (
         lambda_ce=1.0,
         lambda_kd=0.0,
         lambda_feature=3000.0,  # mdistiller and RepDistiller, as the paper
-        description="Which samples of a batch are alike.",
+        description="The similarities between the samples of a batch.",
     ),
     Method(
         name="cc",
@@ -273,7 +273,7 @@ _OF_FEATURES = (
         lambda_ce=1.0,
         lambda_kd=0.0,
         lambda_feature=0.8,  # RepDistiller, which is the paper's code
-        description="To recognise a sample's teacher features among those of other samples.",
+        description="A match of each sample's features with its own teacher features only.",
         settings=("dim", "negatives", "temperature", "momentum"),
     ),
     Method(
@@ -286,7 +286,7 @@ _OF_FEATURES = (
         lambda_ce=0.0,  # the paper and its code: features alone; the teacher's head classifies
         lambda_kd=0.0,
         lambda_feature=1.0,
-        description="The teacher's features, which the teacher's own classifier then reads.",
+        description="The teacher's features, as input of the teacher's own classifier.",
     ),
 )
 

@@ -45,7 +45,7 @@ def dkd_rows(
         student_logits: z, (B, C), any floating dtype.
         soft_labels: p, (B, C), rows sum to 1; zeros are allowed.
         labels: y, ground-truth class ids, (B,) int64 in [0, C).
-        temperature: above 0; the one at which ``soft_labels`` were taken.
+        temperature: temperature of ``soft_labels``, above 0.
         alpha: weight of TCKD.
         beta: weight of NCKD.
 
@@ -90,7 +90,7 @@ def nkd_rows(
         student_logits: z, (B, C), any floating dtype.
         soft_labels: p, (B, C), rows sum to 1; zeros are allowed.
         labels: y, ground-truth class ids, (B,) int64 in [0, C).
-        temperature: above 0; the one at which ``soft_labels`` were taken.
+        temperature: temperature of ``soft_labels``, above 0.
         gamma: weight of the other classes.
 
     Returns:
@@ -127,7 +127,7 @@ def dist_loss(
     Args:
         student_logits: z, (B, C), any floating dtype.
         soft_labels: p, (B, C), rows sum to 1; zeros are allowed.
-        temperature: above 0; the one at which ``soft_labels`` were taken.
+        temperature: temperature of ``soft_labels``, above 0.
         beta: weight of the correlation over classes.
         gamma: weight of the correlation over samples.
 
@@ -161,7 +161,7 @@ def mlkd_loss(
     Args:
         student_logits: z, (B, C), any floating dtype.
         soft_labels: (B, C), rows sum to 1; zeros are allowed.
-        temperature: above 0; the one at which ``soft_labels`` were taken.
+        temperature: temperature of ``soft_labels``, above 0.
         temperatures: T, one or more, above 0.
 
     Returns:
