@@ -139,20 +139,32 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def measure(num_rows: int, rounds: int, place: Path) -> dict[str, object]:
-    """Measure each step and the copy before it in seconds, and this process's peak memory.""" shard
-    = np.random.default_rng(0).normal(0, 3, (SHARD_ROWS, CLASSES)).astype(np.float16) times:
-    dict[str, list[tuple[float, float]]] = {} for _ in range(rounds): folder =
-    Path(tempfile.mkdtemp(dir=place)) try: flat, again = folder / "flat", folder / "again" with
-    flat.open("wb") as file: for start in range(0, num_rows, SHARD_ROWS): file.write(shard[:
-    num_rows - start].tobytes()) os.sync() steps: dict[str, Callable[[], None]] = { "write": lambda:
-    write(folder / "none", num_rows, shard, "none"),  # noqa: B023 "read": lambda: read(folder /
-    "none"),  # noqa: B023 "verify": lambda: verify(folder / "none"),  # noqa: B023 "hydrate":
-    lambda: hydrate(folder / "none", folder / "local", num_rows),  # noqa: B023 } for name, step in
-    steps.items(): # Each step after its own copy: the speed of memory and disk drifts. beside =
-    seconds(lambda: copy(flat, again))  # noqa: B023 again.unlink() times.setdefault(name,
-    []).append((seconds(step), beside)) finally: shutil.rmtree(folder) peak =
-    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 return {"rows": num_rows, "seconds":
-    times, "peak_rss": peak}
+    """Measure each step and the copy before it in seconds, and this process's peak memory."""
+    shard = np.random.default_rng(0).normal(0, 3, (SHARD_ROWS, CLASSES)).astype(np.float16)
+    times: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        folder = Path(tempfile.mkdtemp(dir=place))
+        try:
+            flat, again = folder / "flat", folder / "again"
+            with flat.open("wb") as file:
+                for start in range(0, num_rows, SHARD_ROWS):
+                    file.write(shard[: num_rows - start].tobytes())
+            os.sync()
+            steps: dict[str, Callable[[], None]] = {
+                "write": lambda: write(folder / "none", num_rows, shard, "none"),  # noqa: B023
+                "read": lambda: read(folder / "none"),  # noqa: B023
+                "verify": lambda: verify(folder / "none"),  # noqa: B023
+                "hydrate": lambda: hydrate(folder / "none", folder / "local", num_rows),  # noqa: B023
+            }
+            for name, step in steps.items():
+                # Each step after its own copy: the speed of memory and disk drifts.
+                beside = seconds(lambda: copy(flat, again))  # noqa: B023
+                again.unlink()
+                times.setdefault(name, []).append((seconds(step), beside))
+        finally:
+            shutil.rmtree(folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"rows": num_rows, "seconds": times, "peak_rss": peak}
 
 
 def bytes_per_row() -> dict[str, int]:

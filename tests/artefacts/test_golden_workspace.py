@@ -195,7 +195,7 @@ def test_a_released_index_leads_to_the_caches(workspace, monkeypatch):
     assert cache.summary.accuracy_held_out == pytest.approx([8 / 9, 1])
 
 
-def test_released_local_copies_of_a_cache_are_used_as_they_are(changing):
+def test_released_local_copies_of_a_cache_are_used_unchanged(changing):
     config = golden_config(changing)
     dataset = Dataset.open(config.data_folder)
     cache = Caches(config=config, dataset=dataset).training

@@ -91,7 +91,7 @@ def test_what_was_created_is_read_back(store):
     assert store.size("empty") == 0
 
 
-def test_equal_bytes_are_fine_and_other_bytes_are_loud(store):
+def test_equal_bytes_are_fine_and_other_bytes_fail(store):
     store.create("a", b"first")
     assert store.create("a", b"first") is False
     for other in [b"other", b"longer than first", b""]:
@@ -156,7 +156,7 @@ def test_many_objects_are_all_listed(store):
     assert store.sizes() == keys
 
 
-def test_odd_names_come_back_as_they_are(store):
+def test_odd_names_come_back_unchanged(store):
     for key in ODD_KEYS:
         store.create(key, key.encode())
     assert set(store.sizes()) == set(ODD_KEYS)
@@ -164,7 +164,7 @@ def test_odd_names_come_back_as_they_are(store):
         assert store.read(key, max_bytes=100) == key.encode()
 
 
-def test_a_deleted_object_can_be_created_anew(store):
+def test_a_deleted_object_can_be_created_again(store):
     store.create("a/b", b"old")
     store.delete("a/b")
     assert store.size("a/b") is None
@@ -181,7 +181,7 @@ def test_an_object_larger_than_allowed_is_rejected(store):
 
 
 @looped("key", BAD_KEYS)
-def test_keys_that_are_no_plain_names_are_rejected(store, key):
+def test_keys_that_are_not_plain_names_are_rejected(store, key):
     uses = [
         lambda: store.read(key, max_bytes=1),
         lambda: store.size(key),
@@ -319,7 +319,7 @@ def test_an_oversized_file_is_not_read(tmp_path, monkeypatch):
 
 
 class Crash(BaseException):
-    """What ends a process at a chosen call."""
+    """Exception that ends a process at a chosen call."""
 
 
 CALLS = ["open", "mkdir", "write", "fsync", "link", "unlink", "close"]
@@ -697,7 +697,7 @@ def test_a_large_put_may_be_slower_than_the_limit_on_silence(monkeypatch, as_use
     assert open_objects(s3_url).read("a", max_bytes=len(data)) == data
 
 
-def test_a_lost_answer_to_a_put_is_no_failure(as_user, seaweed, s3_url, monkeypatch):
+def test_a_lost_answer_to_a_put_is_not_a_failure(as_user, seaweed, s3_url, monkeypatch):
     """The first put arrived but its answer did not: the second finds its own bytes."""
     as_user(seaweed)
     store = open_objects(s3_url)

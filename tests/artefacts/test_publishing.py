@@ -41,7 +41,7 @@ def names(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_what_is_written_lies_under_the_final_name_alone(tmp_path):
+def test_only_the_final_name_exists_after_writing(tmp_path):
     write_folder(tmp_path / "x" / "folder", "1")
     write_file(tmp_path / "y" / "file", "2")
     assert names(tmp_path) == ["x", "x/folder", "x/folder/a", "x/folder/a/b", "y", "y/file"]
@@ -226,7 +226,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe\x00", b"[1]", b"3"])
-def test_json_that_is_torn_is_rejected_in_one_line(tmp_path, content):
+def test_truncated_json_is_rejected_in_one_line(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(ArtefactMismatch, match="`make x`") as caught:
@@ -253,7 +253,7 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path, file):
         assert [path.name for path in folder.iterdir()] == ([] if file is None else [file])
 
 
-def test_a_file_system_without_locks_is_none_the_worse(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_works_too(tmp_path, monkeypatch):
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 

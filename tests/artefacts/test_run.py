@@ -34,7 +34,7 @@ def test_a_run_returns_its_settings_metrics_and_result(run, digits):
     assert (run.result.mean_of_last, run.result.num_distilled) == (2, 0)
 
 
-def test_a_run_lies_under_its_name_seed_and_id(run):
+def test_a_run_is_found_by_its_name_seed_and_id(run):
     assert run.path.name == f"teacher-s0-{run.result.id[:8]}"
 
 
@@ -62,7 +62,7 @@ def test_the_error_for_a_missing_run_names_its_command(tmp_path):
         Run.open(tmp_path / "student-s0-aaaaaaaa")
 
 
-def test_a_run_without_a_result_is_none(run):
+def test_a_run_without_a_result_is_not_a_run(run):
     (run.path / "result.json").unlink()
     with pytest.raises(ArtefactNotFound, match=r"result.json does not exist"):
         Run.open(run.path)

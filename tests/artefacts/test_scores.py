@@ -105,7 +105,7 @@ def path(tmp_path: Path) -> Path:
     return place
 
 
-def test_it_lies_beside_the_tables_under_its_short_id(tmp_path):
+def test_it_is_next_to_the_tables_under_its_short_id(tmp_path):
     assert score_path(tmp_path, "f" * 64) == tmp_path / "ffffffffffff.scores.parquet"
 
 
@@ -167,7 +167,7 @@ def test_every_flipped_byte_is_rejected_or_changes_nothing(path):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -1])
-def test_a_torn_file_is_rejected(path, keep):
+def test_a_truncated_file_is_rejected(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ArtefactMismatch, match=r"\.parquet .*readable") as message:
         ScoreTable.open(path)
@@ -250,7 +250,7 @@ def test_rows_in_another_order_are_rejected_even_where_they_were_written_so(tmp_
         ScoreTable.open(tmp_path / "x.scores.parquet")
 
 
-def test_scores_are_no_selection_and_a_selection_is_no_scores(path):
+def test_scores_are_not_a_selection_and_a_selection_is_not_scores(path):
     with pytest.raises(ArtefactMismatch, match=r"selection table.*heartcut\.scores"):
         SelectionTable.open(path)
 

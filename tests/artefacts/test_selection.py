@@ -97,7 +97,7 @@ def test_what_is_written_is_read_with_its_types_and_its_gaps(table, stored, tmp_
     assert (read.frame["label_issue"][~gaps] == issues[~gaps]).all()
 
 
-def test_a_table_lies_under_its_name_or_else_under_its_id(tmp_path):
+def test_a_table_is_found_by_its_name_or_else_by_its_id(tmp_path):
     assert selection_path(tmp_path, "f" * 64) == tmp_path / "ffffffffffff.parquet"
     assert selection_path(tmp_path, "f" * 64, name="mine") == tmp_path / "mine.parquet"
 
@@ -229,7 +229,7 @@ def with_record(stored: pa.Table, found: str, text: str) -> pa.Table:
     return stored.replace_schema_metadata({"heartcut": record.replace(found, text)})
 
 
-def test_a_table_without_label_issues_opens_whoever_wrote_it(stored, tmp_path):
+def test_a_table_without_label_issues_opens_from_every_writer(stored, tmp_path):
     path = saved(with_column(stored, "label_issue", pa.nulls(len(stored), pa.bool_())), tmp_path)
     assert SelectionTable.open(path).frame["label_issue"].isna().all()
     pd.read_parquet(path).to_parquet(path)  # pandas writes a column of nothing
@@ -294,7 +294,7 @@ def test_a_flipped_byte_is_rejected_or_changes_nothing_that_training_reads(table
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"not parquet at all", bytes(4096)])
-def test_what_is_no_parquet_file_is_rejected_in_one_line(tmp_path, data):
+def test_a_file_that_is_not_parquet_is_rejected_in_one_line(tmp_path, data):
     path = tmp_path / "x.parquet"
     path.write_bytes(data)
     with pytest.raises(ArtefactMismatch, match=r"\.parquet .*readable") as caught:

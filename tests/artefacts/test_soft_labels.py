@@ -127,7 +127,7 @@ def test_how_views_are_cut_into_blocks_changes_nothing(tmp_path, layout, sizes):
         assert twin.is_dir() if file.is_dir() else twin.read_bytes() == file.read_bytes()
 
 
-def test_blocks_need_not_lie_in_one_piece(tmp_path):
+def test_blocks_need_not_be_contiguous(tmp_path):
     turned = (np.asfortranarray(view) for view in rows())
     path = write_rows(tmp_path / "a", views=([view[::1]] for view in turned))
     assert np.array_equal(np.stack(SoftLabels.open(path).views()), rows())

@@ -87,7 +87,7 @@ def test_one_tensor_under_two_names_comes_back_twice(tmp_path):
     assert torch.equal(found["part"], shared[1:])
 
 
-def test_what_is_no_state_is_not_written(tmp_path):
+def test_an_object_that_is_not_a_state_is_not_written(tmp_path):
     with pytest.raises(TypeError):
         write_state(tmp_path / "a.safetensors", {"a": object()})
     assert list(tmp_path.iterdir()) == []

@@ -119,7 +119,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_shard_is_rejected_though_the_seal_vouches_for_it(small, kind):
+def test_a_hostile_shard_is_rejected_even_if_it_was_sealed(small, kind):
     chunk, place = HOSTILE[kind]
     true = shards(small)[0].read_bytes()[:-24]
     chunk = bytes(CRC32C().encode(chunk)) if chunk else true
@@ -132,7 +132,7 @@ def test_a_hostile_shard_is_rejected_though_the_seal_vouches_for_it(small, kind)
             group["logits"][place]
 
 
-def test_a_wrong_checksum_is_rejected_though_the_seal_vouches_for_it(small):
+def test_a_wrong_checksum_is_rejected_even_if_it_was_sealed(small):
     path = shards(small)[0]
     data = bytearray(path.read_bytes())
     data[-25] ^= 1  # the last byte of the chunk's CRC-32C

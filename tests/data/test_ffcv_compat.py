@@ -1,4 +1,4 @@
-"""What FFCV is kept from doing: here, from compiling for every loader what was compiled before."""
+"""FFCV without its side effects: here, without recompiling for every loader."""
 
 import numpy as np
 from numba.core import event

@@ -96,7 +96,7 @@ def test_a_jpeg_of_these_pixels_is_kept_byte_for_byte():
 
 
 @pytest.mark.parametrize("kind", ["other pixels", "cmyk", "cut off"])
-def test_a_jpeg_that_the_loader_reads_otherwise_is_made_anew(kind):
+def test_a_jpeg_that_the_loader_decodes_differently_is_encoded_again(kind):
     image, other = photographs(2, seed=10, sides=(60, 60))
     files = {
         "other pixels": jpeg_of(other),

@@ -83,7 +83,7 @@ def files(photo_root):
 
 
 def stored_pixels(content, image):
-    """What a beton that stores JPEGs must show of a file."""
+    """Pixels that a beton of JPEGs must show of a file."""
     plain = content[:2] == b"\xff\xd8" and image.mode != "CMYK"
     if not plain:
         return None

@@ -1,4 +1,4 @@
-"""What a batch holds, whatever the order, the batch size and the number of threads."""
+"""Contents of a batch, for every order, batch size and number of threads."""
 
 import hashlib
 import subprocess
@@ -255,7 +255,7 @@ def test_an_epoch_is_rejected_while_another_of_the_same_loader_is_open(random_lo
 
 
 def error_within(seconds, work):
-    """What ``work`` raises; None if it raises nothing or hangs, which must not hang the tests."""
+    """Error of ``work``; None if it raises nothing or hangs, which must not hang the tests."""
     errors = []
 
     def run():
@@ -383,7 +383,7 @@ def test_the_clean_view_has_no_soft_label_by_view(random_loader):
 
 @pytest.mark.parametrize("order", ["sequential", "random"])
 @pytest.mark.parametrize("skip", [0, 1, 3, 4, 5])
-def test_an_epoch_goes_on_after_the_batches_that_are_skipped(beton, order, skip):
+def test_an_epoch_resumes_after_the_batches_that_are_skipped(beton, order, skip):
     loader = new_random(beton, order=order)
     for epoch in (0, 2):
         whole = [(b.indices.clone(), b.images.clone()) for b in loader.epoch(epoch)]

@@ -91,7 +91,7 @@ def test_boxes_are_those_of_the_specification_in_plain_python(spec, size, view, 
 
 
 @given(spec=specs, size=st.tuples(sides, sides), view=st.integers(0, 5))
-def test_every_box_lies_in_its_image_and_is_not_empty(spec, size, view):
+def test_every_box_is_in_its_image_and_is_not_empty(spec, size, view):
     sizes = np.tile(size, (50, 1))
     numbers = np.int64(min(view, spec.num_views))
     top, left, h, w, flip = crop_boxes(spec, sample_keys(50), numbers, sizes=sizes, seed=1).T

@@ -31,7 +31,7 @@ def encoded(image, kind):
 
 
 def read_bytes(tmp_path, content, *, resize=None):
-    """What a folder reads where its first image has these bytes."""
+    """First image of a folder whose first file has these bytes."""
     root = save_folder(tmp_path / "images", train=3, test=3)
     path = root / "train" / "ant" / "000.png"
     path.write_bytes(content)
@@ -232,7 +232,7 @@ def test_digits_are_resized_and_keep_their_keys(side):
     assert plain.listing() == resized.listing()
 
 
-def test_torchvisions_files_are_read_as_they_are(tmp_path):
+def test_torchvisions_files_are_read_unchanged(tmp_path):
     grey, labels = save_fashion_mnist(tmp_path)
     source = sources.torchvision_dataset("FashionMNIST", root=tmp_path, download=False)
     assert len(source.class_names) == 10

@@ -72,7 +72,7 @@ class Case:
         )
 
     def logits(self, view: int, how: Labelling) -> Tensor:
-        """Of all samples."""
+        """Logits of all samples in a view."""
         if self.top_k:
             return self.cached.logits(view, temperature=how.temperature)
         return torch.from_numpy(self.cached.cache.logits(view)[ORDER])

@@ -211,7 +211,7 @@ def test_a_grid_that_does_not_fall_is_rejected(problem, grid):
         choose_l2(lambda _: problem, lambda _: 1.0, START, grid=grid)
 
 
-def test_a_loss_that_is_no_number_is_rejected(problem):
+def test_a_loss_that_is_not_finite_is_rejected(problem):
     with pytest.raises(ValueError, match=r"target.*nan at l2 1\.0e-01"):
         choose_l2(lambda l2: replace(problem, l2=l2), lambda _: float("nan"), START)
 

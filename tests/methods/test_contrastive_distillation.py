@@ -173,7 +173,7 @@ def assert_same_state(one, other):
         assert torch.equal(values, other.state_dict()[name]), name
 
 
-def test_training_is_reproducible_whatever_the_global_generator():
+def test_training_is_independent_of_the_global_generator():
     batches = [batch_of(4, seed=i, dtype=torch.float32) for i in range(5)]
     modules, losses = [], []
     for global_seed in (0, 1):
@@ -198,7 +198,7 @@ def test_a_resumed_training_draws_and_ends_as_an_uninterrupted_one():
     assert_same_state(resumed, whole)
 
 
-def test_batches_and_seeds_draw_anew():
+def test_batches_and_seeds_have_draws_of_their_own():
     labels = LABELS[:8]
     module, other = module_of(), module_of(seed=4)
     first = module._draw_negatives(labels)

@@ -37,7 +37,7 @@ EVERY_CASE = [
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a selection reads; classes are of unequal size, some scores tie."""
+    """Inputs of a selection; classes are of unequal size, some scores tie."""
 
     labels: np.ndarray
     candidates: np.ndarray
@@ -141,7 +141,7 @@ def test_a_threshold_keeps_its_rows_and_adds_only_what_a_quota_misses(table, cas
 
 
 @given(table=tables(), strategy=BY_FRACTION, small=FRACTIONS, large=FRACTIONS, seed=SEEDS)
-def test_without_a_quota_a_smaller_fraction_lies_inside_a_larger_one(
+def test_without_a_quota_a_smaller_fraction_is_inside_a_larger_one(
     table, strategy, small, large, seed
 ):
     small, large = sorted([small, large])
@@ -164,7 +164,7 @@ def test_with_a_quota_no_more_rows_leave_than_the_stated_bound(table, strategy, 
 
 
 @given(table=tables(), bounds=st.tuples(st.floats(-2, 2), st.floats(-2, 2)))
-def test_a_stricter_threshold_lies_inside_a_looser_one(table, bounds):
+def test_a_stricter_threshold_is_inside_a_looser_one(table, bounds):
     low, high = sorted(bounds)
     strict, loose = (table.select("influence", threshold=bound).selected for bound in (high, low))
     assert not (strict & ~loose).any()
@@ -388,7 +388,7 @@ def test_a_concentrated_beta_keeps_the_rows_around_its_percentile():
 
 
 @given(table=tables(), seed=SEEDS)
-def test_a_flat_beta_draws_by_position_whatever_the_scores(table, seed):
+def test_a_flat_beta_draws_by_position_for_all_scores(table, seed):
     here, there = (
         rows.select("beta", fraction=1.0, beta=(0.5, 2.0), seed=seed)
         for rows in (table, replace(table, scores=-table.scores))

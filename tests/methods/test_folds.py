@@ -63,7 +63,7 @@ def test_the_order_decides_nothing_among_equal_images_that_fit(seed):
 
 
 @given(seed=SEEDS)
-def test_equal_images_fall_together_whatever_their_labels(seed):
+def test_equal_images_are_in_one_fold_even_with_other_labels(seed):
     """Up to 4 copies each of 12 images in two classes of 100: all fit."""
     labels, keys = some(seed, sizes=[100, 100])
     rows = np.random.default_rng(seed).permutation(200)[:48].reshape(12, 4)
@@ -73,7 +73,7 @@ def test_equal_images_fall_together_whatever_their_labels(seed):
     assert len(np.unique(parts[rows[:, 0]])) > 1
 
 
-def test_equal_images_are_torn_apart_only_where_the_counts_ask_for_it():
+def test_equal_images_are_separated_only_if_the_counts_require_it():
     labels = np.zeros(10, dtype=np.int64)
     keys = np.zeros((10, 16), dtype=np.uint8)
     parts = stratified_folds(labels, keys, num_folds=5, seed=0)

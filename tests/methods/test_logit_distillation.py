@@ -233,7 +233,7 @@ def test_vanilla_is_the_decoupled_parts_weighed_by_what_the_label_leaves(seed, n
     assert_close(tckd + left * nckd, kd_loss_rows(z, p, temperature=tau))
 
 
-def test_dkd_of_two_classes_is_vanilla_whatever_beta():
+def test_dkd_of_two_classes_is_vanilla_for_every_beta():
     z, p, y = batch_of(8, 2)
     rows = dkd_rows(z, p, y, temperature=4.0, alpha=3.0, beta=7.0)
     assert_close(rows, 3 * kd_loss_rows(z, p, temperature=4.0))
@@ -263,7 +263,7 @@ def test_dist_leaves_the_scale_of_the_teacher_open(seed, keep):
 
 
 @given(seed=seeds, batch_size=batch_sizes, tau=temperatures)
-def test_dist_lies_between_agreement_and_opposition(seed, batch_size, tau):
+def test_dist_is_between_agreement_and_opposition(seed, batch_size, tau):
     z, p, _ = batch_of(batch_size, seed=seed)
     loss = float(dist_loss(z, p, temperature=tau, **DIST))
     assert 0 <= loss <= 2 * tau**2 * (DIST["beta"] + DIST["gamma"])

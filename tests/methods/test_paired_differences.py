@@ -117,7 +117,7 @@ def test_differences_that_are_all_equal_have_an_interval_without_width():
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_number_that_is_none_is_rejected(wrong):
+def test_a_value_that_is_not_finite_is_rejected(wrong):
     with pytest.raises(ValueError, match="values must be finite"):
         spread([0.5, wrong])
     with pytest.raises(ValueError, match="values must be finite"):

@@ -69,7 +69,7 @@ def test_the_file_says_what_it_holds(tmp_path):
         assert file.metadata() == {"heartcut": '{"arch": "resnet8a", "num_classes": 7}'}
 
 
-def test_equal_weights_give_equal_files_whatever_the_memory_format(tmp_path):
+def test_equal_weights_give_equal_files_in_every_memory_format(tmp_path):
     model = network()
     save_weights(model, tmp_path / "a.safetensors")
     save_weights(model.to(memory_format=torch.channels_last), tmp_path / "b.safetensors")
@@ -121,7 +121,7 @@ def test_checkpoints_from_before_batch_counters_load():
 
 
 def distiller(student, teacher=None, *, prefix="module."):
-    """What mdistiller saves under `latest` and `best`: all that was trained, and with what."""
+    """Contents of mdistiller's `latest` and `best`: all trained parts, and the optimiser."""
     parts = {
         "student": student,
         "teacher": teacher or {},
@@ -434,7 +434,7 @@ def test_numbers_beyond_float32_are_rejected(tmp_path):
         ({"a": torch.zeros(2, device="meta")}, "a dict of 1 keys (a)"),
     ],
 )
-def test_what_is_no_state_dict_is_rejected(tmp_path, content, found):
+def test_an_object_that_is_not_a_state_dict_is_rejected(tmp_path, content, found):
     line = error_line(lambda: load_weights(saved(content, tmp_path / "w.pt")))
     assert mentions(line, "0 state dicts")
     assert found in line

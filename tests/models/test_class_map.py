@@ -118,7 +118,7 @@ def test_names_are_lines(tmp_path):
         (b"\xff\xfea\x00", "cannot be read as text"),
     ],
 )
-def test_what_is_no_list_of_names_is_rejected(tmp_path, content, message):
+def test_a_file_that_is_not_a_list_of_names_is_rejected(tmp_path, content, message):
     (tmp_path / "names.txt").write_bytes(content)
     assert message in error_line(lambda: read_class_names(tmp_path / "names.txt"), ArtefactMismatch)
 

@@ -320,7 +320,7 @@ def test_results_of_parts_add_up_and_what_is_left_is_told(study, capsys):
     pd.testing.assert_frame_equal(store.runs_of("small"), kept)
 
 
-def test_runs_of_another_processor_that_are_made_again_are_put_aside(study, monkeypatch):
+def test_runs_of_another_processor_that_are_repeated_are_put_aside(study, monkeypatch):
     monkeypatch.setattr(tables, "studies", store.studies)
     sweep.execute(study, Part(points=("plain",)))
     store.collect(study.workspace)

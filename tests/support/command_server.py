@@ -37,7 +37,7 @@ class Job:
             os.kill(self.pids[rank], number)
 
     def wait(self) -> Finished:
-        """How the only process ended; the exit code is negative where a signal did it."""
+        """Result of the only process; the exit code is negative if a signal ended it."""
         (ended,) = self.wait_for_ranks()
         return ended
 

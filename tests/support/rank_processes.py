@@ -26,7 +26,7 @@ def on_ranks(
 
 
 def exit_codes(work: Callable[[Ranks], None], *, world: int, folder: Path) -> list[int | None]:
-    """How the ranks end that do ``work``; those that hang are ended, and have None."""
+    """Exit codes of the ranks that do ``work``; None for ranks that hang, which are ended."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
     ranks = [Ranks(rank=rank, world=world) for rank in range(world)]

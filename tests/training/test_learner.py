@@ -1,4 +1,4 @@
-"""What a step is made of: parts of a batch, clipping, averages, low precision, compilation."""
+"""Parts of a step: parts of a batch, clipping, averages, low precision, compilation."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_metrics_of_accumulated_batches_are_means_over_samples(dataset):
 
 
 @pytest.mark.parametrize("bound", [1e-3, 1e3])
-def test_a_gradient_is_no_longer_than_its_bound(dataset, bound):
+def test_a_gradient_is_not_longer_than_its_bound(dataset, bound):
     """Plain gradient descent: a step is the rate times the gradient."""
     model = small()
     optimizer = optimizer_of(model, lr=1.0, momentum=0.0, nesterov=False)

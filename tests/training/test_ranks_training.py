@@ -26,7 +26,7 @@ from tests.support.workspaces import linked_copy
 
 STUDENT = ("train_student.epochs=2", "train_student.batch_size=54", "train_student.lr=0.05")
 EXACTLY = "train_student.precision=fp64"
-"""Where a rectifier is near 0, training lets the rounding of float32 grow beyond any bound."""
+"""In float64, because float32 rounding grows without bound in training near the kink of a ReLU."""
 CASES = {
     "kd, accumulated, clipped, averaged": (
         "train_student.accumulate=2",
@@ -79,7 +79,7 @@ def trained(server, config, toml, folder, world, *overrides) -> Run:
 
 
 def alone_of(server, digits, toml, folder, *overrides) -> Run:
-    """What one process trains."""
+    """Training by one process."""
     return trained(server, bare(digits, folder / "alone"), toml, folder / "one", 1, *overrides)
 
 
@@ -139,7 +139,7 @@ def whole(server, digits, tiny_toml, tmp_path_factory):
     return trained(server, bare(digits, folder / "w"), tiny_toml, folder / "out", 2, *OFTEN)
 
 
-def test_a_stop_request_to_one_rank_stops_all_and_they_go_on_to_the_same_bits(
+def test_a_stop_request_to_one_rank_stops_all_and_the_resumed_run_is_bit_identical(
     server, digits, tiny_toml, tmp_path, whole
 ):
     config = bare(digits, tmp_path / "work")
@@ -159,7 +159,7 @@ def test_a_stop_request_to_one_rank_stops_all_and_they_go_on_to_the_same_bits(
     assert numbers(run) == numbers(whole)
 
 
-def test_a_training_goes_on_with_another_number_of_ranks(
+def test_a_training_resumes_with_another_number_of_ranks(
     server, digits, tiny_toml, tmp_path, whole
 ):
     config = bare(digits, tmp_path / "work")
@@ -197,7 +197,7 @@ def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
     return sorted(map(int, path.read_text().split()))
 
 
-def test_a_killed_rank_is_reported_and_the_same_command_goes_on(
+def test_a_killed_rank_is_reported_and_the_same_command_resumes(
     server, digits, tiny_toml, tmp_path, whole
 ):
     config = bare(digits, tmp_path / "work")

@@ -33,7 +33,7 @@ PLAIN, KD = PlainLoss(), kd_loss()
 
 
 def of_logits(logits: torch.Tensor) -> Outputs:
-    """What a network gives, with features that no loss here reads."""
+    """Outputs of a network, with features that no loss here reads."""
     return Outputs(logits=logits, features=logits[:, :0])
 
 

@@ -196,7 +196,7 @@ class RemoteObjects(HttpObjects):
             raise PipelineError(
                 f"{self.url} ignores conditional creation, so two writers could overwrite each "
                 "other (expected the second creation of a key to fail). Use another server, or "
-                "declare that there is a single writer."
+                "`heartcut cache push --single-writer` if only one process writes there."
             )
 
 

@@ -248,7 +248,7 @@ def reopened(cached: HydratedCache) -> HydratedCache:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_copy_that_is_not_what_was_written_is_made_again(permuted, damage):
+def test_a_copy_that_was_changed_is_recomputed(permuted, damage):
     permuted.features(0)
     permuted.features(1)
     path = the_copy(permuted.folder)
@@ -260,7 +260,7 @@ def test_a_copy_that_is_not_what_was_written_is_made_again(permuted, damage):
     assert unfinished(permuted.folder) == []
 
 
-def test_a_whole_copy_is_used_as_it_is(permuted):
+def test_a_whole_copy_is_used_unchanged(permuted):
     permuted.features(0)
     before = snapshot(permuted.folder)
     reopened(permuted).features(0)

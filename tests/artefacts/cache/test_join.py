@@ -188,7 +188,7 @@ def test_one_flipped_bit_of_a_key_is_another_image(cache, samples):
 
 
 @pytest.mark.parametrize("accept", [(), ("labels", "pixels")])
-def test_samples_of_which_none_is_there_are_rejected_whatever_is_accepted(cache, accept):
+def test_samples_that_are_all_unknown_are_rejected_for_every_accepted_mismatch(cache, accept):
     with pytest.raises(ArtefactMismatch) as caught:
         join(cache, some_samples(11, seed=1), accept=accept)
     line = str(caught.value)

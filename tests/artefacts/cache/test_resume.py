@@ -89,7 +89,7 @@ def begin(store) -> CacheWriter:
 
 
 def arrays_of(writer: CacheWriter, unit: Unit):
-    """What any worker computes of a unit."""
+    """Arrays that any worker computes for a unit."""
     return job(None).unit(writer, unit)
 
 
@@ -499,9 +499,7 @@ def teacher_of(dataset: Dataset) -> Teacher:
 
 
 @pytest.mark.parametrize(("batch_size", "shard_rows"), [(7, 13), (512, 9), (5, 74), (3, 1000)])
-def test_every_sample_is_there_once_whatever_divides_what(
-    prepared, tmp_path, batch_size, shard_rows
-):
+def test_every_sample_is_there_once_for_all_sizes(prepared, tmp_path, batch_size, shard_rows):
     """F13, F14: no padding with duplicates, no last batch dropped."""
     beton, teacher, views = prepared.train, teacher_of(prepared), ViewSpec(padding=2, count=2)
     runtime = resolve_runtime("fp32")
@@ -569,7 +567,7 @@ SETTINGS = (
     "views.count=all",
 )
 NUM_UNITS = (19 * 8, 22)
-"""Of 450 training images in 19 views, and of 1,347 test images."""
+"""Units of 450 training images in 19 views, and of 1,347 test images."""
 
 
 class Job:
@@ -723,7 +721,7 @@ def test_a_range_leaves_the_rest_to_others_and_says_so(new_job, clean_roots):
 
 
 @pytest.mark.parametrize("wrong", ["3", "3:3", "5:2", "a:b", "-1:4"])
-def test_a_range_that_is_none_is_rejected_in_one_line(new_job, wrong):
+def test_an_invalid_range_is_rejected_in_one_line(new_job, wrong):
     job = new_job()
     line = heartcut(*job.command, f"--shard-range={wrong}").error_line
     assert "is no range (expected FIRST:STOP" in line

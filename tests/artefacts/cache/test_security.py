@@ -41,7 +41,7 @@ class Malice:
 
 @pytest.fixture
 def marker(tmp_path: Path):
-    """What malicious code would make; checked after the test."""
+    """File that malicious code would create; checked after the test."""
     path = tmp_path / "created"
     yield path
     assert not path.exists()
@@ -78,7 +78,7 @@ def test_the_pickle_of_these_tests_would_have_worked(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["data.zarr", "data.zarr/logits", "data.zarr/evil", "."])
-def test_a_store_of_pickles_beside_the_numbers_is_never_looked_at(small, marker, place):
+def test_a_store_of_pickles_next_to_the_numbers_is_never_read(small, marker, place):
     folder = small.path / place
     folder.mkdir(exist_ok=True)
     (folder / ".zarray").write_text(json.dumps(V2_OBJECTS))
@@ -101,9 +101,7 @@ def test_a_store_of_pickles_in_place_of_the_numbers_is_rejected(small, marker, p
 
 
 @pytest.mark.parametrize("crc", [False, True], ids=["plain", "with its CRC-32C"])
-def test_a_pickle_in_place_of_a_shard_is_rejected_even_if_the_seal_vouches_for_it(
-    small, marker, crc
-):
+def test_a_pickle_in_place_of_a_shard_is_rejected_even_if_it_was_sealed(small, marker, crc):
     data = pickle.dumps([Malice(marker)] * 20)
     data = bytes(CRC32C().encode(data)) if crc else data
     (small.path / "data.zarr/logits/c/0/0/0").write_bytes(data)
@@ -134,7 +132,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_description_that_lies_is_rejected(small, lie):
+def test_a_wrong_description_is_rejected(small, lie):
     path = small.path / "data.zarr/logits/zarr.json"
     content = json.loads(path.read_text())
     LIES[lie](content)
@@ -144,7 +142,7 @@ def test_a_description_that_lies_is_rejected(small, lie):
     assert str(path) in read
 
 
-def test_the_lies_are_found_from_the_text_alone(small):
+def test_wrong_descriptions_are_found_from_the_text_alone(small):
     path = small.path / "data.zarr/logits/zarr.json"
     path.write_bytes(stored_json(json.loads(path.read_text())))
     assert small.matches(TeacherCache.open(small.path))
@@ -185,7 +183,7 @@ def test_a_manifest_that_asks_for_absurd_sizes_is_rejected_before_memory_is(smal
     assert peak < 8 << 20
 
 
-def test_a_shard_that_would_unpack_to_more_is_rejected_even_if_the_seal_vouches_for_it(small):
+def test_a_shard_that_would_unpack_to_more_is_rejected_even_if_it_was_sealed(small):
     bomb = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x03\x00\x10\x07"
     chunk = bytes(CRC32C().encode(bomb))
     index = np.array([0, len(chunk)], "<u8").tobytes()
@@ -239,7 +237,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("key", ["manifest.json", "sealed.json"])
-def test_json_that_is_no_record_is_rejected_in_one_line(small, key, bomb):
+def test_json_that_is_not_a_record_is_rejected_in_one_line(small, key, bomb):
     (small.path / key).write_bytes(BOMBS[bomb])
     assert f"{small.path}/{key}" in error_lines(small)[0]
     read = read_manifest if key == "manifest.json" else read_seal
@@ -247,7 +245,7 @@ def test_json_that_is_no_record_is_rejected_in_one_line(small, key, bomb):
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_receipt_that_is_no_record_is_rejected_in_one_line(small, bomb):
+def test_a_receipt_that_is_not_a_record_is_rejected_in_one_line(small, bomb):
     (small.path / "receipts/logits/0.0.json").write_bytes(BOMBS[bomb][:60_000])
     assert len(check_cache(small.store, read_bytes=True).problems) == 1
 
@@ -425,7 +423,7 @@ WRONG_METADATA = {
 
 
 @pytest.mark.parametrize("what", WRONG_METADATA)
-def test_metadata_that_is_no_record_is_rejected(table, marker, what):
+def test_metadata_that_is_not_a_record_is_rejected(table, marker, what):
     stored = pq.read_table(table)
     content = stored.schema.metadata | {b"heartcut": WRONG_METADATA[what](marker)}
     pq.write_table(stored.replace_schema_metadata(content), table)
@@ -441,7 +439,7 @@ def test_metadata_that_is_no_record_is_rejected(table, marker, what):
         json.dumps(PANDAS | {"index_columns": ["sample_index"]}).encode(),
     ],
 )
-def test_metadata_of_pandas_is_not_believed(table, content):
+def test_metadata_of_pandas_is_not_trusted(table, content):
     stored = pq.read_table(table)
     metadata = stored.schema.metadata | {b"pandas": content}
     pq.write_table(stored.replace_schema_metadata(metadata), table)

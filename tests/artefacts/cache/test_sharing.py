@@ -540,7 +540,7 @@ def test_extra_images_are_trained_with_their_hard_labels_and_counted(second):
     assert student.result.num_training_samples == int(training.sum())
 
 
-def test_removed_images_are_no_matter(second):
+def test_removed_images_do_not_matter(second):
     def fewer(images: Path) -> None:
         for path in sorted((images / "train" / CLASSES[2]).iterdir())[:4]:
             path.unlink()
@@ -551,7 +551,7 @@ def test_removed_images_are_no_matter(second):
     assert team.student().result.num_distilled == len(team.dataset.training)
 
 
-def test_images_of_which_the_cache_has_none_are_rejected(second):
+def test_images_that_are_all_unknown_to_the_cache_are_rejected(second):
     def others(images: Path) -> None:
         shutil.rmtree(images / "train")
         save_split(images / "train", textures(NUM_IMAGES, seed=5))

@@ -176,7 +176,7 @@ def test_the_complement_of_the_receipts_is_missing(unfinished):
 
 
 @pytest.mark.parametrize("name", [LOGITS, FEATURES])
-def test_other_numbers_for_a_unit_are_loud_and_overwrite_nothing(unfinished, name):
+def test_other_numbers_for_a_unit_fail_and_overwrite_nothing(unfinished, name):
     writer, before = unfinished.begin(), snapshot(unfinished.path)
     arrays = unfinished.unit(writer, writer.units[0])
     changed = arrays[name].copy()
@@ -186,7 +186,7 @@ def test_other_numbers_for_a_unit_are_loud_and_overwrite_nothing(unfinished, nam
     assert snapshot(unfinished.path) == before
 
 
-def test_a_receipt_for_other_numbers_is_loud(unfinished):
+def test_a_receipt_for_other_numbers_fails(unfinished):
     writer = unfinished.begin()
     (unfinished.path / "data.zarr/logits/c/0/0/0").unlink()
     arrays = unfinished.unit(writer, writer.units[0])
@@ -369,7 +369,7 @@ def test_a_flipped_byte_anywhere_is_rejected_or_nothing_that_is_read(tiniest, fi
     assert num_rejected > 7000
 
 
-def test_a_flipped_byte_in_a_receipt_leaves_a_sealed_cache_as_it_is(tiniest, files):
+def test_a_flipped_byte_in_a_receipt_leaves_a_sealed_cache_readable(tiniest, files):
     receipts = {path: len(data) for path, data in files.items() if "receipts" in path.parts}
     for offset in range(0, max(receipts.values()), 7):
         with ExitStack() as stack:
@@ -498,7 +498,7 @@ def test_an_unknown_file_is_listed_and_harmless(small):
 
 @pytest.mark.parametrize("name", [LOGITS, FEATURES])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers_are_rejected_though_they_were_vouched_for(small, name, value):
+def test_values_that_are_not_finite_are_rejected_even_if_they_were_sealed(small, name, value):
     cache, values = TeacherCache.open(small.path), small.arrays[name].copy()
     values[1, 5, 1] = value
     data = encode(cache.reader.specs[name], values[1, 4:])

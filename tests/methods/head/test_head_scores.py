@@ -162,7 +162,7 @@ def test_the_effect_of_a_set_is_the_taylor_expansion_of_the_heldout_loss():
 
 
 def undistilled(problem, weight, row):
-    """What un-distilling one sample adds to J."""
+    """Change of J by un-distilling one sample."""
     change = torch.zeros(40).double()
     change[row] = 1.0
     bare = dataclasses.replace(problem, distilled=problem.distilled - change)

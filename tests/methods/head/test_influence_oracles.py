@@ -71,7 +71,7 @@ def operator_of(kind, problem, weight, **settings):
 
 
 def dense(operator, weight):
-    """Of a library's operator, in our order: it has all weights first, then all biases."""
+    """Matrix of a library's operator in our order: it has all weights first, then all biases."""
     theirs = operator @ torch.eye(weight.numel(), dtype=torch.float64)
     ours = torch.arange(weight.numel()).reshape(weight.shape)
     order = torch.cat([ours[:, :-1].flatten(), ours[:, -1]])
@@ -81,7 +81,7 @@ def dense(operator, weight):
 
 
 def dense_of(linear_map, weight):
-    """Of a function of (C, D + 1)."""
+    """Matrix of a linear function of (C, D + 1)."""
     units = torch.eye(weight.numel(), dtype=torch.float64).reshape(-1, *weight.shape)
     return torch.stack([linear_map(unit).flatten() for unit in units], dim=1)
 
@@ -189,7 +189,7 @@ class HeadTask(Task):
 
 
 def factor_rows(problem, *, fisher):
-    """What kronfluence's factors are taken of: all labels of every row, or its own."""
+    """Rows for kronfluence's factors: all labels of every row, or its own."""
     features, labels = rows_of(problem)
     if fisher != "expanded":
         return TensorDataset(features, labels)
