@@ -53,7 +53,7 @@ INSIDE_STAGES = {
     "views": {"config"},
     "text": set(),
     "methods": {"text"},
-    "prepare": {"config"},
+    "prepare": {"config", "text"},
     "identities": {"config", "views"},
     "caches": {"config", "identities"},
     "teacher": {"config", "identities", "views"},

@@ -226,7 +226,7 @@ class HydratedCache:
                 for rows in self._first_rows(self._with_progress(name, view)):
                     file.write(np.ascontiguousarray(rows).data)
                 return
-            header = file.seek(0, os.SEEK_CUR)
+            header = file.tell()
             # Not truncate: a full disk must raise here, not send SIGBUS while the file is mapped.
             os.posix_fallocate(file.fileno(), 0, header + self.num_samples * spec.row_bytes)
             with mmap.mmap(file.fileno(), 0) as mapped:
