@@ -25,7 +25,8 @@ class Cell:
     note: str = ""
     """A few words below the text."""
     is_best: bool = False
-    tone: Literal["", "good", "bad", "quiet"] = ""
+    tone: Literal["", "good", "bad"] = ""
+    """Of the note."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from stages.report.verdict import mean_seconds, parameters_text
 from stages.run_groups import Group
 from stages.text import counted, percent, percent_over_seeds, percentage_points
 
-_UNKNOWN = Cell(text="-", tone="quiet")
+_UNKNOWN = Cell(text="-")
 
 
 def comparison_section(subjects: Subjects) -> ReportSection:
@@ -133,7 +133,7 @@ def _shares(group: Group, field: str) -> Cell:
 def _over_seeds(shares: Iterable[float | None]) -> Cell:
     found = spread(share for share in shares if share is not None)
     if found.mean is None:
-        return Cell(text="-", tone="quiet")
+        return _UNKNOWN
     return Cell(text=percent_over_seeds(found.mean, found.std, unit=""))
 
 
@@ -142,7 +142,7 @@ def _difference(group: Group, reference: Group, subjects: Subjects) -> Cell:
         return _UNKNOWN
     found = paired_difference(group.by_seed("test_accuracy"), reference.by_seed("test_accuracy"))
     if found.mean is None:
-        return Cell(text="no common seed", tone="quiet")
+        return Cell(text="no common seed")
     gain = gain_over(group, reference, num_test=subjects.num_test)
     text = percentage_points(found.mean, found.low, found.high)
     if found.low is None:
@@ -152,7 +152,7 @@ def _difference(group: Group, reference: Group, subjects: Subjects) -> Cell:
 
 def _judged(gain: Gain) -> Cell:
     if not gain.is_clear:
-        return Cell(text="", note=gain.word, tone="quiet")
+        return Cell(text="", note=gain.word)
     return Cell(text="", note=gain.word, tone="good" if gain.mean > 0 else "bad")
 
 
