@@ -91,7 +91,7 @@ def test_a_method_of_features_needs_a_cache_that_keeps_them(revised):
 def test_a_selection_of_nothing_is_refused(revised):
     none = with_overrides(revised["dense"], ["select.threshold=1e9", "select.class_quota=0"])
     select.execute(none)
-    told = r"selects 0 of \d+ training rows \(expected at least 1 for strategy 'influence'\)\."
+    told = r"selects 0 of \d+ training samples \(expected at least 1 for strategy 'influence'\)\."
     with pytest.raises(ArtefactMismatch, match=told):
         train_student.execute(none)
 

@@ -137,7 +137,7 @@ def test_a_configuration_pushes_both_of_its_caches_to_its_share(digits, tiny_tom
     assert len(places) == 2
     assert {TeacherCache.open(place).shape.num_views for place in places} == {1, 3}
     line = one_error(heartcut("cache", "push", tiny_toml, *options[:2]))
-    assert "no place to push" in line
+    assert "no destination to push" in line
 
 
 def test_a_cache_that_is_not_sealed_is_not_pushed(cache_copy, bucket):

@@ -177,7 +177,7 @@ def test_the_text_of_a_selection_has_its_numbers(table):
         f"{found['num_wrong_selected']:,} selected" in flat
     )
     assert f"{found['record']['wrong_row_auc']:.4f}" in flat
-    assert "the rows that help, says dloss_undistill, by more than 0" in flat
+    assert "samples that help according to dloss_undistill, by more than 0" in flat
     assert "<- 0, threshold" in text
     for warning in found["warnings"]:
         assert f"warning: {warning}" in flat
