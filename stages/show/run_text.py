@@ -85,9 +85,7 @@ def _epochs(run: RunShown) -> Table:
 def _several(shown: RunsShown) -> Iterator[RenderableType]:
     yield _accuracies(shown.groups)
     yield _others(shown.groups)
-    yield plain(
-        "mean +- standard deviation over seeds; choose by held-out accuracy, not by test accuracy"
-    )
+    yield plain("mean +- standard deviation over seeds; choose by held-out, not test accuracy")
     yield _curves(shown.runs)
 
 

@@ -55,8 +55,8 @@ def run(command: str, file: Path, config: Config, *overrides: str):
     return heartcut(command, file, *(part for option in options for part in ("--set", option)))
 
 
-def refused(command: str, file: Path, config: Config, *overrides: str) -> str:
-    """The line that a command is refused with; nothing may have been written."""
+def rejected(command: str, file: Path, config: Config, *overrides: str) -> str:
+    """Run a command that fails and return its line; nothing may have been written."""
     before = snapshot(config.workspace)
     line = run(command, file, config, *overrides).error_line
     assert snapshot(config.workspace) == before
@@ -80,19 +80,21 @@ def test_an_interrupt_is_reported_however_early_it_comes(tiny_toml, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "could not be written: No space left on device. Free some space"),
         (errno.EACCES, "could not be opened: Permission denied. Check its permissions"),
         (errno.EISDIR, "could not be opened: Is a directory. Name a file."),
     ],
 )
-def test_what_the_system_refuses_is_one_line(tiny_toml, monkeypatch, number, told):
-    def refused(*_: object, **__: object) -> None:
+def test_an_error_of_the_system_is_one_line(tiny_toml, monkeypatch, number, message):
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, "", "some/where")
 
-    monkeypatch.setattr("cli.load", refused)
-    assert heartcut("train-teacher", tiny_toml).error_line.startswith(f"error: some/where {told}")
+    monkeypatch.setattr("cli.load", fail)
+    assert heartcut("train-teacher", tiny_toml).error_line.startswith(
+        f"error: some/where {message}"
+    )
 
 
 def test_an_error_of_the_system_that_is_a_bug_keeps_its_traceback(tiny_toml, monkeypatch):
@@ -139,7 +141,7 @@ def test_a_dry_run_of_a_sweep_imports_no_torch():
 
 
 def test_a_stage_loads_only_what_it_needs_to_say_that_all_is_done():
-    """What takes a second or more to import waits until there is work for it."""
+    """Modules that take a second or more to import wait until there is work for them."""
     code = (
         "import sys\n"
         "from stages import compare, select, train_student, train_teacher\n"
@@ -151,7 +153,7 @@ def test_a_stage_loads_only_what_it_needs_to_say_that_all_is_done():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_tells_what_it_takes(command):
+def test_every_command_lists_its_parameters(command):
     done = heartcut(command, "--help")
     assert done.code == 0
     assert "CONFIG" in done.out
@@ -171,7 +173,7 @@ def test_a_missing_configuration_is_one_line(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("select.eta=1.0", "select.eta is 1.0: input should be less than 1"),
         ("select.eta=0", "select.eta is 0: input should be greater than 0"),
@@ -185,8 +187,8 @@ def test_a_missing_configuration_is_one_line(command, tmp_path):
         ("select.name=../x", "select.name is '../x'"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_it(digits, tiny_toml, override, told):
-    assert told in refused("select", tiny_toml, digits, override)
+def test_a_wrong_setting_is_one_line_that_names_it(digits, tiny_toml, override, message):
+    assert message in rejected("select", tiny_toml, digits, override)
 
 
 def test_a_configuration_that_is_no_toml_is_one_line(tmp_path):
@@ -207,25 +209,26 @@ def test_a_configuration_that_is_no_toml_is_one_line(tmp_path):
         ("selections", "train-student", "heartcut select"),
     ],
 )
-def test_a_stage_too_early_is_told_which_comes_first(
+def test_a_stage_too_early_names_the_stage_that_comes_first(
     digits_copy, tiny_toml, missing, command, remedy
 ):
     folder = digits_copy.workspace / missing
     folder.rename(folder.with_name("elsewhere"))
-    assert remedy in refused(command, tiny_toml, digits_copy)
+    to_paste = f"`{remedy} {tiny_toml} --set workspace={digits_copy.workspace}`"
+    assert to_paste in rejected(command, tiny_toml, digits_copy)
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
 @pytest.mark.parametrize("damage", ["flipped", "truncated"])
 @pytest.mark.parametrize("command", STAGES)
-def test_a_damaged_beton_is_refused_by_every_stage(digits_copy, tiny_toml, command, damage, split):
+def test_a_damaged_beton_is_rejected_by_every_stage(digits_copy, tiny_toml, command, damage, split):
     path = beton_path(digits_copy.data_folder, split)
     size = path.stat().st_size
     if damage == "flipped":
         flip_byte(path, size // 3)
     else:
         replace_bytes(path, path.read_bytes()[:-1])
-    line = refused(command, tiny_toml, digits_copy)
+    line = rejected(command, tiny_toml, digits_copy)
     assert str(path) in line
     assert "heartcut prepare" in line
 
@@ -243,8 +246,8 @@ def teacher_with(digits: Config, path: Path, *, head_scale: float = 1.0) -> list
 
 
 @pytest.mark.parametrize("head_scale", [1e6, 1e37], ids=["too large", "infinite"])
-def test_a_teacher_whose_logits_overflow_is_refused(digits_copy, tiny_toml, tmp_path, head_scale):
-    """And no number of it is kept; what the cache was begun with is no number of the teacher's."""
+def test_a_teacher_whose_logits_overflow_is_rejected(digits_copy, tiny_toml, tmp_path, head_scale):
+    """The cache that was begun has none of its numbers."""
     settings = teacher_with(digits_copy, tmp_path / "big.safetensors", head_scale=head_scale)
     before = snapshot(digits_copy.workspace)
     line = run("cache-teacher", tiny_toml, digits_copy, *settings).error_line
@@ -262,45 +265,45 @@ def test_a_teacher_whose_logits_overflow_is_refused(digits_copy, tiny_toml, tmp_
     assert unfinished(digits_copy.workspace) == []
 
 
-def test_a_teacher_of_other_classes_is_refused(digits, tiny_toml, tmp_path):
+def test_a_teacher_of_other_classes_is_rejected(digits, tiny_toml, tmp_path):
     path = tmp_path / "seven.safetensors"
     save_weights(build("resnet8a", num_classes=7), path)
     settings = [f"cache_teacher.checkpoint={path}", "cache_teacher.arch=resnet8a"]
-    line = refused("cache-teacher", tiny_toml, digits, *settings)
+    line = rejected("cache-teacher", tiny_toml, digits, *settings)
     assert f"{path} has a head for 7 classes (expected 10)" in line
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(digits, tiny_toml, tmp_path):
+def test_a_checkpoint_of_another_architecture_is_rejected(digits, tiny_toml, tmp_path):
     path = tmp_path / "deep.safetensors"
     save_weights(build("resnet20a", num_classes=10), path)
     settings = [f"cache_teacher.checkpoint={path}", "cache_teacher.arch=resnet8a"]
-    assert "does not fit resnet8a" in refused("cache-teacher", tiny_toml, digits, *settings)
+    assert "does not fit resnet8a" in rejected("cache-teacher", tiny_toml, digits, *settings)
 
 
-def test_a_checkpoint_with_code_in_it_is_refused(digits, tiny_toml, tmp_path):
+def test_a_checkpoint_with_code_in_it_is_rejected(digits, tiny_toml, tmp_path):
     path = tmp_path / "code.pt"
     torch.save({"state_dict": build("resnet8a", num_classes=10)}, path)
     settings = [f"cache_teacher.checkpoint={path}", "cache_teacher.arch=resnet8a"]
-    line = refused("cache-teacher", tiny_toml, digits, *settings)
+    line = rejected("cache-teacher", tiny_toml, digits, *settings)
     assert "holds pickled code" in line
 
 
 def test_an_unknown_architecture_is_one_line(digits, tiny_toml):
-    line = refused("train-student", tiny_toml, digits, "train_student.arch=resnet9000")
+    line = rejected("train-student", tiny_toml, digits, "train_student.arch=resnet9000")
     assert "architecture is unknown: 'resnet9000' (expected one of" in line
 
 
-def test_a_cache_of_other_images_is_refused(digits, tiny_toml):
+def test_a_cache_of_other_images_is_rejected(digits, tiny_toml):
     dataset = Dataset.open(digits.data_folder)
     other = recall(digits.caches_folder, request=cache_request(digits, dataset), split="eval")
     place = digits.caches_folder / short(other)
-    line = refused("select", tiny_toml, digits, f"select.cache={place}")
+    line = rejected("select", tiny_toml, digits, f"select.cache={place}")
     assert f"{place} has none of the {dataset.train.num_samples} images of" in line
     assert "heartcut cache-teacher" in line
 
 
-def test_what_is_no_cache_is_one_line(digits, tiny_toml, tmp_path):
-    line = refused("select", tiny_toml, digits, f"select.cache={tmp_path}")
+def test_a_folder_that_is_not_a_cache_is_one_line(digits, tiny_toml, tmp_path):
+    line = rejected("select", tiny_toml, digits, f"select.cache={tmp_path}")
     assert "heartcut cache-teacher" in line
 
 
@@ -345,7 +348,7 @@ def test_a_repaired_head_is_asked_for_by_an_option(digits_copy, tiny_toml):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--fraction", "1.5"], "select.fraction is 1.5: input should be less than or equal to 1"),
         (["--fraction", "half"], "select.fraction is 'half': input should be a valid number"),
@@ -364,12 +367,12 @@ def test_a_repaired_head_is_asked_for_by_an_option(digits_copy, tiny_toml):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_option_of_select_is_one_line_that_names_what_is_allowed(
-    digits, tiny_toml, options, told
+    digits, tiny_toml, options, message
 ):
     before = snapshot(digits.workspace)
     workspace = ["--set", f"workspace={digits.workspace}"]
     line = heartcut("select", tiny_toml, *workspace, *options).error_line
-    assert told in line
+    assert message in line
     assert snapshot(digits.workspace) == before
 
 
@@ -397,7 +400,7 @@ def training_of(config: Config) -> np.ndarray:
     return Dataset.open(config.data_folder).training
 
 
-def test_explaining_tells_the_table_and_then_every_sample(digits, tiny_toml):
+def test_explaining_prints_the_table_and_then_every_sample(digits, tiny_toml):
     workspace = ["--set", f"workspace={digits.workspace}"]
     done = heartcut("select", tiny_toml, *workspace, "--explain", 7, "--explain", 3)
     assert done.code == 0
@@ -409,7 +412,7 @@ def test_explaining_tells_the_table_and_then_every_sample(digits, tiny_toml):
     ]
 
 
-def test_selections_with_names_lie_beside_each_other_and_train(digits_copy, tiny_toml):
+def test_selections_with_names_are_kept_side_by_side_and_train(digits_copy, tiny_toml):
     workspace = ["--set", f"workspace={digits_copy.workspace}"]
     half = ["--strategy", "random", "--fraction", "0.5"]
     made = heartcut("select", tiny_toml, *workspace, "--name", "half", *half)
@@ -431,30 +434,30 @@ def test_selections_with_names_lie_beside_each_other_and_train(digits_copy, tiny
 
 
 @pytest.mark.parametrize(
-    ("selection", "told"),
+    ("selection", "message"),
     [
         (
             "nobody",
-            "selections/nobody.parquet does not exist. Make it with `heartcut select --name",
+            "selections/nobody.parquet does not exist. Make it with `heartcut select ",
         ),
-        ("nobody.parquet", "nobody.parquet does not exist. Make it with `heartcut select`"),
-        ("some/body", "some/body does not exist. Make it with `heartcut select`"),
+        ("nobody.parquet", "nobody.parquet does not exist. Make it with `heartcut select "),
+        ("some/body", "some/body does not exist. Make it with `heartcut select "),
     ],
 )
-def test_a_selection_that_is_not_there_is_one_line(digits, tiny_toml, selection, told):
+def test_a_selection_that_is_not_there_is_one_line(digits, tiny_toml, selection, message):
     workspace = ["--set", f"workspace={digits.workspace}"]
     line = heartcut("train-student", tiny_toml, *workspace, "--selection", selection).error_line
-    assert told in line
+    assert message in line
 
 
-def test_a_selection_for_plain_training_is_refused(digits, tiny_toml):
+def test_a_selection_without_a_teacher_is_rejected(digits, tiny_toml):
     settings = ["--set", f"workspace={digits.workspace}", "--set", "train_student.distil=false"]
     path = table_of(digits)
     line = heartcut("train-student", tiny_toml, *settings, "--selection", path).error_line
     assert "selection has no effect with distil = false" in line
 
 
-def test_a_score_file_in_place_of_a_selection_is_refused(digits, tiny_toml):
+def test_a_score_file_in_place_of_a_selection_is_rejected(digits, tiny_toml):
     (path, *_) = digits.selections_folder.glob("*.scores.parquet")
     workspace = ["--set", f"workspace={digits.workspace}"]
     line = heartcut("train-student", tiny_toml, *workspace, "--selection", path).error_line
@@ -469,14 +472,14 @@ def test_a_second_strategy_reads_the_scores_of_the_first(digits_copy, tiny_toml)
     assert scores.stat().st_mtime_ns == before
 
 
-def test_a_selection_of_other_data_is_refused(digits, tiny_toml, tmp_path):
+def test_a_selection_of_other_data_is_rejected(digits, tiny_toml, tmp_path):
     path = tmp_path / "short.parquet"
     pq.write_table(pq.read_table(table_of(digits)).slice(0, 100), path)
-    line = refused("train-student", tiny_toml, digits, f"train_student.selection={path}")
+    line = rejected("train-student", tiny_toml, digits, f"train_student.selection={path}")
     assert f"{path} has 100 rows (expected" in line
 
 
-def test_a_selection_with_other_held_out_images_is_refused(digits, tiny_toml, tmp_path):
+def test_a_selection_with_other_held_out_images_is_rejected(digits, tiny_toml, tmp_path):
     changed = ["prepare.held_out_fraction=0.2", f"workspace={tmp_path / 'work'}"]
     assert run("prepare", tiny_toml, digits, *changed).code == 0
     selection = f"train_student.selection={table_of(digits)}"
@@ -485,11 +488,11 @@ def test_a_selection_with_other_held_out_images_is_refused(digits, tiny_toml, tm
 
 
 @pytest.mark.parametrize(
-    ("cache", "num_classes", "told"),
+    ("cache", "num_classes", "message"),
     [("b" * 64, 10, "was made from another teacher cache than"), (None, 9, "rows of 9 classes")],
 )
-def test_soft_labels_that_do_not_belong_are_refused(
-    digits, tiny_toml, tmp_path, cache, num_classes, told
+def test_soft_labels_that_do_not_belong_are_rejected(
+    digits, tiny_toml, tmp_path, cache, num_classes, message
 ):
     soft = SoftLabels.open(next(digits.selections_folder.glob("*.soft"))).record
     identity = soft.identity.model_copy(update={} if cache is None else {"cache": cache})
@@ -502,32 +505,32 @@ def test_soft_labels_that_do_not_belong_are_refused(
         size=(num_samples, num_classes),
     )
     settings = f"train_student.soft_labels={tmp_path / 'x.soft'}"
-    assert told in refused("train-student", tiny_toml, digits, settings)
+    assert message in rejected("train-student", tiny_toml, digits, settings)
 
 
-def test_fresh_views_with_cached_labels_are_refused(digits, tiny_toml):
-    line = refused("train-student", tiny_toml, digits, "train_student.augmentation=fresh")
+def test_fresh_views_with_cached_labels_are_rejected(digits, tiny_toml):
+    line = rejected("train-student", tiny_toml, digits, "train_student.augmentation=fresh")
     assert "the soft labels belong to cached views" in line
 
 
 def test_a_training_that_diverges_leaves_nothing(digits, tiny_toml):
-    line = refused("train-student", tiny_toml, digits, "train_student.lr=1e30")
+    line = rejected("train-student", tiny_toml, digits, "train_student.lr=1e30")
     assert "the training loss became" in line
 
 
-def test_a_comparison_of_two_teachers_is_refused(digits, tiny_toml):
+def test_a_comparison_of_two_teachers_is_rejected(digits, tiny_toml):
     variant = 'compare.variants={"x" = ["views.count=3"]}'
-    assert "compare.variants.x changes views" in refused("compare", tiny_toml, digits, variant)
+    assert "compare.variants.x changes views" in rejected("compare", tiny_toml, digits, variant)
 
 
-def test_other_images_in_the_same_workspace_are_refused(digits, tiny_toml):
-    line = refused("prepare", tiny_toml, digits, "prepare.test_fraction=0.6")
+def test_other_images_in_the_same_workspace_are_rejected(digits, tiny_toml):
+    line = rejected("prepare", tiny_toml, digits, "prepare.test_fraction=0.6")
     assert "was prepared from other images or settings" in line
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError(), OSError(errno.EBADF, "bad"), ValueError()])
 def test_a_bug_keeps_its_traceback(bug):
-    """Only a user's mistakes are one line: what nobody foresaw must not look like one."""
+    """Only the mistakes of a user are one line; an unforeseen error must not look like one."""
     with pytest.raises(type(bug)), cli.one_line_errors():
         raise bug
 

@@ -1,4 +1,4 @@
-"""A command ends with its exit code, all output and what others do at the end, and no more."""
+"""A command ends with its exit code, all its output and its exit handlers, and nothing more."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ class Taken:
         os.write(2, b"taken apart ")
 
 {setting}
-atexit.register(os.write, 2, b"told ")
+atexit.register(os.write, 2, b"handler ")
 kept = Taken()
 def late():
     time.sleep(0.2)
@@ -51,12 +51,12 @@ def test_threads_end_and_exit_handlers_run_but_nothing_is_taken_apart(end, code)
     done = ended(end)
     assert done.code == code
     assert done.out == "x" * 100_000 + "\n"
-    assert done.err == "thread told "
+    assert done.err == "thread handler "
 
 
 def test_what_python_has_to_print_is_printed():
     done = ended("sys.exit('a message')")
-    assert (done.code, done.err) == (1, "a message\nthread told taken apart ")
+    assert (done.code, done.err) == (1, "a message\nthread handler taken apart ")
     done = ended("1 / 0")
     assert done.code == 1
     assert "ZeroDivisionError" in done.err

@@ -1,4 +1,4 @@
-"""What a run says of the machine that it was made on."""
+"""Description of the machine in the record of a run."""
 
 import platform
 import subprocess
@@ -13,13 +13,13 @@ from tests.support.learners import CPU
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="lscpu names other processors by part")
 def test_the_processor_is_the_one_that_lscpu_names():
-    told = subprocess.run(["lscpu"], env={"LC_ALL": "C"}, capture_output=True, text=True).stdout
-    (line,) = [line for line in told.splitlines() if line.startswith("Model name:")]
+    printed = subprocess.run(["lscpu"], env={"LC_ALL": "C"}, capture_output=True, text=True).stdout
+    (line,) = [line for line in printed.splitlines() if line.startswith("Model name:")]
     assert runtime.processor() == line.partition(":")[2].strip()
 
 
 @pytest.mark.parametrize("text", [None, "processor\t: 0\nBogoMIPS\t: 50.00\n", "model name\t: \n"])
-def test_a_processor_without_a_name_is_told_by_its_instruction_set(text, tmp_path, monkeypatch):
+def test_a_processor_without_a_name_is_named_by_its_instruction_set(text, tmp_path, monkeypatch):
     path = Path(tmp_path / "cpuinfo")
     if text is not None:
         path.write_text(text)

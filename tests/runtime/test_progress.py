@@ -58,7 +58,7 @@ def test_lines_are_few(caplog):
 
 
 def on_a_terminal(work=WORK, **environment):
-    """What a terminal shows of ``work``, and whether it ended well."""
+    """Run ``work`` in a terminal; return its output and exit code."""
     parent, child = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", work],
@@ -126,7 +126,7 @@ def test_a_bar_never_wraps(columns):
 
 
 def test_long_work_has_fewer_lines(caplog, monkeypatch):
-    """About 20 in the first 200 seconds, 60 in the rest of the first hour, 12 an hour later."""
+    """Some 20 lines in the first 200 seconds, 60 in the rest of the first hour, then 12 an hour."""
     now = 0.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     counts = []

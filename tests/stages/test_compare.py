@@ -66,7 +66,7 @@ def test_two_ranks_compare_together(digits_copy, tmp_path):
         assert run.result.cost.device.endswith("2 processes")
 
 
-def test_what_variants_share_is_made_once(digits_copy, monkeypatch):
+def test_what_variants_share_is_computed_once(digits_copy, monkeypatch):
     made = []
     for stage in (cache_teacher, select):
         name, execute = stage.__name__, stage.execute

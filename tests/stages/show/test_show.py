@@ -1,4 +1,4 @@
-"""`heartcut show ...`: every number is that of the files, and what is in them is only text."""
+"""`heartcut show ...`: every number comes from the files, and text in them is only text."""
 
 import io
 import json
@@ -72,7 +72,7 @@ def out_of(*arguments: object) -> str:
     return done.out
 
 
-def told(*arguments: object):
+def json_of(*arguments: object):
     """The JSON document, which has neither NaN nor infinity."""
 
     def refuse(name: str) -> None:
@@ -98,7 +98,7 @@ def squeezed(text: str) -> str:
 
 
 def test_the_numbers_of_a_selection_are_those_of_its_rows(work, table):
-    found = told("selection", table)
+    found = json_of("selection", table)
     frame = pq.read_table(table).to_pandas()
     record = json.loads(pq.ParquetFile(table).metadata.metadata[b"heartcut"])
     candidates = frame[frame["rank"] >= 0]
@@ -129,7 +129,7 @@ def test_the_numbers_of_a_selection_are_those_of_its_rows(work, table):
 
 
 def test_the_samples_that_help_and_harm_are_the_ends_of_the_score(table):
-    found = told("selection", table)
+    found = json_of("selection", table)
     frame = pq.read_table(table).to_pandas()
     order = frame[frame["dloss_undistill"].notna()].sort_values("dloss_undistill", kind="stable")
     assert [one["sample_index"] for one in found["harmful"]] == order.index[:10].tolist()
@@ -151,7 +151,7 @@ def test_the_samples_that_help_and_harm_are_the_ends_of_the_score(table):
 
 
 def test_the_histogram_of_the_score_counts_every_scored_row_and_has_an_edge_at_zero(table):
-    found = told("selection", table)["histogram"]
+    found = json_of("selection", table)["histogram"]
     frame = pq.read_table(table).to_pandas()
     scored = frame[frame["dloss_undistill"].notna()]
     edges = np.array(found["edges"])
@@ -168,7 +168,7 @@ def test_the_histogram_of_the_score_counts_every_scored_row_and_has_an_edge_at_z
 
 
 def test_the_text_of_a_selection_has_its_numbers(table):
-    found, text = told("selection", table), out_of("selection", table)
+    found, text = json_of("selection", table), out_of("selection", table)
     plain_lines(text)
     flat = squeezed(text)
     assert f"{found['num_selected']:,} of {found['num_candidates']:,} candidates" in flat
@@ -208,17 +208,17 @@ def test_what_select_warns_of_is_what_show_warns_of(table, tmp_path):
     assert influence.warnings_of is warnings_of
     warnings = list(warnings_of(diagnostics))
     assert len(warnings) == 3
-    assert told("selection", path)["warnings"] == warnings
+    assert json_of("selection", path)["warnings"] == warnings
     text = squeezed(out_of("selection", path))
     assert all(f"warning: {warning}" in text for warning in warnings)
 
 
 def test_a_table_is_found_by_name_by_folder_and_by_configuration(work, table, tiny_toml):
-    expected = told("selection", table)
+    expected = json_of("selection", table)
     for place in (work / table.stem, work, work / "selections", table.with_suffix("")):
-        assert told("selection", place)["id"] == expected["id"]
+        assert json_of("selection", place)["id"] == expected["id"]
     options = ("--set", f"workspace={work}")
-    assert told("selection", tiny_toml, *options) == expected
+    assert json_of("selection", tiny_toml, *options) == expected
     line = heartcut("show", "selection", table, *options).error_line
     assert "--set needs a configuration" in line
 
@@ -239,7 +239,7 @@ def rewritten(
 def test_an_edited_table_is_counted_as_it_is(table, tmp_path):
     path = tmp_path / "edited.parquet"
     rewritten(table, path, selected=SelectionTable.open(table).frame["rank"].eq(0))
-    found = told("selection", path)
+    found = json_of("selection", path)
     assert (found["num_selected"], found["is_edited"]) == (1, True)
     assert "edited" in out_of("selection", path)
     assert all(one["name"] is None for one in found["classes"])
@@ -249,7 +249,7 @@ def test_a_table_without_scores_is_shown_without_them(table, tmp_path):
     path = tmp_path / "plain.parquet"
     scores = [name for name in COLUMNS if name.startswith("dloss")]
     rewritten(table, path, **dict.fromkeys(scores, np.nan), label_issue=pd.NA, p_refit=np.nan)
-    found = told("selection", path)
+    found = json_of("selection", path)
     assert (found["score"], found["histogram"], found["threshold"]) == (None, None, None)
     assert (found["helpful"], found["harmful"], found["label_issues"]) == ([], [], None)
     plain_lines(out_of("selection", path))
@@ -281,7 +281,7 @@ def test_a_table_of_two_hundred_thousand_rows_takes_seconds(table, tmp_path):
 
 
 def test_the_numbers_of_a_cache_are_those_of_its_arrays(cache, work):
-    (found,) = told("cache", cache)["caches"]
+    (found,) = json_of("cache", cache)["caches"]
     seal = json.loads((cache / "sealed.json").read_text())
     arrays = zarr.open_group(cache / "data.zarr", mode="r")
     logits, labels = arrays["logits"][0].astype(np.float64), arrays["labels"][:].astype(int)
@@ -329,7 +329,7 @@ def expected_calibration_error(sure, right) -> float:
 def test_the_text_of_a_cache_has_its_numbers_and_the_lines_of_the_info(cache):
     text = out_of("cache", cache)
     plain_lines(text)
-    (found,) = told("cache", cache)["caches"]
+    (found,) = json_of("cache", cache)["caches"]
     flat = squeezed(text).replace(" ", "")
     for line in heartcut("cache", "info", cache).out.splitlines():
         if not line.startswith(("accuracy", "held out", "agreement")):
@@ -343,9 +343,9 @@ def test_the_text_of_a_cache_has_its_numbers_and_the_lines_of_the_info(cache):
 
 
 def test_a_configuration_shows_both_caches_and_the_test_images_are_unseen(work, tiny_toml, cache):
-    found = told("cache", tiny_toml, "--set", f"workspace={work}")["caches"]
+    found = json_of("cache", tiny_toml, "--set", f"workspace={work}")["caches"]
     assert [one["calibration"]["split"] for one in found] == ["held_out", "test"]
-    assert found[0] == told("cache", cache)["caches"][0]
+    assert found[0] == json_of("cache", cache)["caches"][0]
     record = json.loads((work / "data" / "dataset.json").read_text())
     assert found[1]["calibration"]["num_rows"] == record["eval"]["num_samples"]
     plain_lines(out_of("cache", tiny_toml, "--set", f"workspace={work}"))
@@ -353,11 +353,11 @@ def test_a_configuration_shows_both_caches_and_the_test_images_are_unseen(work, 
 
 @pytest.mark.parametrize("top_k", [0, 2])
 @pytest.mark.parametrize("taus", [(1.0, 4.0), (4.0,)])
-def test_a_cache_of_the_top_logits_tells_the_same_teacher(tmp_path, top_k, taus):
+def test_a_cache_of_the_top_logits_describes_the_same_teacher(tmp_path, top_k, taus):
     samples = some_samples(40)
     whole = sealed_cache(tmp_path / "whole", samples, num_views=2)
     sealed_cache(tmp_path / "kept", samples, num_views=2, top_k=top_k, taus=taus)
-    (found,), (other,) = (told("cache", tmp_path / name)["caches"] for name in ("whole", "kept"))
+    (found,), (other,) = (json_of("cache", tmp_path / name)["caches"] for name in ("whole", "kept"))
     assert found["classes"] == other["classes"]
     assert (found["dataset"], found["calibration"]) == (None, None)
     logits = whole.logits(0).astype(np.float64)
@@ -374,7 +374,7 @@ def test_a_cache_of_the_top_logits_tells_the_same_teacher(tmp_path, top_k, taus)
 
 
 def test_the_numbers_of_runs_are_those_of_their_files(work):
-    found = told("run", work / "runs")
+    found = json_of("run", work / "runs")
     files = {path.parent: json.loads(path.read_text()) for path in work.glob("runs/*/result.json")}
     assert {Path(run["path"]) for run in found["runs"]} == set(files)
     for run in found["runs"]:
@@ -400,7 +400,7 @@ def test_the_numbers_of_runs_are_those_of_their_files(work):
 
 
 def test_the_text_of_several_runs_has_means_and_deviations_side_by_side(work):
-    found, text = told("run", work / "runs"), out_of("run", work / "runs")
+    found, text = json_of("run", work / "runs"), out_of("run", work / "runs")
     plain_lines(text)
     for group in found["groups"]:
         number = group["numbers"]["test_accuracy"]
@@ -427,11 +427,11 @@ def test_the_text_of_one_run_has_its_epochs_accuracies_and_cost(work):
 
 
 def test_runs_are_found_by_workspace_by_configuration_and_one_by_one(work, tiny_toml):
-    expected = told("run", work / "runs")
-    assert told("run", work) == expected
-    assert told("run", tiny_toml, "--set", f"workspace={work}") == expected
+    expected = json_of("run", work / "runs")
+    assert json_of("run", work) == expected
+    assert json_of("run", tiny_toml, "--set", f"workspace={work}") == expected
     folders = [path.parent for path in work.glob("runs/*/result.json")]
-    assert told("run", *folders, *folders) == expected
+    assert json_of("run", *folders, *folders) == expected
     line = heartcut("show", "run", work, "--set", "a=1").error_line
     assert "--set needs a configuration" in line
 
@@ -441,7 +441,7 @@ def test_groups_have_the_names_of_the_comparison_and_the_others_their_own(work, 
     pair = sorted((copy / "runs").glob("student-s*"))
     seeds = [path for path in pair if Run.open(path).result.method is not None]
     comparison.write(copy, {HOSTILE[1]: seeds})
-    found = told("run", copy)
+    found = json_of("run", copy)
     assert sum(group["name"] == HOSTILE[1] for group in found["groups"]) == 1
     text = out_of("run", copy)
     plain_lines(text)
@@ -495,7 +495,8 @@ def test_markup_and_control_characters_of_class_names_are_shown_as_text(
     assert "[red]zero" in text
     assert "\\x1b[31mone" in text
     names = [
-        one["name"] for one in told("cache", copy / "caches" / cache.name)["caches"][0]["classes"]
+        one["name"]
+        for one in json_of("cache", copy / "caches" / cache.name)["caches"][0]["classes"]
     ]
     assert sorted(names) == sorted(HOSTILE)
 
@@ -591,11 +592,11 @@ def test_a_damaged_table_and_a_damaged_cache_are_one_line(work, table, cache, tm
 
 def test_runs_are_named_without_the_rows_of_their_selection(work, table, tmp_path):
     copy = linked_copy(work, tmp_path / "work")
-    names = [group["name"] for group in told("run", work)["groups"]]
+    names = [group["name"] for group in json_of("run", work)["groups"]]
     assert any("influence" in name for name in names)
     path = copy / "selections" / table.name
     flip_byte(path, path.stat().st_size // 2)
-    assert [group["name"] for group in told("run", copy)["groups"]] == names
+    assert [group["name"] for group in json_of("run", copy)["groups"]] == names
     replace_bytes(path, path.read_bytes()[:-100])
     assert f"{path} is not a readable parquet file" in heartcut("show", "run", copy).error_line
 
@@ -619,13 +620,13 @@ def test_a_damaged_run_is_one_line_that_names_the_file(work, tmp_path, name, dat
         assert f"{run / name} is missing" in heartcut("show", "run", run).error_line
 
 
-def test_several_tables_are_told_by_name(work, table, tmp_path):
+def test_several_tables_are_listed_by_name(work, table, tmp_path):
     copy = linked_copy(work, tmp_path / "work")
     rewritten(table, copy / "selections" / "other.parquet")
     line = heartcut("show", "selection", copy).error_line
     assert "has 2 selection tables (expected one)" in line
     assert "other" in line
-    assert told("selection", copy / "other")["path"].endswith("other.parquet")
+    assert json_of("selection", copy / "other")["path"].endswith("other.parquet")
 
 
 def test_a_record_is_one_document_of_finite_numbers(table):
@@ -637,7 +638,7 @@ def test_a_record_is_one_document_of_finite_numbers(table):
 # start-up and TensorBoard
 
 
-def test_help_is_told_at_once_and_loads_nothing_heavy():
+def test_help_is_printed_at_once_and_loads_nothing_heavy():
     code = (
         "import sys, time, cli\n"
         "try: cli.app(['show', '--help'])\n"
@@ -674,7 +675,7 @@ def test_tensorboard_shows_all_runs_under_their_folders_names_with_the_same_tags
         np.testing.assert_allclose(values, [line["held_out_accuracy"] for line in lines], rtol=1e-6)
 
 
-def test_tensorboard_of_a_workspace_without_runs_is_refused(tiny_toml, tmp_path):
+def test_tensorboard_of_a_workspace_without_runs_is_rejected(tiny_toml, tmp_path):
     options = ("--set", f"workspace={tmp_path}")
     line = heartcut("show", "runs-folder", tiny_toml, *options).error_line
     assert "does not exist (expected a run, or a folder of runs)" in line

@@ -132,9 +132,9 @@ def test_a_sweep_goes_on_past_failures_and_tries_only_those_again(digits_copy, s
     assert mistake.traceback is None
     kept = folder_of(config) / bug.traceback
     assert "raise self.fail[point, seed]" in kept.read_text()
-    told = as_markdown(done)
-    assert "failed: a, seed 1: a mistake was made" in told
-    assert f"failed: b, seed 0: ZeroDivisionError: by zero (see {bug.traceback})" not in told
+    text = as_markdown(done)
+    assert "failed: a, seed 1: a mistake was made" in text
+    assert f"failed: b, seed 0: ZeroDivisionError: by zero (see {bug.traceback})" not in text
 
     students.trained.clear()
     students.fail = {("a", 1): students.fail["a", 1]}
@@ -191,10 +191,10 @@ def test_held_out_images_choose_where_test_images_would_choose_otherwise(
     assert not [name for name in table_of(config).columns if "test" in name]
     assert "test 12.34" not in caplog.text, "of each run"
     assert "10.50" not in caplog.text
-    told = as_markdown(done)
-    assert told.count("10.50") == told.count("90.50") == 1
-    assert "80.50" not in told, "of a point that was neither chosen nor the baseline"
-    assert "test: chosen minus baseline -80.00 [-80.00, -80.00] points" in told
+    text = as_markdown(done)
+    assert text.count("10.50") == text.count("90.50") == 1
+    assert "80.50" not in text, "of a point that was neither chosen nor the baseline"
+    assert "test: chosen minus baseline -80.00 [-80.00, -80.00] points" in text
 
 
 def test_what_test_images_say_changes_neither_table_nor_choice(digits_copy, students, tmp_path):
@@ -236,9 +236,9 @@ def test_parts_make_the_sweep_and_only_the_last_lets_test_images_be_seen(digits_
     done = sweep.execute(config, Part(points=("c", "a"), seeds=(1,)))
     assert students.trained == [("a", 1), ("c", 1)], "in the order of the sweep"
     assert (done.num_left, done.chosen) == (4, None)
-    told = as_markdown(done)
-    assert "4 runs of the sweep are left" in told
-    assert "| b " not in told
+    text = as_markdown(done)
+    assert "4 runs of the sweep are left" in text
+    assert "| b " not in text
     assert not (folder_of(config) / "chosen.json").exists()
     assert "3 runs: 2 done, 1 left, about" in sweep.preview(config, Part(seeds=(1,)))
     sweep.execute(config, Part(points=("b",)))
@@ -251,15 +251,17 @@ def test_parts_make_the_sweep_and_only_the_last_lets_test_images_be_seen(digits_
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "message"),
     [
         (Part(points=("a", "d")), "--point d: the sweep has no such point (expected a, b, c)."),
         (Part(seeds=(2,)), "--seed 2: the sweep has no such seed (expected 0, 1)."),
     ],
 )
-def test_a_part_that_is_none_is_refused_before_anything_runs(digits_copy, students, part, told):
+def test_a_part_that_does_not_exist_is_rejected_before_anything_runs(
+    digits_copy, students, part, message
+):
     for command in (sweep.execute, sweep.preview):
-        with pytest.raises(ConfigError, match=re.escape(told)):
+        with pytest.raises(ConfigError, match=re.escape(message)):
             command(swept(digits_copy), part)
     assert students.trained == []
     assert not folder_of(swept(digits_copy)).exists()
@@ -347,10 +349,10 @@ def test_the_axes_are_columns_of_their_types(digits_copy):
 
 
 @pytest.mark.usefixtures("students")
-def test_points_whose_difference_has_no_effect_are_told(digits_copy):
+def test_points_whose_difference_has_no_effect_are_listed(digits_copy):
     points = {"a": POINTS["a"], "twin": [*POINTS["a"], "train_student.workers=1"]}
     done = sweep.execute(swept(digits_copy, points=points))
-    assert "the same runs, so what differs has no effect: a, twin" in as_markdown(done)
+    assert "the same runs, so the settings that differ have no effect: a, twin" in as_markdown(done)
 
 
 @pytest.mark.usefixtures("students")
@@ -363,14 +365,14 @@ def test_rows_of_other_settings_are_not_believed(digits_copy):
     assert "9 runs: 6 done, 3 left, about" in sweep.preview(swept(digits_copy, seeds=[0, 1, 2]))
 
 
-def test_a_dry_run_writes_nothing_and_lists_what_is_refused(digits_copy):
+def test_a_dry_run_writes_nothing_and_lists_rejected_points(digits_copy):
     before = snapshot(digits_copy.workspace)
-    told = sweep.preview(
+    text = sweep.preview(
         swept(digits_copy, axes={"select.revision": ["none", "wrong"], "select.eta": [0.6]})
     )
-    assert "refused: revision=none eta=0.6: select: eta has no effect with" in told
-    assert "8 runs: 0 done, 8 left." in told
-    assert "a (baseline)" in told
+    assert "rejected: revision=none eta=0.6: select: eta has no effect with" in text
+    assert "8 runs: 0 done, 8 left." in text
+    assert "a (baseline)" in text
     assert snapshot(digits_copy.workspace) == before
 
 
@@ -386,7 +388,7 @@ def test_two_processes_do_not_sweep_one_folder(digits_copy, students):
 
 @pytest.mark.usefixtures("students")
 @pytest.mark.parametrize("damage", ["bytes", "other table", "no record"])
-def test_a_damaged_table_is_refused_in_one_line(digits_copy, damage):
+def test_a_damaged_table_is_rejected_in_one_line(digits_copy, damage):
     config = swept(digits_copy)
     sweep.execute(config)
     path = folder_of(config) / "results.parquet"
@@ -409,7 +411,7 @@ def taught(digits: Config, *, seeds: tuple[int, ...] = (0, 1)) -> Config:
     return swept(digits, points={}, axes=axes, seeds=seeds)
 
 
-def test_what_points_share_is_made_once_and_a_failed_teacher_fails_its_points_alone(
+def test_what_points_share_is_computed_once_and_a_failed_teacher_fails_its_points_alone(
     digits_copy, students, monkeypatch
 ):
     cached, selected = [], []

@@ -80,7 +80,7 @@ def test_every_command_of_the_page_runs(tmp_path):
     done = heartcut(command, ROOT / file, "--dry-run", "--set", f"workspace={tmp_path}")
     assert "18 runs: 0 done, 18 left." in done.out
     options = [*part[3:], "--dry-run", "--set", f"workspace={tmp_path}"]
-    assert "1 runs: 0 done, 1 left." in heartcut(command, ROOT / file, *options).out
+    assert "1 run: 0 done, 1 left." in heartcut(command, ROOT / file, *options).out
     assert list(tmp_path.iterdir()) == []
 
 

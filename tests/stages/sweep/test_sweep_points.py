@@ -21,9 +21,9 @@ def names(config: Config) -> list[str]:
 def refusal_of(config: Config) -> str:
     with pytest.raises(ConfigError) as refusal:
         baseline_of(config, sweep_points(config))
-    told = str(refusal.value)
-    assert "\n" not in told
-    return told
+    message = str(refusal.value)
+    assert "\n" not in message
+    return message
 
 
 def test_axes_make_every_combination_with_the_last_fastest():
@@ -69,7 +69,7 @@ def test_an_axis_can_be_set_and_taken_out_on_the_command_line():
     )
 
 
-def test_named_points_come_first_and_axes_of_one_name_are_told_apart():
+def test_named_points_come_first_and_axes_of_one_name_have_different_labels():
     config = sweep_of(
         points={"plain": ["train_student.distil=false"]},
         axes={"select.seed": [1], "views.seed": [2]},
@@ -85,7 +85,7 @@ def test_unset_takes_a_key_out():
     assert second.config.select.fraction == 0.2
 
 
-def test_a_setting_without_effect_refuses_its_point_alone():
+def test_a_setting_without_effect_rejects_only_its_point():
     config = sweep_of(axes={"select.revision": ["wrong", "none"], "select.eta": [0.6]})
     fine, refused = sweep_points(config)
     assert (fine.refusal, refused.config) == ("", None)
@@ -111,7 +111,7 @@ GRID = {"select.eta": [0.6, 0.8]}
 
 
 @pytest.mark.parametrize(
-    ("sweep", "told"),
+    ("sweep", "message"),
     [
         ({}, "sweep has no axes and no points: nothing is varied"),
         ({"axes": {"select.etaa": [0.5]}}, "unknown key select.etaa (did you mean eta?)"),
@@ -124,8 +124,8 @@ GRID = {"select.eta": [0.6, 0.8]}
             {"axes": {**GRID, "views.count": [1, 2]}, "baseline": {"select.eta": 0.6}},
             "2 points have it",
         ),
-        ({"axes": {"select.eta": [2, 0.5]}}, "the baseline of the sweep is refused, eta=2: "),
-        ({"axes": {"select.eta": [2, 3]}}, "every point of the sweep is refused, eta=2: select.e"),
+        ({"axes": {"select.eta": [2, 0.5]}}, "the baseline of the sweep is rejected, eta=2: "),
+        ({"axes": {"select.eta": [2, 3]}}, "every point of the sweep is rejected, eta=2: select.e"),
         ({"axes": {"select.eta": [0.6, 0.6]}}, "sweep has two points eta=0.6"),
         (
             {"points": {"a": [], "b": ["select.eta=0.8"]}},
@@ -134,20 +134,20 @@ GRID = {"select.eta": [0.6, 0.8]}
         ({"axes": {"train_student.seed": [1]}}, "sets train_student.seed: `sweep.seeds` has the"),
         ({"axes": {"prepare.resize": [8, 16]}}, "sets prepare.resize: one sweep has one data set"),
         ({"points": {"x": ["workspace=y"]}}, "sweep point x sets workspace: one sweep has one"),
-        ({"points": {"x": ["select.name=y"]}}, "sets select.name: one name cannot be given to"),
+        ({"points": {"x": ["select.name=y"]}}, "sets select.name: several tables cannot have"),
     ],
 )
-def test_a_sweep_that_is_ill_formed_is_refused_in_one_line(sweep, told):
-    assert told in refusal_of(sweep_of(**sweep))
+def test_a_sweep_that_is_ill_formed_is_rejected_in_one_line(sweep, message):
+    assert message in refusal_of(sweep_of(**sweep))
 
 
-def test_a_name_for_all_tables_is_refused():
-    told = refusal_of(sweep_of("select.name=mine", axes=GRID))
-    assert told.startswith("select.name is 'mine': one name cannot be given to several tables")
+def test_a_name_for_all_tables_is_rejected():
+    message = refusal_of(sweep_of("select.name=mine", axes=GRID))
+    assert message.startswith("select.name is 'mine': several tables cannot have one name")
 
 
 @pytest.mark.parametrize(
-    ("sweep", "told"),
+    ("sweep", "message"),
     [
         ({"axes": {"select.eta": []}}, "sweep.axes: select.eta is an empty list"),
         ({"axes": {"select.eta": 0.5}}, "sweep.axes: select.eta is 0.5 (expected a list of values"),
@@ -162,28 +162,28 @@ def test_a_name_for_all_tables_is_refused():
         ({"axis": {}}, "unknown key sweep.axis (did you mean axes?)"),
     ],
 )
-def test_a_wrong_key_of_the_table_is_refused_in_one_line(sweep, told):
+def test_a_wrong_key_of_the_table_is_rejected_in_one_line(sweep, message):
     with pytest.raises(ConfigError) as refusal:
         sweep_of(**sweep)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_the_command_tells_them_in_one_line_and_writes_nothing(tmp_path):
+def test_the_command_reports_them_in_one_line_and_writes_nothing(tmp_path):
     file = tmp_path / "a.toml"
     workspace = tmp_path / "work"
-    for text, told in (
+    for text, message in (
         ("", "sweep has no axes and no points"),
         ("[sweep.axes]\nselect.etaa = [0.5]", "(did you mean eta?)"),
         ('[sweep]\nname = "a/b"', "sweep.name is 'a/b'"),
     ):
         file.write_text(f'workspace = "{workspace}"\n{text}\n')
         for options in ([], ["--dry-run"]):
-            assert told in heartcut("sweep", file, *options).error_line
+            assert message in heartcut("sweep", file, *options).error_line
     assert not workspace.exists()
 
 
-def test_the_settings_of_a_run_are_told_apart_whatever_sweep_they_are_in():
+def test_the_settings_of_a_run_have_the_same_id_in_every_sweep():
     config = sweep_of(axes=GRID)
     first, second = (point.config for point in sweep_points(config))
     ids = {settings_id(with_seed(one, seed)) for one in (first, second) for seed in (0, 1)}
