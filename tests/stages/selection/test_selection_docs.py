@@ -168,7 +168,7 @@ def test_every_example_runs_and_gives_what_it_says(name, table, folder, digits):
 def test_no_example_is_left_out():
     titles = [title(block) for block in blocks("python", "sql")]
     assert sorted(titles) == sorted(CHECKS)
-    assert {language for language, _ in FENCED} == {"python", "sql", "sh", "toml"}
+    assert {language for language, _ in FENCED} == {"python", "sql", "sh", "toml", "text"}
     outside = re.sub(r"^```\w+\n.*?^```$", "", PAGE, flags=re.MULTILINE | re.DOTALL)
     assert "```" not in outside
     assert not re.findall(r"^ {4}", outside, flags=re.MULTILINE), "an indented block"
