@@ -19,7 +19,7 @@ DEMO_TEACHER = work/demo/teacher.safetensors
 STAGES = prepare train-teacher cache-teacher select train-student compare sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo demo-images report $(STAGES) tensorboard check test test-gpu docs docs-serve bench format lock
+.PHONY: help setup browser demo demo-images report $(STAGES) tensorboard check test test-gpu docs docs-serve pictures bench format lock
 
 help:  ## List the commands
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-14s%s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,9 @@ docs: setup  ## Build the documentation site in work/site
 
 docs-serve: setup  ## Serve the site at localhost:8000, rebuilt after every change
 	$(MKDOCS) serve
+
+pictures: demo browser  ## Draw every picture of the docs, from the demo and the stored results
+	@"$(BIN)/python" -m scripts.pictures
 
 bench: setup  ## Run the benchmarks; BENCHMARKS=benchmarks/x.py for one of them
 	@set -e; for script in $(BENCHMARKS); do "$(BIN)/python" "$$script" $(ARGS); done
