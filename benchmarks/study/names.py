@@ -40,12 +40,12 @@ TEACHERS = {"": PUBLIC_TEACHER, "clean": "10 epochs"}
 
 
 def variant_name(point: str) -> str:
-    """Print what a student learns by; a point may be called `teacher: method`."""
+    """Name of a point's variant; a point may be called `teacher: method`."""
     method = point.rpartition(": ")[2]
     return VARIANTS.get(method, method)
 
 
 def teacher_name(point: str) -> str:
-    """Print the teacher of a point."""
+    """Name of a point's teacher."""
     teacher = teacher_of_point(point)
     return TEACHERS.get(teacher, teacher)

@@ -1,4 +1,4 @@
-"""Teachers that see less than they could, for `configs/studies/teachers.toml`."""
+"""Teachers that see blurred images, for `configs/studies/teachers.toml`."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from pipeline.models.zoo import build
 
 SIGMA = 1.5
-"""Pixels."""
+"""Standard deviation of the blur, in pixels."""
 _REACH = 4
 
 
@@ -29,5 +29,5 @@ class Blur(nn.Module):
 
 
 def blurred_resnet20a(num_classes: int) -> nn.Module:
-    """resnet20a behind frosted glass."""
+    """Build a resnet20a that blurs its images first."""
     return nn.Sequential(Blur(), build("resnet20a", num_classes=num_classes))

@@ -1,13 +1,13 @@
-"""What is kept of the study, in parquet files of docs/results/study. Of a run:
+"""The stored results of the study, as parquet files in docs/results/study.
 
     <study>.parquet           one row per point and seed: `FIELDS` of its result.json, its teacher's
                               accuracy in the clean view, ids of its data set, cache and run,
                               device, library versions
     <study>.epochs.parquet    one row per point, seed and epoch: seconds, held-out accuracy
-    <study>.replaced.parquet  rows as of <study>.parquet, whose runs were made again on a processor
-                              of another kind: what is compared ought to be of one kind
+    <study>.replaced.parquet  rows of the same form, for runs that were repeated on another kind of
+                              processor: runs that are compared should come from one kind
 
-Runs of many machines and days make one study, and a run that two studies ask for is made once.
+Runs of several machines and days make one study. A run that two studies need is made once.
 """
 
 import math
@@ -26,6 +26,7 @@ from stages.config.root import Config
 from stages.config.sweep import SweepConfig
 from stages.report.teacher import teacher_of
 from stages.sweep.points import settings_id, sweep_points
+from stages.text import counted
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs" / "results" / "study"
@@ -44,7 +45,7 @@ KEY = ["point", "seed"]
 Runs: TypeAlias = dict[tuple[str, int], Run]
 """By point and seed."""
 TIMED = "time"
-"""The study whose runs had the machine to themselves: it takes none of another's and gives none."""
+"""The study whose runs had the machine to themselves, so it shares no runs with the others."""
 
 
 def studies() -> list[str]:
@@ -53,7 +54,7 @@ def studies() -> list[str]:
 
 
 def collect(workspace: Path) -> None:
-    """Add what sweeps of the studies gave in ``workspace``; a run of the same name is replaced."""
+    """Add the runs of the studies' sweeps in ``workspace``; they replace runs of the same name."""
     KEPT.mkdir(parents=True, exist_ok=True)
     dataset = Dataset.open(workspace / "data")
     for name in studies():
@@ -64,18 +65,19 @@ def collect(workspace: Path) -> None:
         epochs = [line for key, run in runs.items() for line in epochs_of(run, key)]
         added(pd.DataFrame(rows), KEPT / f"{name}.parquet", name)
         added(pd.DataFrame(epochs), KEPT / f"{name}.epochs.parquet", name)
-        print(f"{name}: {len(rows)} runs of {workspace}, {len(runs_of(name))} in all")
+        found = counted(len(rows), "run")
+        print(f"{name}: {found} of {workspace}, {len(runs_of(name))} in all")
     for name in studies():
         if name != TIMED:
             adopt(name)
 
 
 def of_teachers_kept(runs: Runs, name: str) -> Runs:
-    """The runs without those of a teacher whose other students were of other weights.
+    """Drop runs of a teacher whose stored students learnt from other weights of this teacher.
 
-    Processors of another kind round differently, and a teacher that is trained there is another
-    network: its students are compared among themselves. They come in where they are of all points
-    and seeds that are kept of their teacher, and take their places.
+    Another kind of processor rounds differently, so a teacher trained there is another network. Its
+    students are compared among themselves. They replace the stored students only if they cover
+    all stored points and seeds of their teacher.
     """
     if not is_begun(name):
         return runs
@@ -89,17 +91,17 @@ def of_teachers_kept(runs: Runs, name: str) -> Runs:
             taken |= new
             continue
         print(
-            f"{name}: {len(new)} runs are of a teacher `{teacher}` that is not the one whose "
-            f"{len(kept)} students are kept, and are left out. Train all of these again to replace "
-            "them."
+            f"{name}: left out {counted(len(new), 'run')} of a teacher `{teacher}` that is not the "
+            f"teacher of the {counted(len(kept), 'stored student')}. Train all of these students "
+            "from the new teacher to replace them."
         )
     return taken
 
 
 def adopt(name: str) -> None:
-    """Add what other studies keep of the very settings of a point, for seeds of which it has none.
+    """Copy runs with the same settings from other studies, for seeds that a point lacks.
 
-    Only to a study of which something is kept.
+    A study without stored runs stays without.
     """
     if not is_begun(name):
         return
@@ -118,13 +120,13 @@ def adopt(name: str) -> None:
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """Point of a study -> hash of its settings, the seed aside."""
+    """Point of a study -> hash of its settings without the seed."""
     points = sweep_points(config_of(name))
     return {point.name: settings_id(point.config) for point in points if point.config is not None}
 
 
 def teacher_of_point(point: str) -> str:
-    """A point of several teachers is called `teacher: method`; empty: a study of one."""
+    """The teacher in a point's name `teacher: method`; empty in a study of one teacher."""
     return point.rpartition(": ")[0]
 
 
@@ -152,7 +154,7 @@ def row_of(run: Run, key: tuple[str, int], workspace: Path, dataset: Dataset) ->
 
 
 def accuracies_of_teacher(workspace: Path, cache: str | None, dataset: Dataset) -> dict[str, float]:
-    """In the clean view, on held-out and on test images; NaN: no teacher, or not cached."""
+    """Accuracies in the clean view on held-out and test images; NaN: no teacher, or not cached."""
     found = {"teacher_accuracy_held_out": math.nan, "teacher_accuracy_test": math.nan}
     if cache is None:
         return found
@@ -181,7 +183,7 @@ def epochs_of(run: Run, key: tuple[str, int]) -> list[dict[str, object]]:
 
 
 def added(new: pd.DataFrame, path: Path, name: str) -> None:
-    """Put the rows of ``new`` in the place of those of the same runs, in the study's order."""
+    """Write the rows of ``new`` in place of rows of the same runs, in the study's order."""
     if path.exists():
         old = pd.read_parquet(path)
         if "dataset" in old and set(old["dataset"]) != set(new["dataset"]):
@@ -202,7 +204,7 @@ def added(new: pd.DataFrame, path: Path, name: str) -> None:
 
 
 def put_aside(old: pd.DataFrame, new: pd.DataFrame, name: str) -> None:
-    """Keep those of the rows ``old`` that give place to a run on another kind of processor."""
+    """Keep rows of ``old`` that a run on another kind of processor replaces."""
     now = old[KEY].merge(new, on=KEY)["device"].map(processor_of).to_numpy()
     aside = old[old["device"].map(processor_of).to_numpy() != now]
     if len(aside):
@@ -217,7 +219,7 @@ def processor_of(device: str) -> str:
 
 
 def is_begun(name: str) -> bool:
-    """Whether anything of a study is kept."""
+    """Return True if runs of a study are stored."""
     return (KEPT / f"{name}.parquet").exists()
 
 
@@ -232,7 +234,7 @@ def runs_of(name: str) -> pd.DataFrame:
 
 
 def replaced_runs_of(name: str) -> pd.DataFrame:
-    """The rows that were put aside; none: an empty table."""
+    """The rows that `put_aside` kept; an empty table if there are none."""
     path = KEPT / f"{name}.replaced.parquet"
     return pd.read_parquet(path) if path.exists() else runs_of(name).head(0)
 
@@ -253,15 +255,17 @@ def sweep_of(name: str) -> SweepConfig:
 
 
 def left() -> str:
-    """The points of every study and the seeds of which nothing is kept, as options of a sweep."""
+    """Points and seeds without a stored run, for every study, as options of a sweep."""
     lines = []
     for name in studies():
         sweep = sweep_of(name)
         done = keys_of(runs_of(name)) if is_begun(name) else set()
-        lines.append(f"{name}: {len(done)} of {len(sweep.points) * len(sweep.seeds)} runs are kept")
+        lines.append(
+            f"{name}: {len(done)} of {len(sweep.points) * len(sweep.seeds)} runs are stored"
+        )
         for point in sweep.points:
             seeds = [seed for seed in sweep.seeds if (point, seed) not in done]
             if seeds:
-                told = " ".join(f"--seed {seed}" for seed in seeds)
-                lines.append(f'  --point "{point}" {told}')
+                printed = " ".join(f"--seed {seed}" for seed in seeds)
+                lines.append(f'  --point "{point}" {printed}')
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import scipy.stats
 
 from benchmarks.study import differences, names, store
 from tests.support.documentation import ROOT, cells_of, read
-from tests.support.study_claims import (
+from tests.project.study_claims import (
     CLEAR,
     NOISE,
     PAGES,
@@ -29,7 +29,7 @@ GROUP = r"(\d+(?:\.\d+)?)"
 INTERVAL = re.compile(
     rf"(?:(?P<mean>{NUMBER})(?: points?)? )?\[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]"
 )
-Told = tuple[str | None, str, str]
+Printed = tuple[str | None, str, str]
 Found = tuple[float, float, float]
 
 
@@ -69,9 +69,9 @@ def rounds_to(text: str, value: float) -> bool:
     return abs(float(text) - value) <= 0.5001 * 10.0 ** -len(text.partition(".")[2])
 
 
-def says(told: Told, values: Found) -> bool:
+def says(printed: Printed, values: Found) -> bool:
     return all(
-        text is None or rounds_to(text, value) for text, value in zip(told, values, strict=True)
+        text is None or rounds_to(text, value) for text, value in zip(printed, values, strict=True)
     )
 
 
@@ -167,16 +167,16 @@ def test_what_is_within_noise_without_a_number_includes_zero():
 def test_the_seconds_of_the_study_are_those_of_the_stored_runs():
     epochs = store.epochs_of_study(store.TIMED)
     seconds = epochs.groupby("point")["seconds"].max()
-    told = re.search(
+    printed = re.search(
         r"take (\d+) s without a teacher, (\d+) s with KD and (\d+) s with label revision\. "
         r"With the teacher in the loop they take (\d+) s.* adds (\d+) s to each student",
         prose("docs/results/study.md"),
     )
-    assert told is not None
+    assert printed is not None
     points = ("plain", "KD, offline", "LR, offline", "KD, online")
-    for text, point in zip(told.groups(), points, strict=False):
+    for text, point in zip(printed.groups(), points, strict=False):
         assert rounds_to(text, seconds[point])
-    assert rounds_to(told[5], seconds["KD, online"] - seconds["KD, offline"])
+    assert rounds_to(printed[5], seconds["KD, online"] - seconds["KD, offline"])
     cache_seconds = 408
     assert f"took {cache_seconds} s of the two cores" in prose("docs/results/study.md")
     saved = seconds["KD, online"] - seconds["KD, offline"]
@@ -189,6 +189,6 @@ def test_intervals_in_words_are_of_the_tables(page):
         pytest.skip(f"no page {page}")
     known = list(all_found())
     mirrored = [(-mean, -high, -low) for mean, low, high in known]  # "below" instead of "above"
-    told = [match.group("mean", "low", "high") for match in INTERVAL.finditer(prose(page))]
-    unknown = [one for one in told if not any(says(one, v) for v in chain(known, mirrored))]
+    printed = [match.group("mean", "low", "high") for match in INTERVAL.finditer(prose(page))]
+    unknown = [one for one in printed if not any(says(one, v) for v in chain(known, mirrored))]
     assert not unknown, "not in the tables of differences"

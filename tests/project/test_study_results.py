@@ -61,8 +61,8 @@ def test_the_gains_say_what_numpy_and_scipy_say():
             assert len(own) >= 5
             interval = scipy.stats.ttest_1samp(own, 0.0).confidence_interval(0.95)
             half = (interval.high - interval.low) / 2
-            told = [float(number) for number in cell.strip("*").split(" ± ")]
-            assert told == pytest.approx([own.mean(), half], abs=0.051)
+            printed = [float(number) for number in cell.strip("*").split(" ± ")]
+            assert printed == pytest.approx([own.mean(), half], abs=0.051)
             over_kd = scipy.stats.ttest_1samp((test[point] - test["KD"]).dropna(), 0.0)
             clear = point != "KD" and over_kd.confidence_interval(0.95).low > 0
             assert cell.startswith("**") == clear
@@ -134,10 +134,10 @@ def test_the_table_of_a_study_says_what_numpy_and_scipy_say(name):
     for point, row in zip(points, rows, strict=True):
         own = test[point].dropna()
         assert int(row[header.index("n")]) == len(own)
-        told = [float(number) for number in row[header.index("test")].split(" ± ")]
-        assert told[0] == pytest.approx(own.mean(), abs=0.0051)
+        printed = [float(number) for number in row[header.index("test")].split(" ± ")]
+        assert printed[0] == pytest.approx(own.mean(), abs=0.0051)
         if len(own) > 1:
-            assert told[1] == pytest.approx(np.std(own, ddof=1), abs=0.0051)
+            assert printed[1] == pytest.approx(np.std(own, ddof=1), abs=0.0051)
         for column, title in enumerate(header):
             shown = title.removeprefix("test, minus ")
             if shown == title:
@@ -162,10 +162,10 @@ def test_the_table_of_time_says_how_long_each_training_took():
         assert row[header.index("seconds")] == f"{sum(last) / len(last):.0f}"
 
 
-def _check_gain(told: str, differences: pd.Series) -> None:
-    numbers = [float(number) for number in re.findall(r"[+-]\d+\.\d+", told)]
+def _check_gain(printed: str, differences: pd.Series) -> None:
+    numbers = [float(number) for number in re.findall(r"[+-]\d+\.\d+", printed)]
     if not len(differences):
-        assert told == ""
+        assert printed == ""
         return
     assert numbers[0] == pytest.approx(differences.mean(), abs=0.0051)
     if len(differences) > 1:
@@ -194,15 +194,15 @@ def test_what_is_kept_of_a_teacher_is_of_one_network():
     assert (caches == 1).all()
 
 
-def test_runs_on_other_processors_are_told():
+def test_runs_on_other_processors_are_listed():
     _, rows = cells_of(tables.machines())
-    told = {(study, name) for study, *_, variants in rows for name in variants.split("; ")}
+    printed = {(study, name) for study, *_, variants in rows for name in variants.split("; ")}
     for name in (name for name in STUDIES if name != store.TIMED):
         frame = store.runs_of(name)
         others = frame[frame["device"] != "AMD EPYC, 1 thread, bf16"]
         title = tables.STUDY_NAMES.get(name, name)
         variants = set(map(names.variant_name, others["point"]))
-        assert {variant for study, variant in told if study == title} == variants
+        assert {variant for study, variant in printed if study == title} == variants
         assert sum(int(row[3]) for row in rows if row[0] == title) == len(others)
 
 
@@ -220,21 +220,21 @@ def test_students_of_several_teachers_are_compared_with_kd_of_their_own(monkeypa
         monkeypatch.setattr(module, "runs_of", lambda _: frame)
     monkeypatch.setattr(tables, "sweep_of", lambda _: wanted)
     header, lines = cells_of(tables.table("teachers"))
-    told = {
+    printed = {
         point: dict(zip(header, line, strict=True))
         for point, line in zip(points, lines, strict=True)
     }
-    assert [told[point]["teacher, test"] for point in points] == [
+    assert [printed[point]["teacher, test"] for point in points] == [
         "",
         *["90.00"] * 2,
         *["70.00"] * 2,
     ]
-    assert told["good: KD"]["test, minus KD"] == told["bad: KD"]["test, minus KD"] == ""
+    assert printed["good: KD"]["test, minus KD"] == printed["bad: KD"]["test, minus KD"] == ""
     test = frame.pivot_table(index="seed", columns="point", values="test_accuracy") * 100
-    _check_gain(told["good: LR"]["test, minus KD"], test["good: LR"] - test["good: KD"])
-    _check_gain(told["bad: LR + DS"]["test, minus KD"], test["bad: LR + DS"] - test["bad: KD"])
+    _check_gain(printed["good: LR"]["test, minus KD"], test["good: LR"] - test["good: KD"])
+    _check_gain(printed["bad: LR + DS"]["test, minus KD"], test["bad: LR + DS"] - test["bad: KD"])
     _check_gain(
-        told["bad: LR + DS"]["test, minus no teacher"], test["bad: LR + DS"] - test["plain"]
+        printed["bad: LR + DS"]["test, minus no teacher"], test["bad: LR + DS"] - test["plain"]
     )
     where, gain, below, above = figures.against_plain(frame, "bad: LR + DS")
     difference = test["bad: LR + DS"] - test["plain"]
@@ -296,19 +296,19 @@ def study(digits_copy: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return config
 
 
-def test_results_of_parts_add_up_and_what_is_left_is_told(study, capsys):
+def test_results_of_parts_add_up_and_what_is_left_is_listed(study, capsys):
     left = store.left()
-    assert left.startswith("small: 0 of 4 runs are kept\n")
+    assert left.startswith("small: 0 of 4 runs are stored\n")
     assert '  --point "plain" --seed 0 --seed 1\n' in left
     sweep.execute(study, Part(points=("plain",)))
     store.collect(study.workspace)
-    assert store.left() == 'small: 2 of 4 runs are kept\n  --point "KD" --seed 0 --seed 1'
+    assert store.left() == 'small: 2 of 4 runs are stored\n  --point "KD" --seed 0 --seed 1'
     table = study.workspace / "sweeps" / "small" / "results.parquet"
     table.unlink()  # as in another workspace
     sweep.execute(study, Part(points=("KD",), seeds=(1,)))
     store.collect(study.workspace)
-    assert "small: 1 runs of" in capsys.readouterr().out
-    assert store.left() == 'small: 3 of 4 runs are kept\n  --point "KD" --seed 0'
+    assert "small: 1 run of" in capsys.readouterr().out
+    assert store.left() == 'small: 3 of 4 runs are stored\n  --point "KD" --seed 0'
     kept = store.runs_of("small")
     assert kept[store.KEY].values.tolist() == [["plain", 0], ["plain", 1], ["KD", 1]]
     for path in study.runs_folder.glob("student-*"):
@@ -367,7 +367,7 @@ def test_students_of_a_teacher_that_was_trained_again_take_the_places_of_all(
     both = pd.concat([both, both.assign(seed=1)]).assign(cache="another", run="another")
     both.to_parquet(store.KEPT / "small.parquet", index=False)
     store.collect(config.workspace)
-    assert "1 runs are of a teacher `own` that is not the one whose 2 students" in (
+    assert "left out 1 run of a teacher `own` that is not the teacher of the 2 stored students" in (
         capsys.readouterr().out
     )
     assert set(store.runs_of("small")["cache"]) == {"another"}
