@@ -11,7 +11,6 @@ import pytest
 import scipy.stats
 
 from benchmarks.study import differences, names, store
-from tests.support.documentation import ROOT, cells_of, read
 from tests.project.study_claims import (
     CLEAR,
     NOISE,
@@ -23,6 +22,7 @@ from tests.project.study_claims import (
     Recorded,
     Value,
 )
+from tests.support.documentation import ROOT, cells_of, read
 
 NUMBER = r"[+-]?\d+\.\d+"
 GROUP = r"(\d+(?:\.\d+)?)"
