@@ -1,0 +1,44 @@
+"""The claims at the top of the page on performance are of the tables below them."""
+
+import re
+
+from tests.support.cases import looped
+from tests.support.documentation import cells_of, read
+
+PAGE = "docs/performance.md"
+CLAIMS = {
+    "A training step is as fast": (("heartcut / resident", 1),),
+    "A training step is faster": (("heartcut / field", 2), ("heartcut / field", 1)),
+    "The loader is faster": (
+        ("+ soft labels, 256 features, 1,000 classes", 2),
+        ("+ top 16 of 100 classes", 2),
+    ),
+    "`cache-teacher` is as fast": (("`cache_teacher.py --samples 15360`", 3),),
+    "Exact influence is faster": (("exact solve and scores", 2),),
+    "Commands start fast": (("0.10 |", 0), ("0.10 |", 11)),
+}
+"""Beginning of a claim -> row and column of each of its numbers."""
+
+
+@looped("claim", CLAIMS)
+def test_a_claim_is_the_number_of_its_table(claim):
+    (row,) = lines(claim)
+    found = re.findall(r"\d+(?:\.\d+)?", row.split(" | ")[1])
+    for printed, (start, column) in zip(found, CLAIMS[claim], strict=True):
+        (line,) = lines(start)
+        measured = re.search(r"\d+(?:\.\d+)?", line.strip("| ").split(" | ")[column])
+        assert measured is not None
+        decimals = len(printed.partition(".")[2])
+        assert f"{float(measured[0]):.{decimals}f}" == printed, claim
+
+
+def lines(start: str) -> list[str]:
+    return [line for line in read(PAGE).splitlines() if line.startswith(f"| {start}")]
+
+
+def test_the_bytes_an_image_are_between_the_claimed_ones():
+    section = read(PAGE).split("## Memory")[1].split("\n\n")
+    table = next(block for block in section if block.startswith("| stage"))
+    _, rows = cells_of(table)
+    kilobytes = [float(row[-1].replace(",", "")) / 1000 for row in rows]
+    assert f"{min(kilobytes):.1f} to {max(kilobytes):.1f} kB an image" in read(PAGE)
