@@ -2,9 +2,9 @@
 
 `make pictures` runs the demo, then this module, which draws the charts of the study and photographs
 the demo's report. It writes docs/images/pictures.json: the digests of configurations (with their
-defaults) and of stored results behind each picture. A test compares these with today's.
+defaults), of stored results and of code behind each picture. A test compares these with today's.
 
-python -m scripts.pictures [PART ...]  # parts: study, report; by default all
+python -m scripts.pictures [PART ...]  # parts: pipeline, study, report; by default all
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.study import figures, store
+from scripts import pipeline_picture
 from stages.config.file import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,11 @@ def record_of(part: Part) -> dict[str, object]:
     """Names of the pictures and digests of what they show."""
     names = sorted(path.name for path in FOLDER.glob(part.pictures))
     return {"pictures": names, "inputs": part.inputs()}
+
+
+def inputs_of_pipeline() -> dict[str, str]:
+    """The script that holds the drawing."""
+    return dict([digest_of_file(Path(pipeline_picture.__file__))])
 
 
 def inputs_of_study() -> dict[str, str]:
@@ -122,6 +128,9 @@ def faults() -> Iterator[str]:
 
 
 PARTS = {
+    "pipeline": Part(
+        pictures="pipeline.svg", inputs=inputs_of_pipeline, draw=pipeline_picture.draw
+    ),
     "study": Part(pictures="study-*.svg", inputs=inputs_of_study, draw=figures.draw),
     "report": Part(pictures="report*.png", inputs=inputs_of_report, draw=photograph_report),
 }

@@ -1,4 +1,4 @@
-"""Draw the pipeline of docs/how-it-works.md: `python scripts/pictures/pipeline.py`.
+"""Draw the pipeline of docs/how-it-works.md: `python -m scripts.pictures pipeline`.
 
 The drawing has its own background, so it is readable on light and dark pages. It is narrow, so its
 text is readable on a phone.
@@ -7,7 +7,7 @@ text is readable on a phone.
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-PICTURE = Path(__file__).parents[2] / "docs" / "images" / "pipeline.svg"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "pipeline.svg"
 WIDTH, HEIGHT = 400, 668
 TITLE = "The pipeline of heartcut"
 DESCRIPTION = (
@@ -101,6 +101,6 @@ def picture() -> str:
     )
 
 
-if __name__ == "__main__":
+def draw() -> None:
+    """Write the drawing to `docs/images`."""
     PICTURE.write_text(picture())
-    print(PICTURE)
