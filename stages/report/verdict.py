@@ -51,9 +51,14 @@ def _sentence(subjects: Subjects) -> str:
         return f"{_named(best)} reaches {accuracy} on the test images."
     if best is taught:
         return f"{_named(best)} reaches {accuracy} on the test images, {_judged(gain, NO_TEACHER)}."
-    return (
-        f"Training without a teacher is best, with {accuracy} on the test images. "
-        f"The best distilled student, {_named(taught)}, is {_judged(gain, 'that')}."
+    if best is subjects.untaught:
+        return (
+            f"Training without a teacher is best, with {accuracy} on the test images. "
+            f"The best distilled student, {_named(taught)}, is {_judged(gain, 'that')}."
+        )
+    return (  # of another network, so the gain has another reference
+        f"{_named(best)} reaches {accuracy} on the test images, without a teacher. The best "
+        f"distilled student, {_named(taught)}, is {_judged(gain, f'{NO_TEACHER} of its network')}."
     )
 
 
@@ -111,12 +116,10 @@ def _basis(subjects: Subjects, gain: Gain | None) -> Iterator[str]:
 
 def _accuracy(subjects: Subjects) -> Tile:
     best, lines = subjects.best, []
-    gain = None
-    if subjects.untaught is not None and best is not subjects.untaught:
-        gain = gain_over(best, subjects.untaught, num_test=subjects.num_test)
-    if gain is not None:
+    gain = over_no_teacher(subjects)
+    if gain is not None and best is subjects.best_taught:
         lines.append(_signed(gain, NO_TEACHER))
-    elif subjects.best_taught not in (None, best):
+    elif subjects.best_taught is not None and best is not subjects.best_taught:
         accuracy = percent(mean_accuracy(subjects.best_taught), digits=1)
         lines.append(f"best distilled student: {accuracy}")
     against_teacher = over_teacher(subjects, best)
