@@ -17,8 +17,8 @@ from stages.config.file import load_config
 from stages.config.root import Config
 
 _NAMES_OF_REVISION: Final = {
-    "wrong": "LR of wrong rows",
-    "all": "LR",
+    "wrong": "label revision of wrong samples",
+    "all": "label revision",
     "swap": "swap",
     "drop-wrong": "drop wrong",
 }
@@ -185,13 +185,13 @@ def _name(run: Run) -> str:
     """Name a run by its method, label revision and selection."""
     result = run.result
     if result.method is None:
-        return f"{result.arch}, {'plain' if is_student(run) else 'teacher'}"
+        return f"{result.arch}, {'no teacher' if is_student(run) else 'teacher'}"
     parts = [result.method.upper()]
     labels, chosen = soft_labels_of(run), _selection_record_of(run)
     if labels is not None:
         made = labels.identity
         parts += [_NAMES_OF_REVISION[made.revision]] if made.revision != "none" else []
-        parts += ["repaired"] if made.repair is not None else []
+        parts += ["repaired head"] if made.repair is not None else []
         parts += ["clean view"] if made.views == (0,) else []
     if chosen is not None and chosen.identity.strategy != "all":
         share = 100 * result.num_distilled / result.num_training_samples

@@ -474,7 +474,11 @@ def test_damaged_predictions_are_made_again(compared, caplog):
 def test_single_runs_get_names_from_what_was_done(compared, tmp_path):
     runs = sorted(compared.runs_folder.glob("student-*"))
     text = report.execute(runs, ReportSettings(output=tmp_path / "runs.html")).read_text()
-    students = {"resnet8a, plain", "resnet8a, KD", "resnet8a, KD + LR + influence 60 %"}
+    students = {
+        "resnet8a, no teacher",
+        "resnet8a, KD",
+        "resnet8a, KD + label revision + influence 60 %",
+    }
     assert students | {"teacher"} == set(rows_of(text))
 
 
@@ -648,7 +652,7 @@ def test_a_teacher_is_no_plain_student(compared):
     teacher = next(compared.runs_folder.glob("teacher-*"))
     plain = runs_of(compared, method=None)[0].path
     groups = find_runs([teacher, plain], []).groups
-    assert [group.name for group in references(groups, ())] == ["resnet8a, plain"]
+    assert [group.name for group in references(groups, ())] == ["resnet8a, no teacher"]
 
 
 def test_means_of_several_numbers_of_epochs_have_no_number_in_their_title(compared):

@@ -395,8 +395,8 @@ def test_the_numbers_of_runs_are_those_of_their_files(work):
         assert number["num"] == 2
         assert number["mean"] == pytest.approx(mean(values), rel=1e-12)
         assert number["sd"] == pytest.approx(stdev(values), rel=1e-9, abs=1e-15)
-    plain = next(group for group in found["groups"] if "plain" in group["name"])
-    assert plain["numbers"]["teacher_agreement_test"]["num"] in (0, 1)
+    alone = next(group for group in found["groups"] if "no teacher" in group["name"])
+    assert alone["numbers"]["teacher_agreement_test"]["num"] in (0, 1)
 
 
 def test_the_text_of_several_runs_has_means_and_deviations_side_by_side(work):
