@@ -5,7 +5,7 @@
 Clones this repository, runs `make demo` there, and then the commands of docs/your-images.md in that
 clone, with its configuration and a teacher that it trains. FOLDER holds train/<class>/<image> and
 test/<class>/<image>; without it the digits of scikit-learn are written as PNG files. Set-up is
-whatever this machine lacks.
+everything that this machine lacks.
 """
 
 import argparse

@@ -17,7 +17,7 @@ PICTURES = {
 }
 """Name -> width, height, colours, place in the page."""
 COLOURS = 128
-"""Of the palette of the files: text stays sharp, and a picture is about 100 kB."""
+"""Colours in the palette of a file: text stays sharp, and a picture is about 100 kB."""
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ ARROWS = {
     "commands": {"stages", "pipeline.runtime"},  # a command joins its ranks before its stage
     "cli": {"commands", "stages"},
 }
-"""Package -> packages that it may import, beside itself and the ground."""
+"""Package -> packages that it may import, apart from itself and the ground."""
 INSIDE_ARTEFACTS = {
     "objects": {"publishing"},
     "cache": {"objects", "publishing", "records", "dataset", "zarr_arrays", "zarr_store"},

@@ -46,7 +46,7 @@ from tests.support.workspaces import TINY, linked_copy, tables_in
 
 BLOCKS = all_blocks()
 BUCKET, CACHE_ID = "s3://team/caches", "0a7e1c919380"
-"""What pages call the team's place, and a cache."""
+"""Names of the team's place and of a cache on the pages."""
 FEWER = re.compile(r'^"(KD|label revision)" = .*\n', re.MULTILINE)
 """Variants of the demo that a test has no time for."""
 OF_OTHERS = re.compile(r"train_student\.arch=(timm|torchvision):")
@@ -65,7 +65,7 @@ def small(toml: str) -> str:
 
 
 def is_whole(block: Block) -> bool:
-    """Whether a TOML block is a whole configuration, which the page calls my.toml from there on."""
+    """True if a TOML block is a whole configuration, which the page then calls my.toml."""
     return block.text.startswith("workspace = ")
 
 
@@ -138,7 +138,7 @@ class Reader:
         tree = tomllib.loads(block.text)
         try:
             config_from_tree(tree, origin=block.place)
-        except ConfigError:  # goes on where the fragment before it ended
+        except ConfigError:  # continues the fragment before it
             tree = merged(self.before, tree)
             config_from_tree(tree, origin=block.place)
         self.before = tree
@@ -184,13 +184,13 @@ class Reader:
         assert done.code == 0, (words, done.err)
 
     def local(self, word: str) -> str:
-        """A word with the folder that stands for the bucket, and the cache that lies there."""
+        """A word with the folder that stands for the bucket, and the cache in it."""
         if CACHE_ID in word:
             word = word.replace(CACHE_ID, self.cache_id())
         return word.replace(BUCKET, str(self.workspace / "team"))
 
     def cache_id(self) -> str:
-        """Of the cache of the training images of my.toml."""
+        """ID of the cache of the training images of my.toml."""
         from pipeline.artefacts.cache.teacher_cache import TeacherCache
 
         folder = load_config(self.workspace / "my.toml").caches_folder
@@ -209,9 +209,9 @@ def merged(first: dict[str, object], second: dict[str, object]) -> dict[str, obj
 
 
 def made_by(arguments: list[str]) -> list[list[str]]:
-    """What `heartcut` is called with by a make target."""
+    """Arguments of `heartcut` in a make target."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-    told = subprocess.run(
+    done = subprocess.run(
         ["make", "--dry-run", *arguments],
         cwd=ROOT,
         env=environment,
@@ -219,8 +219,8 @@ def made_by(arguments: list[str]) -> list[list[str]]:
         text=True,
         check=False,
     )
-    assert told.returncode == 0, (arguments, told.stderr)
-    words = [command for block in [_as_block(told.stdout)] for command in block.commands]
+    assert done.returncode == 0, (arguments, done.stderr)
+    words = [command for block in [_as_block(done.stdout)] for command in block.commands]
     called = [heartcut_arguments(line) for line in words if line[0].endswith("bin/heartcut")]
     # What stands within $( ) is a command too, and its bracket no argument.
     return [[word for word in command if word != ")"] for command in called if command]
@@ -358,7 +358,7 @@ SPEEDS = {
     r"solved and scored, takes ([\d.]+) s": ("exact solve and scores, given the head", 1),
     r"where kronfluence takes (\d+\.\d)": ("kronfluence 1.0.1, EK-FAC factors and scores", 1),
 }
-"""What README says of speed -> row and column of the page on performance."""
+"""Claims of README about speed -> row and column of the page on performance."""
 
 
 @looped("words", SPEEDS)

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ArtefactNotFound, ConfigError
 from stages.config.file import config_from_tree, load_config, with_overrides
+from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.config.training import OptimiserConfig
 from tests.support.cases import looped
@@ -312,6 +314,24 @@ def test_a_message_can_name_the_command_with_the_file_and_its_overrides(tmp_path
     )
     assert variant.command("prepare") == f"heartcut prepare '{path}' --set 'workspace=my work'"
     assert Config().command("prepare") == "heartcut prepare CONFIG"
+
+
+@with_complete_commands
+def failing_stage(config: Config, cause: str) -> None:
+    raise ArtefactNotFound(
+        f"{cause} is missing. Run `heartcut select`, or `heartcut cache list x`."
+    )
+
+
+def test_errors_of_a_stage_name_complete_commands(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("[select]\neta = 0.5\n")
+    config = load_config(path, overrides=["workspace=w", "train_student.seed=1"])
+    expected = f"Run `heartcut select {path} --set workspace=w`, or `heartcut cache list x`."
+    with pytest.raises(ArtefactNotFound, match=re.escape(f"table is missing. {expected}")):
+        failing_stage(config, "table")
+    with pytest.raises(ArtefactNotFound, match=r"Run `heartcut select`, or"):
+        failing_stage(Config(), cause="table")
 
 
 def test_a_configuration_cannot_be_changed():

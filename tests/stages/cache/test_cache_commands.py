@@ -439,7 +439,7 @@ def test_gc_removes_old_unfinished_files_that_are_not_part_of_a_cache(littered):
     assert out_of("gc", littered["folder"]).strip() == "0 bytes can be removed with --delete"
 
 
-def test_gc_takes_a_cache_without_a_seal_only_if_asked_and_if_nobody_writes_there(littered):
+def test_gc_takes_a_cache_without_a_seal_only_if_asked_and_if_it_is_not_in_use(littered):
     out_of("gc", "--delete", "--unsealed", littered["folder"])
     assert littered["unsealed"].exists()  # somebody wrote there a moment ago
     littered["young"].unlink()

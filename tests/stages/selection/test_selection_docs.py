@@ -41,7 +41,7 @@ def title(block: str) -> str:
 
 @dataclass(frozen=True)
 class Ran:
-    """What an example leaves behind."""
+    """Results of an example."""
 
     table: SelectionTable
     folder: Path
