@@ -14,7 +14,6 @@ run changes nothing.
 import argparse
 import io
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +71,14 @@ def scans(*, seed: int, noise: float) -> NDArray[np.uint8]:
     return noisy.round().clip(0, 255).astype(np.uint8)
 
 
-def split(
-    labels: NDArray[np.int64], *, seed: int, counts: Mapping[str, int] = COUNTS
-) -> dict[str, NDArray[np.int64]]:
-    """Deal the digits to the folders of ``counts``, and what is left to `TEST`.
+def split(labels: NDArray[np.int64], *, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Deal the digits to the folders of `COUNTS`, and what is left to `TEST`.
 
     Every folder has every class, as often as all digits have it.
     """
     left = np.arange(len(labels))
     parts = {}
-    for name, count in counts.items():
+    for name, count in COUNTS.items():
         parts[name], left = train_test_split(
             left, train_size=count, stratify=labels[left], random_state=seed
         )

@@ -1,6 +1,6 @@
 """The demo on the splits that its page shows, and the choice of its settings on other splits.
 
-python -m benchmarks.study.demo choose   # tune the student without a teacher, then pick the images
+python -m benchmarks.study.demo choose   # tune the student without a teacher, then the noise
 python -m benchmarks.study.demo run      # train the demo's students on the shown splits
 python -m benchmarks.study.demo render   # stored results -> tables of docs/results/demo.md
 
@@ -8,7 +8,7 @@ A split is a seed of `scripts/demo_images.py`. Work is done below work/demo-spli
 command resumes there. Results are stored in docs/results/demo:
 
     baseline.csv    accuracy without a teacher, by peak rate and epochs, on images of no team
-    images.csv      test accuracy of three variants, by noise and number of training images
+    noise.csv       test accuracy of all variants, by noise
     students.csv    test accuracy of the demo's students on the shown splits
 
 Run it with OMP_NUM_THREADS=1, as `make demo` does.
@@ -28,7 +28,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.provenance import identity, short
 from scripts import demo_images
-from scripts.demo_images import COUNTS, NOISE, OTHER_TEST, SEED, TEST, TRAIN
+from scripts.demo_images import NOISE, OTHER_TEST, SEED, TEST, TRAIN
 from stages import compare, prepare, train_teacher
 from stages.caches import Caches
 from stages.config.file import load_config, with_overrides
@@ -44,19 +44,19 @@ OTHERS = (10, 11, 12)
 """Splits on which the settings were chosen."""
 SEEDS = "compare.seeds=[0, 1]"
 """Seeds of the students that the settings were chosen by."""
-RATES, EPOCHS = (0.05, 0.1, 0.2), (30, 60, 120)
+TUNED_AT = 45.0
+"""Noise at which the student without a teacher was tuned."""
+RATES, EPOCHS = (0.05, 0.1, 0.2), (30, 60)
 """Settings of the student without a teacher to choose from."""
-FIRST_GUESS = ("train_student.lr=0.1", "train_student.epochs=60")
-"""Settings of the students that the images were picked by."""
-IMAGES = ((30.0, 150), (45.0, 150), (60.0, 150), (45.0, 100), (45.0, 250))
-"""Noise and number of training images to choose from."""
+NOISES = (30.0, 45.0, 60.0)
+"""Standard deviations of the noise to choose from."""
 Row: TypeAlias = dict[str, object]
 
 
 def choose() -> None:
     """Store the results that the demo's settings were chosen by."""
     store("baseline", tuned_baseline())
-    store("images", picked_images())
+    store("noise", by_noise())
 
 
 def tuned_baseline() -> Iterator[Row]:
@@ -67,7 +67,7 @@ def tuned_baseline() -> Iterator[Row]:
     alone = 'compare.variants={"no teacher" = ["train_student.distil=false"]}'
     for split in OTHERS:
         folder = WORK / f"spare-{split}"
-        write_images(folder, split, noise=45.0, number=150, test=OTHER_TEST)
+        write_images(folder, split, noise=TUNED_AT, test=OTHER_TEST)
         for rate in RATES:
             for epochs in EPOCHS:
                 settings = (f"train_student.lr={rate}", f"train_student.epochs={epochs}")
@@ -75,21 +75,20 @@ def tuned_baseline() -> Iterator[Row]:
                 yield from students(config, split=split, lr=rate, epochs=epochs)
 
 
-def picked_images() -> Iterator[Row]:
-    """Students of all variants at every pair of `IMAGES`."""
-    for noise, number in IMAGES:
+def by_noise() -> Iterator[Row]:
+    """Students of all variants at every noise, with the rate and the epochs of the demo."""
+    for noise in NOISES:
         for split in OTHERS:
-            folder = WORK / f"images-{split}-{noise:g}-{number}"
-            write_images(folder, split, noise=noise, number=number)
-            config = config_of(split, folder, SEEDS, *FIRST_GUESS)
-            yield from students(config, split=split, noise=noise, number=number)
+            folder = WORK / f"images-{split}-{noise:g}"
+            write_images(folder, split, noise=noise)
+            yield from students(config_of(split, folder, SEEDS), split=split, noise=noise)
 
 
 def shown() -> Iterator[Row]:
     """The demo's students on every shown split."""
     for split in SHOWN:
-        folder = WORK / f"split-{split}"
-        write_images(folder, split, noise=NOISE, number=COUNTS[TRAIN])
+        folder = WORK / f"students-{split}"
+        write_images(folder, split, noise=NOISE)
         yield from students(config_of(split, folder), split=split)
 
 
@@ -155,19 +154,18 @@ def teacher_of(split: int) -> tuple[Path, Run]:
     return Path(shutil.copy(run.weights, folder / "teacher.safetensors")), run
 
 
-def write_images(folder: Path, split: int, *, noise: float, number: int, test: str = TEST) -> None:
+def write_images(folder: Path, split: int, *, noise: float, test: str = TEST) -> None:
     """Write the user's images of a split.
 
     Args:
         folder: where `images` is written.
         split: seed of `scripts/demo_images.py`.
         noise: standard deviation; a white pixel is 255.
-        number: training images.
         test: the part of the split that becomes the test images.
     """
     labels = load_digits().target
     scans = demo_images.scans(seed=split, noise=noise)
-    parts = demo_images.split(labels, seed=split, counts={**COUNTS, TRAIN: number})
+    parts = demo_images.split(labels, seed=split)
     files: dict[str, bytes] = {}
     for name, rows in ((TRAIN, parts[TRAIN]), (TEST, parts[test])):
         files |= demo_images.class_folders(name, rows, images=scans, labels=labels)

@@ -54,21 +54,21 @@ def baseline(frame: pd.DataFrame) -> str:
     return markdown_table([header, *rows], aligned=False)
 
 
-def images(frame: pd.DataFrame) -> str:
-    """Mean accuracies of teacher and variants for every noise and number of images."""
-    header = ("noise", "images", "teacher", *VARIANTS, f"minus {NO_TEACHER}", f"minus {KD}")
+def noise(frame: pd.DataFrame) -> str:
+    """Mean accuracies of teacher and variants at every noise."""
+    header = ("noise", "teacher", *VARIANTS, f"minus {NO_TEACHER}", f"minus {KD}")
     rows = []
-    for (noise, number), own in frame.groupby(["noise", "number"]):
+    for deviation, own in frame.groupby("noise"):
         means = own.groupby("variant")["test_accuracy"].mean()
         gains = (
             percentage_points(means[REVISION] - means[name], None, None) for name in VARIANTS[:2]
         )
         teacher = percent(own["teacher_accuracy"].mean())
-        rows.append((f"{noise:g}", str(number), teacher, *map(percent, means[[*VARIANTS]]), *gains))
+        rows.append((f"{deviation:g}", teacher, *map(percent, means[[*VARIANTS]]), *gains))
     return markdown_table([header, *rows], aligned=False)
 
 
-TABLES = {"students": students, "baseline": baseline, "images": images}
+TABLES = {"students": students, "baseline": baseline, "noise": noise}
 """Name of the stored results and of the table -> what makes the table."""
 
 

@@ -63,7 +63,9 @@ def test_the_same_seed_writes_the_same_files_and_another_one_other_files(files):
     assert demo_images.demo_files() == files
     assert demo_images.demo_files(seed=1).keys() != files.keys()
     digest = hashlib.sha256(b"".join(files[path] for path in sorted(files)))
-    assert digest.hexdigest()[:12] == "DIGEST", "docs/results/demo has results of other images"
+    assert digest.hexdigest()[:12] == "13059ab76b57", (
+        "docs/results/demo has results of other images"
+    )
 
 
 def test_only_the_images_of_the_worse_scanner_are_noisy(files, tmp_path):
@@ -115,6 +117,7 @@ def demo(files, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_shortened_demo_ends_with_a_table_and_a_report(demo, monkeypatch):
     monkeypatch.chdir(demo)
     compared = heartcut("compare", DEMO, *SHORT)
@@ -127,8 +130,8 @@ def test_a_shortened_demo_ends_with_a_table_and_a_report(demo, monkeypatch):
     assert str(report) in reported.out
     assert "label revision" in report.read_text()
     runs = comparison.read(Path("work/demo"))
-    tested = {name: Run.open(own[0]).result.num_training_samples for name, own in runs.items()}
-    assert set(tested.values()) == {135}, "150 images, less a tenth that is held out"
+    trained = {Run.open(own[0]).result.num_training_samples for own in runs.values()}
+    assert trained == {130}, "150 images, less two of each class that are held out"
 
 
 def test_the_configuration_names_the_normalisation_of_the_other_team(demo):
