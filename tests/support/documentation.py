@@ -24,7 +24,11 @@ REASONS = (
     "changes the machine",
     "does not end by itself",
 )
-SHELL, TOML, PYTHON, SQL, OUTPUT, NOT_RUN = "shell", "toml", "python", "sql", "output", "not run"
+SHELL, TOML, PYTHON, SQL, NOT_RUN = "shell", "toml", "python", "sql", "not run"
+OUTPUT, MESSAGE, EXAMPLE = "output", "message", "example"
+KINDS = (SHELL, TOML, PYTHON, SQL, NOT_RUN, OUTPUT, MESSAGE, EXAMPLE)
+EXAMPLES = ("a formula", "a folder", "a file", "a drawing")
+"""Texts that no command prints."""
 LANGUAGES = {
     **dict.fromkeys(("sh", "console"), SHELL),
     **{"toml": TOML, "python": PYTHON, "sql": SQL, "text": OUTPUT},
@@ -77,13 +81,20 @@ class Block:
         """Treatment of the block by the tests."""
         if self.reason:
             return NOT_RUN
-        if self.comment == "output":
-            return OUTPUT
+        if self.comment in (OUTPUT, MESSAGE):
+            return self.comment
+        if self.comment.startswith("example"):
+            return self._example()
         if self.language:
             if self.language not in LANGUAGES:
                 raise Undecided(f"{self.place}: no decision for the language {self.language!r}")
             return LANGUAGES[self.language]
         return self._kind_of_indented()
+
+    def _example(self) -> str:
+        if self.comment.removeprefix("example: ") not in EXAMPLES:
+            raise Undecided(f"{self.place}: {self.comment!r} (expected one of {EXAMPLES})")
+        return EXAMPLE
 
     def _kind_of_indented(self) -> str:
         if self.text.split()[0] in PROGRAMS:
@@ -92,17 +103,32 @@ class Block:
             tomllib.loads(self.text)
         except tomllib.TOMLDecodeError as error:
             raise Undecided(
-                f"{self.place} is neither a command nor TOML: mark it <!-- output --> or "
-                "<!-- not run: REASON -->"
+                f"{self.place} is neither a command nor TOML: mark it <!-- output -->, "
+                "<!-- message -->, <!-- example: REASON --> or <!-- not run: REASON -->"
             ) from error
         return TOML
 
     @property
     def commands(self) -> list[list[str]]:
         """Words of every command, without prompts and comments."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        words = [shlex.split(line.strip().removeprefix("$ "), comments=True) for line in lines]
+        words = [shlex.split(line.removeprefix("$ "), comments=True) for line in self._lines()]
         return [line for line in words if line]
+
+    @property
+    def output(self) -> str:
+        """Lines that a block shows as printed: all of an output, and those without a prompt."""
+        if self.kind == OUTPUT:
+            return self.text
+        if self.language != "console":
+            return ""
+        return "\n".join(line for line in self._lines(prompted=False))
+
+    def _lines(self, *, prompted: bool = True) -> list[str]:
+        """Lines of commands, or those that follow them."""
+        lines = [line.strip() for line in self.text.replace("\\\n", " ").splitlines()]
+        if self.language != "console":
+            return lines
+        return [line for line in lines if line.startswith("$ ") == prompted]
 
 
 def blocks_of(page: str, text: str) -> list[Block]:
