@@ -21,7 +21,7 @@ MAX_MEAN_WORDS = 20
 """Words in the mean sentence of a page."""
 MAX_README_WORDS = 1300
 PRIVATE_WORDS = re.compile(
-    r"\b(tell|tells|told|mend|mends|mended|stranger|strangers|beyond doubt)\b", re.I
+    r"(?<!\.)\b(tell|tells|told|mend|mends|mended|stranger|strangers|beyond doubt)\b", re.I
 )
 CHECKED = ("*.md", "*.py", "*.toml", "*.html", "*.sh", "Makefile")
 MEANT = {"scripts/prose.py": "this list of the words"}

@@ -377,32 +377,6 @@ def test_a_new_block_needs_a_decision():
         assert block.kind
 
 
-SPEEDS = {
-    r"has ([\d.]+) of the speed of the same step": ("heartcut / resident, target 0.97", 1),
-    r"and ([\d.]+) to [\d.]+ times that of": ("heartcut / field, target 5 and 3.4", 2),
-    r"to ([\d.]+) times that of": ("heartcut / field, target 5 and 3.4", 1),
-    r"the loader is ([\d.]+) times": ("+ soft labels, 100 classes", 2),
-    r"`cache-teacher` has ([\d.]+) of": ("`cache_teacher.py --samples 15360`, resnet56a", 3),
-    r"solved and scored, takes ([\d.]+) s": ("exact solve and scores, given the head", 1),
-    r"where kronfluence takes (\d+\.\d)": ("kronfluence 1.0.1, EK-FAC factors and scores", 1),
-}
-"""Claims of README about speed -> row and column of the page on performance."""
-
-
-@looped("words", SPEEDS)
-def test_the_speeds_of_the_readme_are_those_of_the_page_on_performance(words):
-    text = " ".join(read("README.md").split())
-    said = re.search(words, text)
-    assert said is not None
-    row, column = SPEEDS[words]
-    (line,) = [x for x in read("docs/performance.md").splitlines() if x.startswith(f"| {row}")]
-    cell = line.strip("| ").split(" | ")[column]
-    measured = re.search(r"\d+(?:\.\d+)?", cell)
-    assert measured is not None
-    decimals = len(said[1].partition(".")[2])
-    assert f"{float(measured[0]):.{decimals}f}" == said[1]
-
-
 PRINTED = (
     "| KD             | 1 | 88.10 % | +1.2 (one common seed, no interval) |",
     "[2/5] cache-teacher work/digits/caches/0a7e1c919380: 1 view in 3.1 s, 812 kB",

@@ -20,6 +20,14 @@ CLAIMS = {
 """Beginning of a claim -> row and column of each of its numbers."""
 
 
+README_CLAIMS = {
+    r"has ([\d.]+) of the speed of the same step": ("heartcut / resident", 1),
+    r"is ([\d.]+) to [\d.]+ times as fast": ("heartcut / field", 2),
+    r"to ([\d.]+) times as fast": ("heartcut / field", 1),
+}
+"""Words of README -> row and column of their number."""
+
+
 @looped("claim", CLAIMS)
 def test_a_claim_is_the_number_of_its_table(claim):
     (row,) = lines(claim)
@@ -30,6 +38,17 @@ def test_a_claim_is_the_number_of_its_table(claim):
         assert measured is not None
         decimals = len(printed.partition(".")[2])
         assert f"{float(measured[0]):.{decimals}f}" == printed, claim
+
+
+@looped("words", README_CLAIMS)
+def test_a_claim_of_the_readme_is_the_number_of_its_table(words):
+    claimed = re.search(words, " ".join(read("README.md").split()))
+    assert claimed is not None
+    start, column = README_CLAIMS[words]
+    (line,) = lines(start)
+    measured = re.search(r"\d+(?:\.\d+)?", line.strip("| ").split(" | ")[column])
+    assert measured is not None
+    assert f"{float(measured[0]):.{len(claimed[1].partition('.')[2])}f}" == claimed[1]
 
 
 def lines(start: str) -> list[str]:

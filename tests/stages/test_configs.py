@@ -317,7 +317,7 @@ def test_a_message_can_name_the_command_with_the_file_and_its_overrides(tmp_path
 
 
 @with_complete_commands
-def failing_stage(config: Config, cause: str) -> None:
+def failing_stage(_config: Config, cause: str) -> None:
     raise ArtefactNotFound(
         f"{cause} is missing. Run `heartcut select`, or `heartcut cache list x`."
     )

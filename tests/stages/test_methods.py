@@ -81,18 +81,20 @@ def test_a_method_of_features_needs_a_cache_that_keeps_them(revised):
     )
     cache_teacher.execute(bare)
     select.execute(bare)
-    told = (
+    message = (
         r"rkd distils penultimate features, and the cache has none\. Set `cache_teacher\.features"
     )
-    with pytest.raises(ArtefactMismatch, match=told):
+    with pytest.raises(ArtefactMismatch, match=message):
         train_student.execute(student(bare, "rkd"))
 
 
 def test_a_selection_of_nothing_is_refused(revised):
     none = with_overrides(revised["dense"], ["select.threshold=1e9", "select.class_quota=0"])
     select.execute(none)
-    told = r"selects 0 of \d+ training samples \(expected at least 1 for strategy 'influence'\)\."
-    with pytest.raises(ArtefactMismatch, match=told):
+    message = (
+        r"selects 0 of \d+ training samples \(expected at least 1 for strategy 'influence'\)\."
+    )
+    with pytest.raises(ArtefactMismatch, match=message):
         train_student.execute(none)
 
 
