@@ -19,7 +19,7 @@ from stages.report.confusion import (
     MOST_CLASSES,
     Confusions,
     confusion_chart,
-    confusion_table,
+    confusion_list,
     confusions,
 )
 from stages.report.noise import binomial_half_width
@@ -69,19 +69,16 @@ def on_test(groups: Sequence[Group], dataset: Dataset) -> TestFrames:
 
 def answers_section(frames: TestFrames, subjects: Subjects) -> ReportSection:
     """Accuracy by class, and confusions."""
-    matrices = tuple(_confusions(frames, subjects))
-    is_small = len(subjects.class_names) <= MOST_CLASSES
-    charts = [_classes(frames, subjects)]
+    matrices = _confusions(frames, subjects)
     names = [printable(name) for name in subjects.class_names]
-    if is_small:
-        charts += [confusion_chart(found, names) for found in matrices]
+    shown = confusion_chart if len(names) <= MOST_CLASSES else confusion_list
+    charts = [_classes(frames, subjects), *(shown(found, names) for found in matrices)]
     return ReportSection(
         title="Predictions",
         intro=" ".join(
             filter(None, ("On the test images, all seeds together.", left_out(subjects)))
         ),
         charts=tuple(charts),
-        tables=() if is_small else tuple(confusion_table(found, names) for found in matrices),
     )
 
 

@@ -53,7 +53,7 @@ def confusion_chart(found: Confusions, class_names: Sequence[str]) -> Chart:
     )
 
 
-def confusion_table(found: Confusions, class_names: Sequence[str]) -> Table:
+def confusion_list(found: Confusions, class_names: Sequence[str]) -> Chart:
     """The mistakes that occur most often."""
     mistakes = found.counts.copy()
     np.fill_diagonal(mistakes, 0)
@@ -70,10 +70,11 @@ def confusion_table(found: Confusions, class_names: Sequence[str]) -> Table:
         for label, predicted in pairs
         if mistakes[label, predicted]
     ]
-    return Table(
-        header=("label", "predicted", "of the label's images"),
-        rows=rows,
-        note=f"The most frequent mistakes of {found.name}.",
+    return Chart(
+        title=f"Most frequent mistakes, {found.name}",
+        svg="",
+        note="Per cent of the images with the label.",
+        table=Table(header=("label", "predicted as", "images"), rows=rows),
     )
 
 

@@ -64,8 +64,10 @@ class Chart:
 
     title: str
     svg: str
+    """Empty: there is a table instead."""
     note: str
     legend: tuple[Key, ...] = ()
+    table: Table | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

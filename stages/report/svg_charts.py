@@ -14,7 +14,7 @@ from matplotlib import rcParams
 from matplotlib import style as styles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from pipeline.methods.metrics import Reliability
@@ -132,6 +132,8 @@ def line_chart(
                 low, high = scale * curve.low, scale * curve.high
                 axes.fill_between(curve.x, low, high, color=own.colour, alpha=0.15, linewidth=0)
         _label(axes, x=x, y=f"{y}, %" if percent else y)
+        if x == "epochs":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if not on_page:
             axes.legend(fontsize=8)
         return svg(figure)
