@@ -65,7 +65,7 @@ def all_found() -> Iterator[Found]:
 
 
 def rounds_to(text: str, value: float) -> bool:
-    """Whether a number of a page is this value, rounded to the digits of the page."""
+    """True if a number of a page is this value, rounded to the digits of the page."""
     return abs(float(text) - value) <= 0.5001 * 10.0 ** -len(text.partition(".")[2])
 
 
