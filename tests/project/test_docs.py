@@ -22,6 +22,7 @@ import cli
 from scripts import demo_images
 from stages.config.file import ConfigError, config_from_tree, load_config, with_overrides
 from stages.config.root import Config
+from tests.project.shown_output import not_in_product, not_printed
 from tests.support.cases import looped
 from tests.support.commands import ROOT, Finished, heartcut
 from tests.support.documentation import (
@@ -45,7 +46,6 @@ from tests.support.documentation import (
     read,
 )
 from tests.support.image_folders import save_folder
-from tests.support.shown_output import not_in_product, not_printed
 from tests.support.workspaces import TINY, linked_copy, tables_in
 
 BLOCKS = all_blocks()

@@ -22,9 +22,9 @@ _DRAWN = re.compile(r"[\u2500-\u259f|]+")
 _RULE = re.compile(r":?-{3,}:?")
 _NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d[\d,_]*(?:\.\d+)?|nan|inf)(?:e[-+]?\d+)?(?![\w])")
 _SPREAD = re.compile(r"# ?\u00b1 ?#|# ?\[#, ?#\]|# \(one common seed, no interval\)")
-"""What several seeds have, and one seed in its place."""
+"""The spread over several seeds, and the note that replaces it for one seed."""
 _LAST = re.compile(r"mean of (?:last|#)")
-"""Epochs in a mean, of runs that differ in them or do not."""
+"""The number of epochs in a mean, if all runs share it and if not."""
 _UNIT = re.compile(r"# ?(?:[kMGT]i?B|bytes?|B)\b")
 _TIME = re.compile(r"# ?(?:h|min|s|ms)(?: # ?(?:h|min|s|ms))*\b")
 _PLURAL = re.compile(r"(?<=# )([a-z]{3,}?)s\b")
@@ -88,7 +88,7 @@ def _first_sentences() -> dict[str, re.Pattern[str]]:
 
 
 def _has_words(text: str) -> bool:
-    """Whether a text says something of its own, so that not every line could be made by it."""
+    """Check for at least two words: a pattern without words would match every line."""
     words = re.findall(r"[a-z]{2,}", text)
     return len(words) > 1 and sum(map(len, words)) > 8
 
