@@ -1,42 +1,36 @@
 """Commands in messages, complete enough to paste: with the configuration and its overrides.
 
-A stage does not know which file its configuration came from. The command does.
+Errors of a stage are complete already (`stages.config.origin`); this is for all other messages.
 """
 
 import logging
-import re
-import shlex
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+from stages.config import origin
+
 logger = logging.getLogger(__name__)
 
-_TAKE_A_CONFIGURATION = (
-    *("prepare", "train-teacher", "cache-teacher", "select", "train-student"),
-    *("compare", "sweep", "report", "cache estimate"),
-)
-_REMEDY = re.compile(rf"`heartcut ({'|'.join(_TAKE_A_CONFIGURATION)})(?=`| --)")
-"""A command in a message without its configuration."""
-_used: ContextVar[tuple[str, ...]] = ContextVar("used", default=())
-"""Arguments that name the configuration of this command; () before one is known."""
+_used: ContextVar[tuple[str, tuple[str, ...]]] = ContextVar("used", default=("", ()))
+"""The configuration of this command and its overrides; empty before one is known."""
 
 
 def begin() -> None:
     """Forget the configuration of an earlier command in this process."""
-    _used.set(())
+    _used.set(("", ()))
 
 
 def use(places: Sequence[Path | str], overrides: Sequence[str] | None) -> None:
     """Remember the configuration among ``places``, if there is one, and its overrides."""
     config = next((str(place) for place in places if str(place).endswith(".toml")), None)
     if config is not None:
-        _used.set((config, *(part for one in overrides or () for part in ("--set", one))))
+        _used.set((config, tuple(overrides or ())))
 
 
 def complete(message: str) -> str:
     """Add the configuration of this command to each remedy in ``message`` that lacks one."""
-    return _REMEDY.sub(lambda found: f"`{command_line(found[1])}", message)
+    return origin.complete(message, command_line)
 
 
 def suggest(command: str, *options: str) -> None:
@@ -46,4 +40,5 @@ def suggest(command: str, *options: str) -> None:
 
 def command_line(command: str, *options: str) -> str:
     """Write a command with the configuration of this one and the same overrides."""
-    return " ".join(["heartcut", command, *map(shlex.quote, [*_used.get(), *options])])
+    path, overrides = _used.get()
+    return origin.command_line(command, path, overrides, *options)

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -18,7 +18,12 @@ _NOT_READ = {
     "select": ("train_student", "compare", "sweep"),
 }
 """Tables that a command does not read, so its overrides can leave them out."""
-_BARE = re.compile(r"`heartcut (prepare|train-teacher|cache-teacher|select|train-student)`")
+_TAKE_A_CONFIGURATION = (
+    *("prepare", "train-teacher", "cache-teacher", "select", "train-student"),
+    *("compare", "sweep", "report", "cache estimate"),
+)
+_WITHOUT = re.compile(rf"`heartcut ({'|'.join(_TAKE_A_CONFIGURATION)})(?=`| --)")
+"""A command in a message without its configuration."""
 Configured = TypeVar("Configured", bound="WithOrigin")
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
@@ -53,15 +58,25 @@ class WithOrigin(Section):
         Overrides of tables that the stage does not read are left out. Settings that were built in
         Python have no file: CONFIG stands for it.
         """
-        last: dict[str, str] = {}
-        for override in self._overrides:
-            key = override.partition("=")[0].strip().replace("-", "_")
-            if key.partition(".")[0] not in _NOT_READ.get(stage, ()):
-                last.pop(key, None)
-                last[key] = override
-        parts = ["heartcut", stage, self._path or "CONFIG"]
-        parts += [part for override in last.values() for part in ("--set", override)]
-        return shlex.join(parts)
+        return command_line(stage, self._path or "CONFIG", self._overrides)
+
+
+def command_line(command: str, path: str, overrides: Iterable[str], *options: str) -> str:
+    """Write a command with a configuration, the overrides that it reads, and options, to paste."""
+    last: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0].strip().replace("-", "_")
+        if key.partition(".")[0] not in _NOT_READ.get(command, ()):
+            last.pop(key, None)
+            last[key] = override
+    parts = [path] if path else []
+    parts += [part for override in last.values() for part in ("--set", override)]
+    return " ".join(["heartcut", command, *map(shlex.quote, [*parts, *options])])
+
+
+def complete(message: str, command: Callable[[str], str]) -> str:
+    """Replace each command in ``message`` that has no configuration by what ``command`` gives."""
+    return _WITHOUT.sub(lambda found: f"`{command(found[1])}", message)
 
 
 def with_complete_commands(
@@ -74,12 +89,12 @@ def with_complete_commands(
     """
 
     @wraps(run)
-    def complete(config: Configured, /, *args: Rest.args, **others: Rest.kwargs) -> Result:
+    def completed(config: Configured, /, *args: Rest.args, **others: Rest.kwargs) -> Result:
         try:
             return run(config, *args, **others)
         except PipelineError as error:
             if config.has_file and len(error.args) == 1:
-                error.args = (_BARE.sub(lambda m: f"`{config.command(m[1])}`", str(error)),)
+                error.args = (complete(str(error), config.command),)
             raise
 
-    return complete
+    return completed

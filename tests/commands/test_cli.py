@@ -361,8 +361,8 @@ def test_a_repaired_head_is_asked_for_by_an_option(digits_copy, tiny_toml):
         (["--strategy", "random"], "select: fraction must be set for strategy = 'random'"),
         (["--repair", "all"], "select.repair is 'all': input should be 'none' or 'head'"),
         (["--name", "a/b"], "select.name is 'a/b'"),
-        (["--explain", "450"], "--explain 450: there is no such sample (expected 0 to 449)"),
-        (["--explain", "3", "--explain", "-1"], "--explain -1: there is no such sample"),
+        (["--explain", "450"], "--explain 450: sample 450 does not exist (expected 0 to 449)"),
+        (["--explain", "3", "--explain", "-1"], "--explain -1: sample -1 does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

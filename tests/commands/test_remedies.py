@@ -14,12 +14,12 @@ def forgotten():
     remedies.begin()
 
 
-def test_a_command_gets_the_configuration_and_its_overrides():
-    remedies.use(["my files/a.toml"], ["workspace=work/b", "select.eta=0.7"])
+def test_a_command_gets_the_configuration_and_the_overrides_that_it_reads():
+    remedies.use(["my files/a.toml"], ["workspace=work/b", "prepare.resize=8", "select.eta=0.7"])
     line = "no cache. Run `heartcut cache-teacher` first, or `heartcut cache info PLACE`."
     assert remedies.complete(line) == (
         "no cache. Run `heartcut cache-teacher 'my files/a.toml' --set workspace=work/b "
-        "--set select.eta=0.7` first, or `heartcut cache info PLACE`."
+        "--set prepare.resize=8` first, or `heartcut cache info PLACE`."
     )
 
 
