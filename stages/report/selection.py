@@ -36,11 +36,17 @@ def selection_section(table: SelectionTable, students: Sequence[str]) -> ReportS
     return ReportSection(
         title="Selection",
         intro=f"The selection of {', '.join(students)}." if students else "",
-        points=(("Estimate.", _estimate(record)), ("Decision.", _decision(record))),
+        points=_points(record),
         warnings=tuple(warnings_of_table(table)),
         charts=() if chart is None else (chart,),
         folded=folded,
     )
+
+
+def _points(record: SelectionRecord) -> tuple[tuple[str, str], ...]:
+    if record.identity.strategy == "all" and record.scores is None:
+        return (("Decision.", _decision(record)),)
+    return (("Estimate.", _estimate(record)), ("Decision.", _decision(record)))
 
 
 def _estimate(record: SelectionRecord) -> str:
@@ -67,9 +73,11 @@ def _decision(record: SelectionRecord) -> str:
     if dropped:
         text += f" The other {dropped:,} are trained on their true labels alone."
     if record.num_wrong:
+        all_of_them = record.num_wrong_selected == record.num_wrong
+        wrong = "all" if all_of_them else f"{record.num_wrong_selected:,}"
         text += (
-            f" The teacher gets {counted(record.num_wrong, 'sample')} wrong; "
-            f"{record.num_wrong_selected:,} of these are distilled."
+            f" The teacher gets {counted(record.num_wrong, 'sample')} wrong, and {wrong} of these "
+            "are distilled."
         )
     if record.num_not_cached:
         text += f" {counted(record.num_not_cached, 'sample')} had no cached teacher output."

@@ -81,7 +81,7 @@
       const error = sample.error === null ? "" : ` ± ${sample.error.toExponential(1)}`;
       box.append(make("div", "", `influence ${short(sample.influence)}${error}`));
     }
-    box.append(make("div", "note", sample.reason));
+    if (sample.reason !== "all") box.append(make("div", "note", sample.reason));
     box.append(make("div", "note", `sample ${sample.index}, key ${sample.key}`));
     return box;
   };
