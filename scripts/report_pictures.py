@@ -51,7 +51,9 @@ def take(browser: Browser, page_file: Path, name: str, path: Path) -> None:
         raise SystemExit(f"{name}: {found} pixels wide in a window of {width}; {messages}")
     page.screenshot(path=path)
     page.close()
-    Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    # The median cut would give the colours of small dots up for more greys.
+    picture = Image.open(path).convert("RGB")
+    picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
