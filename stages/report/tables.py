@@ -191,7 +191,7 @@ def _measurements(subjects: Subjects) -> Table:
         "test loss",
         "distilled",
         "parameters",
-        "seconds",
+        "training",
     )
     rows = [_measured(group, subjects) for group in subjects.groups]
     if subjects.teacher is not None:
