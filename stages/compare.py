@@ -182,7 +182,7 @@ def _cells(found: Comparison, name: str) -> tuple[str, ...]:
     return (
         name,
         str(accuracy.num),
-        percent_over_seeds(accuracy.mean, accuracy.std, unit="", digits=1),
+        percent_over_seeds(accuracy.mean, accuracy.std, unit=""),
         *(
             "-" if other == name else _difference(own, _by_seed(found.runs[other]))
             for other in found.baselines.values()
@@ -194,10 +194,10 @@ def _difference(own: Mapping[int, float], other: Mapping[int, float]) -> str:
     """Mean difference in points, with its 95 % interval where there are two seeds."""
     found = paired_difference(own, other)
     assert found.mean is not None, "all variants of a comparison have the same seeds"
-    mean = f"{100 * found.mean:+.1f}"
+    mean = f"{100 * found.mean:+.2f}"
     if found.low is None or found.high is None:
         return mean
-    return f"{mean} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"{mean} [{100 * found.low:.2f}, {100 * found.high:.2f}]"  # a + would not fit
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[int, float]:

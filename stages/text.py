@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-_LEAST_NAME: Final = 12
+_LEAST_NAME: Final = 8
 """Columns that wrapped names have at least."""
 
 
@@ -14,13 +14,12 @@ def percent(share: float | None, *, digits: int = 2) -> str:
 
 
 def percent_over_seeds(
-    mean: float | None, std: float | None, *, unit: str = " %", unknown: str = "-", digits: int = 2
+    mean: float | None, std: float | None, *, unit: str = " %", unknown: str = "-"
 ) -> str:
     """Format mean and standard deviation in per cent; for one seed only the mean."""
     if mean is None:
         return unknown
-    deviation = "" if std is None else f" ± {100 * std:.{digits}f}"
-    return f"{100 * mean:.{digits}f}{deviation}{unit}"
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}") + unit
 
 
 def percentage_points(mean: float, low: float | None, high: float | None) -> str:

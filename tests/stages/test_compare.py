@@ -1,6 +1,9 @@
 """Comparisons: named points on the engine of a sweep that stop at the first failure."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -8,9 +11,10 @@ from pipeline.artefacts import comparison
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.errors import PipelineError
+from pipeline.methods.paired_differences import paired_difference
 from pipeline.runtime.ranks import ALONE
 from stages import cache_teacher, compare, select, train_student
-from stages.config.file import config_from_tree
+from stages.config.file import config_from_tree, with_overrides
 from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.sweep.tasks import Students
@@ -51,6 +55,73 @@ def test_a_failing_run_stops_the_comparison_with_its_own_error(digits_copy, monk
         compare.execute(config)
     assert trained == [(0.1, 0), (0.1, 1)], "variant by variant, and nothing after the failure"
     assert comparison.read(config.workspace) == {}
+
+
+def result_of(seed: int, accuracy: float) -> Run:
+    result = SimpleNamespace(seed=seed, test_accuracy=accuracy)
+    return cast(Run, SimpleNamespace(result=result))
+
+
+@pytest.mark.parametrize("last", ["label revision + selection", "a" * 70], ids=["usual", "long"])
+def test_the_table_has_at_most_80_columns_and_paired_differences(last):
+    accuracies = {
+        "no teacher": (0.981, 0.979, 0.983),
+        "KD": (0.868, 0.858, 0.882),
+        last: (0.991, 0.987, 0.995),
+    }
+    runs = {
+        name: [result_of(seed, value) for seed, value in enumerate(values)]
+        for name, values in accuracies.items()
+    }
+    found = compare.Comparison(
+        runs=runs,
+        baselines={"no teacher": "no teacher", "KD": "KD"},
+        teacher="resnet20a, test accuracy 91.54 %",
+        workspace=Path("work"),
+    )
+    lines = compare.as_text(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    (kd,) = [line for line in lines if line.startswith("KD ")]
+    expected = paired_difference(
+        dict(enumerate(accuracies["KD"])), dict(enumerate(accuracies["no teacher"]))
+    )
+    numbers = [100 * float(value) for value in (expected.mean, expected.low, expected.high)]
+    assert kd.split()[1:] == [
+        *("3", "86.93", "±", "1.21"),
+        f"{numbers[0]:+.2f}",
+        f"[{numbers[1]:.2f},",
+        f"{numbers[2]:.2f}]",
+        "-",
+    ]
+
+
+def test_one_seed_has_no_interval_and_a_missing_baseline_no_column():
+    found = compare.Comparison(
+        runs={"a": [result_of(0, 0.5)], "KD": [result_of(0, 0.6)]},
+        baselines={"KD": "KD"},
+        teacher="t",
+        workspace=Path("work"),
+    )
+    lines = [line.split() for line in compare.as_text(found).splitlines()[1:4]]
+    assert lines == [
+        ["student", "seeds", "accuracy", "KD"],
+        ["a", "1", "50.00", "-10.00"],
+        ["KD", "1", "60.00", "-"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variants", "baselines"),
+    [
+        ({"x": ["train_student.distil=false"]}, {"no teacher": "x"}),
+        ({"x": [], "y": ["select.revision=none", "select.strategy=all"]}, {"KD": "y"}),
+        ({"x": ["select.revision=none"], "y": ["select.strategy=all"]}, {}),
+        ({"x": ["select.revision=none", "select.strategy=all", "train_student.method=nkd"]}, {}),
+    ],
+)
+def test_baselines_are_found_by_their_settings(variants, baselines):
+    configs = {name: with_overrides(Config(), overrides) for name, overrides in variants.items()}
+    assert compare._baselines(configs) == baselines
 
 
 def test_two_ranks_compare_together(digits_copy, tmp_path):

@@ -186,9 +186,9 @@ def test_compare_prints_every_variant_with_its_seeds(digits_copy, tiny_toml, tmp
         ["student", "seeds", "accuracy", "no", "teacher"],
     ]
     assert [line.split("  ")[0] for line in lines[2:4]] == ["plain", "all of it"]
-    assert all(re.search(r"  2 +\d+\.\d ± \d+\.\d  ", line) for line in lines[2:4])
+    assert all(re.search(r"  2 +\d+\.\d\d ± \d+\.\d\d  ", line) for line in lines[2:4])
     assert lines[2].endswith("  -")
-    assert re.search(r"  [+-]\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]$", lines[3])
+    assert re.search(r"  [+-]\d+\.\d\d \[-?\d+\.\d\d, -?\d+\.\d\d\]$", lines[3])
     assert lines[-2].startswith("Teacher: resnet8a of teacher-s0-")
     assert all(len(line) <= 80 for line in lines[:-1])
     again = heartcut("compare", file, *options_of(digits_copy), quiet=False)

@@ -52,6 +52,17 @@ def test_columns_are_aligned_and_lines_have_no_space_at_the_end():
     ]
 
 
+def test_long_names_continue_in_the_next_line_where_the_width_is_limited():
+    rows = [("student", "n"), ("label revision + selection", "3"), ("a", "12")]
+    assert text_table(rows, width=20).splitlines() == [
+        "student           n",
+        "label revision +  3",
+        "  selection",
+        "a                 12",
+    ]
+    assert text_table(rows, width=80) == text_table(rows)
+
+
 def test_an_aligned_table_is_the_same_markdown():
     aligned, plain = markdown_table(ROWS), markdown_table(ROWS, aligned=False)
     assert aligned.splitlines()[1:3] == ["|-------------|-------|", "| a long name | 3     |"]
