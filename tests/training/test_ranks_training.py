@@ -229,7 +229,7 @@ def test_a_killed_rank_is_reported_and_the_same_command_resumes(
     ("codes", "rank", "printed"),
     [
         ({0: PEER_LOST, 1: -signal.SIGKILL}, 1, "rank 1 of 2 was ended by SIGKILL"),
-        ({0: PEER_LOST, 1: PEER_LOST}, 0, "rank 0 of 2 lost the connection to another one"),
+        ({0: PEER_LOST, 1: PEER_LOST}, 0, "rank 0 of 2 lost the connection to another rank"),
         ({0: PEER_LOST, 1: FAILED}, 1, "rank 1 of 2 failed, its traceback is above"),
     ],
 )
@@ -240,7 +240,7 @@ def test_the_launcher_reports_the_cause_once(capsys, codes, rank, printed):
     }
     found, failure = launch._cause(failures)
     assert found == rank
-    launch._tell(found, failure, processes=2)
+    launch._report(found, failure, processes=2)
     line = capsys.readouterr().err
     assert line.startswith(f"error: {printed}")
     assert line.count("\n") == 1

@@ -724,7 +724,7 @@ def test_a_range_leaves_the_rest_to_others_and_says_so(new_job, clean_roots):
 def test_an_invalid_range_is_rejected_in_one_line(new_job, wrong):
     job = new_job()
     line = heartcut(*job.command, f"--shard-range={wrong}").error_line
-    assert "is no range (expected FIRST:STOP" in line
+    assert "is not a range (expected FIRST:STOP" in line
     assert not job.caches.exists()
 
 
