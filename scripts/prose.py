@@ -24,11 +24,20 @@ PRIVATE_WORDS = re.compile(
     r"(?<!\.)\b(tell|tells|told|mend|mends|mended|stranger|strangers|beyond doubt)\b", re.I
 )
 CHECKED = ("*.md", "*.py", "*.toml", "*.html", "*.sh", "Makefile")
-MEANT = {"scripts/prose.py": "this list of the words"}
+MEANT = {
+    "scripts/prose.py": "this list of the words",
+    "tests/project/test_prose.py": "the tests of the list",
+}
 """Files that may use a private word, each with the reason."""
 INTERVAL = re.compile(r"\[[-+]?\d+(\.\d+)?, ?[-+]?\d+(\.\d+)?\]")
-SENTENCE_END = re.compile(r"(?<=[.!?:])[\"')*]*\s+(?=[\"'(*`A-Z0-9])")
+SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\.\.\.)[\"')]*\s+|:\s+(?=[A-Z])")
+"""Full stops end a sentence whatever follows, because names such as heartcut are lower case."""
 ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|vs|et al|approx|Fig|Eq)\.")
+
+
+READER = MarkdownIt().enable("table")
+EXEMPT = ("<!-- output -->", "<!-- message -->")
+"""Marks of code blocks that follow their command or a heading that names the symptom."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +62,43 @@ def page_of(name: str, text: str) -> Page:
 
 
 def _prose(text: str) -> Iterator[str]:
-    tree = SyntaxTreeNode(MarkdownIt().enable("table").parse(text))
-    for node in tree.walk():
+    """Yield paragraphs: breaks are spaces, code is one word, alternative texts are left out."""
+    for node in SyntaxTreeNode(READER.parse(text)).walk():
         if node.type == "inline" and node.parent.type == "paragraph":
-            yield " ".join(
-                child.content if child.type in ("text", "code_inline") else " "
-                for child in node.walk()
-                if child.type in ("text", "code_inline", "softbreak", "hardbreak")
-            )
+            yield "".join(map(_words, node.children))
+
+
+def _words(node: SyntaxTreeNode) -> str:
+    if node.type in ("softbreak", "hardbreak"):
+        return " "
+    if node.type == "code_inline":
+        return "_".join(node.content.split())
+    return node.content if node.type == "text" else "".join(map(_words, _read_aloud(node)))
+
+
+def _read_aloud(node: SyntaxTreeNode) -> list[SyntaxTreeNode]:
+    return [] if node.type == "image" else node.children
 
 
 def _sentences(block: str) -> list[str]:
     block = ABBREVIATIONS.sub(lambda match: match[0][:-1], " ".join(block.split()))
     return [part for part in SENTENCE_END.split(block) if len(part.split()) > 1]
+
+
+def not_introduced(text: str) -> Iterator[int]:
+    """Yield the lines of code blocks that no sentence introduces; outputs and messages need none."""
+    before = ""
+    for node in SyntaxTreeNode(READER.parse(text)).walk():
+        if node.type == "paragraph":
+            before = " ".join(_prose("\n".join(text.splitlines()[slice(*node.map)])))
+        elif node.type == "html_block" and node.content.strip() in EXEMPT:
+            before = "The command prints:"
+        elif node.type == "heading":
+            before = ""
+        elif node.type in ("fence", "code_block"):
+            if not before.endswith((":", ".")):
+                yield node.map[0] + 1
+            before = ""
 
 
 def tracked(*patterns: str) -> list[str]:
@@ -101,6 +134,9 @@ def main() -> int:
     parser.add_argument(
         "--long", type=int, default=0, help="list sentences of more words than this"
     )
+    parser.add_argument(
+        "--blocks", action="store_true", help="list code blocks that no sentence introduces"
+    )
     parser.add_argument("pages", nargs="*", help="pages to measure (default: README and docs)")
     options = parser.parse_args()
     faults = list(private_words()) if not options.pages else []
@@ -113,6 +149,8 @@ def main() -> int:
             counts = f"{long:3d} over 25, {len(text.split()):5d} words"
             print(f"{page.mean:5.1f} words a sentence, {counts}: {name}")
             faults += faults_of(page, text)
+            if options.blocks:
+                print("".join(f"    {name}:{line}\n" for line in not_introduced(text)), end="")
             for sentence in page.sentences:
                 if options.long and len(sentence.split()) > options.long:
                     print(f"    {sentence}")
