@@ -86,7 +86,7 @@ def _sentences(block: str) -> list[str]:
 
 
 def not_introduced(text: str) -> Iterator[int]:
-    """Yield the lines of code blocks that no sentence introduces; outputs and messages need none."""
+    """Yield the lines of code blocks that no sentence introduces; outputs need none."""
     before = ""
     for node in SyntaxTreeNode(READER.parse(text)).walk():
         if node.type == "paragraph":
