@@ -36,7 +36,9 @@ from commands.shared import (
 from commands.show import show_app
 from stages.methods import STRATEGIES
 
-_STRATEGIES = f"Strategy that chooses the samples: {', '.join(STRATEGIES)}; see docs/selection.md."
+_STRATEGIES = (
+    f"Strategy that chooses the samples: {', '.join(STRATEGIES)}; see docs/reference/selection.md."
+)
 _FRACTION = "Fraction of the samples to keep, above 0 and up to 1; default: by threshold."
 _REPAIR = "Repair of the teacher: none, or head to refit its classifier; default: none."
 

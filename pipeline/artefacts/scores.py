@@ -109,7 +109,7 @@ class SolveRecord(Record):
 
 
 class Diagnostics(Record):
-    """Evidence for or against the scores; docs/selection.md explains it."""
+    """Evidence for or against the scores; docs/reference/selection.md explains it."""
 
     effective_parameters: float
     """Largest p_eff / N of the solves."""

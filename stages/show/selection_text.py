@@ -50,7 +50,7 @@ def _blocks(shown: SelectionShown) -> Iterator[RenderableType]:
         yield _samples("labels that are probably wrong, likeliest first", issues.likeliest)
     if shown.record.scores is not None:
         facts = tuple(_diagnostics(shown.record.scores.diagnostics))
-        yield Group(title("diagnostics, explained in docs/selection.md"), facts_table(facts))
+        yield Group(title("diagnostics, explained in docs/reference/selection.md"), facts_table(facts))
         yield _solves(shown)
 
 
