@@ -21,6 +21,8 @@ from stages.show.text import (
 )
 from stages.text import counted, decimal, percent
 
+DIAGNOSTICS: Final = "diagnostics, explained in docs/reference/selection.md"
+
 _MOST_CLASSES: Final = 30
 _MOST_REASONS: Final = 10
 
@@ -50,7 +52,7 @@ def _blocks(shown: SelectionShown) -> Iterator[RenderableType]:
         yield _samples("labels that are probably wrong, likeliest first", issues.likeliest)
     if shown.record.scores is not None:
         facts = tuple(_diagnostics(shown.record.scores.diagnostics))
-        yield Group(title("diagnostics, explained in docs/reference/selection.md"), facts_table(facts))
+        yield Group(title(DIAGNOSTICS), facts_table(facts))
         yield _solves(shown)
 
 
