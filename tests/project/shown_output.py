@@ -17,6 +17,8 @@ PRODUCT = ("cli.py", "commands/*.py", "pipeline/**/*.py", "stages/**/*.py")
 VALUE = "{}"
 """Place of a value in a text."""
 _ID = re.compile(r"(?<![\w.])(?=[a-f]*\d)[0-9a-f]{8,64}(?!\w)")
+_NETWORK = re.compile(r"\bresnet\d+a\b")
+"""Networks that tests replace by a small one."""
 _DRAWN = re.compile(r"[\u2500-\u259f|]+")
 """Lines, bars, curves, and the rules of tables."""
 _RULE = re.compile(r":?-{3,}:?")
@@ -33,7 +35,7 @@ _PLURAL = re.compile(r"(?<=# )([a-z]{3,}?)s\b")
 def shape(line: str) -> str:
     """A line without its numbers, ids, units and drawings."""
     for pattern, mark in (
-        *((_ID, "ID"), (_DRAWN, " "), (_RULE, " "), (_NUMBER, "#")),
+        *((_ID, "ID"), (_NETWORK, "resnet"), (_DRAWN, " "), (_RULE, " "), (_NUMBER, "#")),
         *((_SPREAD, "#"), (_LAST, "mean"), (_UNIT, "# B"), (_TIME, "# s"), (_PLURAL, r"\1")),
     ):
         line = pattern.sub(mark, line)
