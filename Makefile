@@ -69,10 +69,11 @@ tensorboard: setup  ## Show the runs of CONFIG side by side in TensorBoard
 $(STAGES):
 	@"$(BIN)/heartcut" $(if $(NPROC),launch --processes "$(NPROC)") $@ "$(CONFIG)" $(if $(CACHE),--set "select.cache=$(CACHE)") $(ARGS)
 
-check: browser  ## Run all checks of CI: formatting, lint, types, the site, tests
+check: browser  ## Run all checks of CI: formatting, lint, types, prose, the site, tests
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy"
+	"$(BIN)/python" scripts/prose.py >/dev/null
 	$(MKDOCS) build --strict --quiet
 	$(PYTEST) $(ARGS)
 
