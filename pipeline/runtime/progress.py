@@ -95,6 +95,11 @@ def _bar(description: str, *, total: int, unit: str, done: int) -> Iterator[Prog
             _shown = None
 
 
+def per_second(rate: float) -> str:
+    """Format a rate with two digits at least: 1,234 or 12 or 0.037."""
+    return f"{rate:,.0f}" if rate >= 9.95 else f"{rate:.2g}"
+
+
 def _rate_column(unit: str) -> "ProgressColumn":
     """A rich column that shows units per second."""
     from rich.progress import ProgressColumn, Task
@@ -103,7 +108,7 @@ def _rate_column(unit: str) -> "ProgressColumn":
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
+            return Text("" if task.speed is None else f"{per_second(task.speed)} {unit}/s")
 
     return Rate(table_column=Column(no_wrap=True))
 
@@ -134,7 +139,7 @@ class _Lines:
             f"{self.done:,}",
             f"{self.total:,}",
             self.unit,
-            f"{rate:,.0f}",
+            per_second(rate),
             self.unit,
             left,
             f", {note}" if note else "",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runtime import progress as module
-from pipeline.runtime.progress import progress
+from pipeline.runtime.progress import per_second, progress
 
 ROOT = Path(__file__).parents[2]
 WORK = """
@@ -48,6 +48,14 @@ def test_work_that_was_done_before_counts_and_does_not_speed_up_the_rate(caplog,
         lines.logged -= 10.0
         lines.advance(100)
     assert caplog.messages == ["train: 1,000 of 2,000 images, 10 images/s, 100 s left"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [(1234.4, "1,234"), (12.3, "12"), (9.96, "10"), (9.94, "9.9"), (0.0372, "0.037")],
+)
+def test_a_slow_rate_keeps_two_digits(rate, shown):
+    assert per_second(rate) == shown
 
 
 def test_lines_are_few(caplog):
