@@ -34,8 +34,8 @@ browser: setup
 setup:  ## Install everything into .venv; every command below does it first
 	@scripts/setup.sh
 
-demo: demo-images $(DEMO_TEACHER)  ## Distil a teacher of clean digits into students of 150 noisy ones
-	@echo "demo: 15 students of your 150 images: without a teacher, by KD, by label revision"
+demo: demo-images $(DEMO_TEACHER)  ## Distil a teacher of clean digits into students of 100 noisy ones
+	@echo "demo: 15 students of your 100 images: without a teacher, by KD, by label revision"
 	@"$(BIN)/heartcut" compare configs/demo.toml $(ARGS)
 	@"$(BIN)/heartcut" report configs/demo.toml $(ARGS)
 

@@ -1,6 +1,6 @@
 """The demo on the splits that its page shows, and the choice of its settings on other splits.
 
-python -m benchmarks.study.demo choose   # tune the student without a teacher, then the noise
+python -m benchmarks.study.demo choose   # tune the student without a teacher, then pick the images
 python -m benchmarks.study.demo run      # train the demo's students on the shown splits
 python -m benchmarks.study.demo render   # stored results -> tables of docs/results/demo.md
 
@@ -8,7 +8,7 @@ A split is a seed of `scripts/demo_images.py`. Work is done below work/demo-spli
 command resumes there. Results are stored in docs/results/demo:
 
     baseline.csv    accuracy without a teacher, by peak rate and epochs, on images of no team
-    noise.csv       test accuracy of all variants, by noise
+    images.csv      test accuracy of all variants, by noise and number of training images
     students.csv    test accuracy of the demo's students on the shown splits
 
 Run it with OMP_NUM_THREADS=1, as `make demo` does.
@@ -17,6 +17,7 @@ Run it with OMP_NUM_THREADS=1, as `make demo` does.
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,7 +29,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.provenance import identity, short
 from scripts import demo_images
-from scripts.demo_images import NOISE, OTHER_TEST, SEED, TEST, TRAIN
+from scripts.demo_images import COUNTS, NOISE, OTHER_TEST, SEED, TEST, TRAIN
 from stages import compare, prepare, train_teacher
 from stages.caches import Caches
 from stages.config.file import load_config, with_overrides
@@ -44,51 +45,62 @@ OTHERS = (10, 11, 12)
 """Splits on which the settings were chosen."""
 SEEDS = "compare.seeds=[0, 1]"
 """Seeds of the students that the settings were chosen by."""
-TUNED_AT = 45.0
-"""Noise at which the student without a teacher was tuned."""
-RATES, EPOCHS = (0.05, 0.1, 0.2), (30, 60)
-"""Settings of the student without a teacher to choose from."""
-NOISES = (30.0, 45.0, 60.0)
-"""Standard deviations of the noise to choose from."""
+SCHEDULES = ((0.05, 60), (0.1, 60), (0.2, 60), (0.1, 120))
+"""Peak rates and epochs of the student without a teacher to choose from."""
+IMAGES = ((30.0, 150), (45.0, 150), (60.0, 150), (45.0, 100), (55.0, 100), (60.0, 100))
+"""Noise and number of training images to choose from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scanner:
+    """The user's images: as in the demo, or others to choose from."""
+
+    noise: float = NOISE
+    number: int = COUNTS[TRAIN]
+    """Training images."""
+
+
+TUNED_ON = Scanner(noise=45.0, number=100)
+"""Images on which the student without a teacher was tuned."""
 Row: TypeAlias = dict[str, object]
 
 
 def choose() -> None:
     """Store the results that the demo's settings were chosen by."""
     store("baseline", tuned_baseline())
-    store("noise", by_noise())
+    store("images", picked_images())
 
 
 def tuned_baseline() -> Iterator[Row]:
-    """Students without a teacher at every rate and number of epochs.
+    """Students without a teacher on every schedule.
 
     They are evaluated on the 150 images that are in no folder of their split, with noise.
     """
     alone = 'compare.variants={"no teacher" = ["train_student.distil=false"]}'
     for split in OTHERS:
         folder = WORK / f"spare-{split}"
-        write_images(folder, split, noise=TUNED_AT, test=OTHER_TEST)
-        for rate in RATES:
-            for epochs in EPOCHS:
-                settings = (f"train_student.lr={rate}", f"train_student.epochs={epochs}")
-                config = config_of(split, folder, alone, SEEDS, *settings)
-                yield from students(config, split=split, lr=rate, epochs=epochs)
+        write_images(folder, split, TUNED_ON, test=OTHER_TEST)
+        for rate, epochs in SCHEDULES:
+            settings = (f"train_student.lr={rate}", f"train_student.epochs={epochs}")
+            config = config_of(split, folder, alone, SEEDS, *settings)
+            yield from students(config, split=split, lr=rate, epochs=epochs)
 
 
-def by_noise() -> Iterator[Row]:
-    """Students of all variants at every noise, with the rate and the epochs of the demo."""
-    for noise in NOISES:
+def picked_images() -> Iterator[Row]:
+    """Students of all variants at every pair of `IMAGES`, at the rate and epochs of the demo."""
+    for noise, number in IMAGES:
         for split in OTHERS:
-            folder = WORK / f"images-{split}-{noise:g}"
-            write_images(folder, split, noise=noise)
-            yield from students(config_of(split, folder, SEEDS), split=split, noise=noise)
+            folder = WORK / f"images-{split}-{noise:g}-{number}"
+            write_images(folder, split, Scanner(noise=noise, number=number))
+            config = config_of(split, folder, SEEDS)
+            yield from students(config, split=split, noise=noise, images=number)
 
 
 def shown() -> Iterator[Row]:
     """The demo's students on every shown split."""
     for split in SHOWN:
         folder = WORK / f"students-{split}"
-        write_images(folder, split, noise=NOISE)
+        write_images(folder, split, Scanner())
         yield from students(config_of(split, folder), split=split)
 
 
@@ -154,18 +166,12 @@ def teacher_of(split: int) -> tuple[Path, Run]:
     return Path(shutil.copy(run.weights, folder / "teacher.safetensors")), run
 
 
-def write_images(folder: Path, split: int, *, noise: float, test: str = TEST) -> None:
-    """Write the user's images of a split.
-
-    Args:
-        folder: where `images` is written.
-        split: seed of `scripts/demo_images.py`.
-        noise: standard deviation; a white pixel is 255.
-        test: the part of the split that becomes the test images.
-    """
+def write_images(folder: Path, split: int, scanner: Scanner, *, test: str = TEST) -> None:
+    """Write the user's images of a split; ``test`` is the part of it that they are tested on."""
     labels = load_digits().target
-    scans = demo_images.scans(seed=split, noise=noise)
-    parts = demo_images.split(labels, seed=split)
+    scans = demo_images.scans(seed=split, noise=scanner.noise)
+    counts = {**COUNTS, TRAIN: scanner.number}
+    parts = demo_images.split(labels, seed=split, counts=counts)
     files: dict[str, bytes] = {}
     for name, rows in ((TRAIN, parts[TRAIN]), (TEST, parts[test])):
         files |= demo_images.class_folders(name, rows, images=scans, labels=labels)

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from benchmarks.study import demo, demo_tables
-from scripts.demo_images import NOISE, SEED
+from scripts.demo_images import COUNTS, NOISE, SEED, TRAIN
 from stages.config.file import load_config
 from tests.support.documentation import cells_of
 
@@ -50,10 +50,13 @@ def test_the_table_of_students_agrees_with_numpy_and_scipy(shown):
 
 
 @pytest.mark.parametrize("split", demo.SHOWN)
-def test_distillation_pays_and_revision_pays_more(shown, split):
-    own = shown.loc[split]
-    means = own.mean()
-    assert means["no teacher"] < means["KD"] < means["label revision"]
+def test_label_revision_gives_the_best_students_on_every_split(shown, split):
+    means = shown.loc[split].mean()
+    assert means.idxmax() == "label revision"
+
+
+def test_the_gain_of_label_revision_is_clear_on_the_split_of_the_demo(shown):
+    own = shown.loc[SEED]
     gain = own["label revision"] - own["no teacher"]
     assert scipy.stats.ttest_1samp(gain, 0.0).confidence_interval(0.95).low > 0
 
@@ -72,9 +75,16 @@ def test_the_stored_results_are_of_the_demo_as_it_is():
 
 def test_the_settings_were_chosen_on_splits_that_are_not_shown():
     config = load_config(demo.CONFIG).train_student
-    for name in ("baseline", "noise"):
+    for name in ("baseline", "images"):
         assert set(demo_tables.results(name)["split"]) == set(demo.OTHERS)
     assert not set(demo.OTHERS) & set(demo.SHOWN)
-    pairs = demo_tables.results("baseline").groupby(["lr", "epochs"])["test_accuracy"].mean()
-    assert pairs.idxmax() == (config.lr, config.epochs)
-    assert NOISE in set(demo_tables.results("noise")["noise"])
+    schedules = demo_tables.results("baseline").groupby(["lr", "epochs"])["test_accuracy"].mean()
+    assert schedules.max() - schedules[config.lr, config.epochs] < 0.01, "tune the rate again"
+    assert (NOISE, COUNTS[TRAIN]) == picked(demo_tables.results("images"))
+
+
+def picked(frame: pd.DataFrame) -> tuple[float, int]:
+    """The noise and number of images at which the smaller of the two gains is largest."""
+    means = frame.pivot_table(index=["noise", "images"], columns="variant", values="test_accuracy")
+    steps = means[[*demo_tables.VARIANTS]].diff(axis=1).iloc[:, 1:]
+    return steps.min(axis=1).idxmax()
