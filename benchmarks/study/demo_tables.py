@@ -26,7 +26,7 @@ def rendered(page: str) -> str:
 
 def results(name: str) -> pd.DataFrame:
     """Stored results, a row for each student."""
-    return pd.read_csv(KEPT / f"{name}.csv", float_precision="round_trip")
+    return pd.read_csv(KEPT / f"{name}.csv")
 
 
 def students(frame: pd.DataFrame) -> str:
