@@ -47,8 +47,8 @@ demo-images: setup
 
 $(DEMO_TEACHER): configs/demo-teacher.toml scripts/demo_images.py | demo-images
 	@echo "demo: another team trains its teacher on 800 clean images"
-	@"$(BIN)/heartcut" prepare configs/demo-teacher.toml
-	@run=$$("$(BIN)/heartcut" train-teacher configs/demo-teacher.toml ) && cp "$$run/model.safetensors" $@
+	@"$(BIN)/heartcut" -q prepare configs/demo-teacher.toml >/dev/null
+	@run=$$("$(BIN)/heartcut" -q train-teacher configs/demo-teacher.toml) && cp "$$run/model.safetensors" $@
 
 report: setup  ## Write one HTML file about the students of CONFIG, their teacher, and samples
 	@"$(BIN)/heartcut" report "$(CONFIG)" $(ARGS)

@@ -51,8 +51,6 @@ from tests.support.workspaces import TINY, linked_copy, tables_in
 BLOCKS = all_blocks()
 BUCKET, CACHE_ID = "s3://team/caches", "0a7e1c919380"
 """Names of the team's place and of a cache on the pages."""
-FEWER = re.compile(r'^"(KD|label revision)" = .*\n', re.MULTILINE)
-"""Variants of the demo that a test has no time for."""
 OF_OTHERS = re.compile(r"train_student\.arch=(timm|torchvision):")
 """Networks that are large for a test that is not about them."""
 REPORTS: dict[tuple[str, ...], Finished] = {}
