@@ -12,7 +12,7 @@ from pipeline.methods.paired_differences import paired_difference
 from stages.run_groups import Group
 
 NORMAL_QUANTILE: Final = 1.959964
-"""Of the standard normal distribution at 97.5 %."""
+"""The 97.5 % quantile of the standard normal distribution."""
 SHORTEST_SECONDS: Final = 1.0
 """A shorter time is start-up more than work, so neither it nor a rate made of it is shown."""
 TOO_SHORT: Final = "too short to measure"

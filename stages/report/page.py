@@ -26,7 +26,7 @@ class Cell:
     """A few words below the text."""
     is_best: bool = False
     tone: Literal["", "good", "bad"] = ""
-    """Of the note."""
+    """Colour of the note; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def comparison_section(subjects: Subjects) -> ReportSection:
 
 
 def _intro(subjects: Subjects) -> Iterator[str]:
-    """How to read the table."""
+    """Explanation of the table, above it."""
     if subjects.has_several_seeds:
         yield "Accuracies in per cent: mean and standard deviation over seeds."
     else:

@@ -42,7 +42,7 @@ _DOCS: Final = Path(__file__).parents[2] / "docs" / "report.md"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """What the report shows of the runs, and where it is written."""
+    """Choices for a report: what it shows, and where it is written."""
 
     output: Path | None = None
     """None: report.html in the workspace of the runs."""

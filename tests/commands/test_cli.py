@@ -108,7 +108,7 @@ def test_an_error_of_the_system_that_is_a_bug_keeps_its_traceback(tiny_toml, mon
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_it_answers_within_a_second(option):
-    """Of processor time, which a busy machine does not stretch; the median of three."""
+    """Processor seconds, the median of three; a busy machine does not stretch them."""
     seconds = []
     for _ in range(3):
         started = os.times()

@@ -22,7 +22,7 @@ CHANGES = (
     "cache_teacher.precision=fp32",
 )
 CLOSE = 1e-9
-"""Of the largest entry of a column."""
+"""Tolerance, relative to the largest entry of a column."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _threads_afterwards():
 
 
 def made(digits: Config, monkeypatch, workspace: Path, *stages: ModuleType, threads: int) -> Config:
-    """What these stages make by so many threads, of everything that is not theirs to make."""
+    """Run these stages with so many threads in a copy of the workspace without their outputs."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(threads)))
     theirs = ["caches"] if cache_teacher in stages else ["selections", "student-*"]

@@ -80,7 +80,7 @@ def browser():
 
 
 def data_of(text: str) -> dict[str, Json]:
-    """What the script of the page reads."""
+    """Return the data that the script of the page reads."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     assert found is not None
     value: dict[str, Json] = json.loads(found.group(1))

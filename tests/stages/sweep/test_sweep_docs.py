@@ -27,7 +27,7 @@ def block(language: str) -> str:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the sweep of the demo could leave, with one failed run."""
+    """Results as the sweep of the digits could leave them, with one failed run."""
     config = load_config(ROOT / "configs" / "digits-sweep.toml")
     points = sweep_points(config)
     record = SweepRecord(
