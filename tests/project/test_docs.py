@@ -243,8 +243,9 @@ def made_by(arguments: list[str]) -> list[list[str]]:
     assert done.returncode == 0, (arguments, done.stderr)
     words = [command for block in [_as_block(done.stdout)] for command in block.commands]
     called = [heartcut_arguments(line) for line in words if line[0].endswith("bin/heartcut")]
-    # What stands within $( ) is a command too, and its bracket no argument.
-    return [[word for word in command if word != ")"] for command in called if command]
+    # A command within $( ) ends with a bracket; -q and a redirection change only what is printed.
+    silent = (")", "-q", ">/dev/null")
+    return [[word for word in command if word not in silent] for command in called if command]
 
 
 def _as_block(text: str) -> Block:

@@ -24,7 +24,11 @@ def test_every_picture_of_a_page_is_drawn():
 
 def test_make_pictures_runs_the_demo_and_draws():
     done = subprocess.run(
-        ["make", "--dry-run", "pictures"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "--no-print-directory", "pictures"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     config = pictures.demo_config().relative_to(ROOT).as_posix()
     lines = done.stdout.splitlines()

@@ -210,7 +210,7 @@ def test_joining_keeps_the_first_layout(unfinished):
 )
 def test_another_cache_is_not_joined(unfinished, change):
     before = snapshot(unfinished.path)
-    with pytest.raises(ArtefactMismatch, match="is another teacher cache"):
+    with pytest.raises(ArtefactMismatch, match="holds another teacher cache"):
         unfinished.begin(**change)
     assert snapshot(unfinished.path) == before
 

@@ -523,11 +523,14 @@ def test_a_student_hides_its_test_accuracy_when_asked(digits_copy, caplog):
         run = train_student.execute(config, log_result=False)
         assert str(run.path) not in caplog.text
     train_student.execute(config)
-    assert f"{run.path} exists: test {100 * run.result.test_accuracy:.2f} %" in caplog.text
+    assert (
+        f"{run.path} exists, nothing to do: test accuracy {100 * run.result.test_accuracy:.2f} %"
+        in caplog.text
+    )
     caplog.clear()
     shutil.rmtree(run.path)
     train_student.execute(config)
-    assert f"{run.path}: test {100 * run.result.test_accuracy:.2f} %" in caplog.text
+    assert f"{run.path}: test accuracy {100 * run.result.test_accuracy:.2f} %" in caplog.text
 
 
 def finished(config: Config) -> dict[Path, tuple[int, int]]:
