@@ -11,6 +11,7 @@ early. `EndingEpoch` raises the error, and closing it ends the thread.
 """
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, Full
@@ -23,6 +24,7 @@ import numba.typed
 import numpy as np
 import torch
 from numba import types
+from numba.np.ufunc import parallel
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,6 +80,18 @@ RAW_MODE: Final = IMAGE_MODES["raw"]
 IMDECODE_SYMBOL: Final = "heartcut_ffcv_imdecode"
 """FFCV's JPEG decoder, for compiled code to link to by name."""
 llvmlite.binding.add_symbol(IMDECODE_SYMBOL, ctypes.cast(ctypes_imdecode, ctypes.c_void_p).value)
+
+
+def _forget_lock() -> None:
+    """Let a forked process have its own lock for the start of numba's threads.
+
+    The lock is a semaphore that forked processes share. If one of them were killed while it holds
+    the lock, all others would wait for ever.
+    """
+    parallel._backend_init_process_lock = None  # numba makes a new one when it needs it
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 def _set_loader_threads(compiler: type[Compiler], count: int) -> None:
