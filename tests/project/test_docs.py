@@ -244,8 +244,8 @@ def made_by(arguments: list[str]) -> list[list[str]]:
     words = [command for block in [_as_block(done.stdout)] for command in block.commands]
     called = [heartcut_arguments(line) for line in words if line[0].endswith("bin/heartcut")]
     # A command within $( ) ends with a bracket; -q and a redirection change only what is printed.
-    silent = (")", "-q", ">/dev/null")
-    return [[word for word in command if word not in silent] for command in called if command]
+    bare = [[word.removesuffix(")") for word in command] for command in called if command]
+    return [[word for word in one if word not in ("", "-q", ">/dev/null")] for one in bare]
 
 
 def _as_block(text: str) -> Block:
