@@ -14,6 +14,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from queue import Empty, Full
 from typing import Any, Final
 
@@ -82,16 +83,16 @@ IMDECODE_SYMBOL: Final = "heartcut_ffcv_imdecode"
 llvmlite.binding.add_symbol(IMDECODE_SYMBOL, ctypes.cast(ctypes_imdecode, ctypes.c_void_p).value)
 
 
-def _forget_lock() -> None:
-    """Let a forked process have its own lock for the start of numba's threads.
+def _leave_lock() -> None:
+    """Start numba's threads in a forked process without the lock of its parent.
 
     The lock is a semaphore that forked processes share. If one of them were killed while it holds
-    the lock, all others would wait for ever.
+    the lock, all others would wait for ever. Each process still has numba's lock between threads.
     """
-    parallel._backend_init_process_lock = None  # numba makes a new one when it needs it
+    parallel._backend_init_process_lock = nullcontext()  # type: ignore[assignment]
 
 
-os.register_at_fork(after_in_child=_forget_lock)
+os.register_at_fork(after_in_child=_leave_lock)
 
 
 def _set_loader_threads(compiler: type[Compiler], count: int) -> None:

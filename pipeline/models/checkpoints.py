@@ -256,7 +256,10 @@ def misfit(
             "Set the architecture that it was trained with.",
         ]
     else:
-        sentences += ["Pass the checkpoint of a model trained on these classes."]
+        sentences += [
+            "Pass the checkpoint of a model trained on these classes, or map its classes by "
+            "`cache_teacher.num_classes` and `class_map` (docs/models.md)."
+        ]
     return " ".join(sentences)
 
 

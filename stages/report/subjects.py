@@ -39,8 +39,10 @@ class Subjects:
 
     @cached_property
     def best_held_out(self) -> Group:
-        """The student with the highest accuracy on held-out samples."""
-        return max(self.students, key=held_out_accuracy)
+        """The student with the highest accuracy on held-out samples; of several, `best`."""
+        highest = max(self.students, key=held_out_accuracy)
+        is_tied = held_out_accuracy(self.best) == held_out_accuracy(highest)
+        return self.best if is_tied else highest
 
     @cached_property
     def best_taught(self) -> Group | None:

@@ -101,8 +101,8 @@ def warnings_of(found: Diagnostics) -> Iterator[str]:
     if found.leak is not None and found.leak > TRUSTED_LEAK:
         yield (
             f"the teacher is {100 * found.leak:.1f} points better on held-out samples than on test "
-            f"images (expected at most {100 * TRUSTED_LEAK:.0f}): it was trained on them, so their "
-            "loss is lower than on new images."
+            f"images (expected at most {100 * TRUSTED_LEAK:.0f}): it may have been trained on "
+            "them. Then their loss is lower than on new images."
         )
     elif found.target_in_sample:
         yield (

@@ -44,8 +44,7 @@ import pipeline.data.ffcv_compat
 numba.set_num_threads(1)
 killed = os.fork()
 if killed == 0:
-    numba.set_num_threads(1)
-    parallel._backend_init_process_lock.acquire()
+    parallel._backend_init_process_lock.__enter__()
     os.kill(os.getpid(), signal.SIGKILL)
 os.waitpid(killed, 0)
 other = os.fork()

@@ -668,6 +668,7 @@ def test_an_interrupt_reports_what_is_kept_and_a_later_run_resumes(
         running.signal(signal.SIGINT)
         done = running.wait()
         assert (done.shell_code, done.out) == (130, "")
+        assert done.err.count("\n") == 2, done.err
         kept_line, last = done.err.splitlines()
         assert last == INTERRUPTED
         found = re.fullmatch(
