@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
-from stages.config import origin
+from stages.config import command_lines
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def use(places: Sequence[Path | str], overrides: Sequence[str] | None) -> None:
 
 def complete(message: str) -> str:
     """Add the configuration of this command to each remedy in ``message`` that lacks one."""
-    return origin.complete(message, command_line)
+    return command_lines.complete(message, command_line)
 
 
 def suggest(command: str, *options: str) -> None:
@@ -41,4 +41,4 @@ def suggest(command: str, *options: str) -> None:
 def command_line(command: str, *options: str) -> str:
     """Write a command with the configuration of this one and the same overrides."""
     path, overrides = _used.get()
-    return origin.command_line(command, path, overrides, *options)
+    return command_lines.command_line(command, path, overrides, *options)

@@ -1,29 +1,15 @@
 """Complete commands for messages: heartcut with the same configuration and overrides."""
 
-import re
-import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import PrivateAttr
 
 from pipeline.errors import PipelineError
+from stages.config.command_lines import command_line, complete
 from stages.config.types import Section
 
-_NOT_READ = {
-    "prepare": ("train_teacher", "cache_teacher", "select", "train_student", "compare", "sweep"),
-    "train-teacher": ("cache_teacher", "select", "train_student", "compare", "sweep"),
-    "cache-teacher": ("select", "train_student", "compare", "sweep"),
-    "select": ("train_student", "compare", "sweep"),
-}
-"""Tables that a command does not read, so its overrides can leave them out."""
-_TAKE_A_CONFIGURATION = (
-    *("prepare", "train-teacher", "cache-teacher", "select", "train-student"),
-    *("compare", "sweep", "report", "cache estimate"),
-)
-_WITHOUT = re.compile(rf"`heartcut ({'|'.join(_TAKE_A_CONFIGURATION)})(?=`| --)")
-"""A command in a message without its configuration."""
 Configured = TypeVar("Configured", bound="WithOrigin")
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
@@ -59,24 +45,6 @@ class WithOrigin(Section):
         Python have no file: CONFIG stands for it.
         """
         return command_line(stage, self._path or "CONFIG", self._overrides)
-
-
-def command_line(command: str, path: str, overrides: Iterable[str], *options: str) -> str:
-    """Write a command with a configuration, the overrides that it reads, and options, to paste."""
-    last: dict[str, str] = {}
-    for override in overrides:
-        key = override.partition("=")[0].strip().replace("-", "_")
-        if key.partition(".")[0] not in _NOT_READ.get(command, ()):
-            last.pop(key, None)
-            last[key] = override
-    parts = [path] if path else []
-    parts += [part for override in last.values() for part in ("--set", override)]
-    return " ".join(["heartcut", command, *map(shlex.quote, [*parts, *options])])
-
-
-def complete(message: str, command: Callable[[str], str]) -> str:
-    """Replace each command in ``message`` that has no configuration by what ``command`` gives."""
-    return _WITHOUT.sub(lambda found: f"`{command(found[1])}", message)
 
 
 def with_complete_commands(

@@ -106,6 +106,13 @@ def test_an_error_of_the_system_that_is_a_bug_keeps_its_traceback(tiny_toml, mon
         heartcut("train-teacher", tiny_toml)
 
 
+def test_the_command_line_starts_without_what_only_stages_need():
+    slow = ("pydantic", "numpy", "torch")
+    line = f"import sys, cli; sys.exit(any(name in sys.modules for name in {slow}))"
+    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_it_answers_within_a_second(option):
     """Processor seconds, the median of three; a busy machine does not stretch them."""
