@@ -24,7 +24,7 @@ from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.sweep.points import with_seed
 from stages.sweep.tasks import Students
-from stages.text import duration, percent, percent_over_seeds, text_table
+from stages.text import duration, percent, percent_over_seeds, percentage_points, text_table
 
 logger = logging.getLogger(__name__)
 
@@ -194,10 +194,7 @@ def _difference(own: Mapping[int, float], other: Mapping[int, float]) -> str:
     """Mean difference in points, with its 95 % interval where there are two seeds."""
     found = paired_difference(own, other)
     assert found.mean is not None, "all variants of a comparison have the same seeds"
-    mean = f"{100 * found.mean:+.2f}"
-    if found.low is None or found.high is None:
-        return mean
-    return f"{mean} [{100 * found.low:.2f}, {100 * found.high:.2f}]"  # a + would not fit
+    return percentage_points(found.mean, found.low, found.high, plus="")  # a + would not fit
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Literal
 
 _LEAST_NAME: Final = 8
 """Columns that wrapped names have at least."""
@@ -22,12 +22,17 @@ def percent_over_seeds(
     return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}") + unit
 
 
-def percentage_points(mean: float, low: float | None, high: float | None) -> str:
-    """Format a difference of shares in points, with its interval if there is one."""
+def percentage_points(
+    mean: float, low: float | None, high: float | None, *, plus: Literal["+", ""] = "+"
+) -> str:
+    """Format a difference of shares in points, with its interval if there is one.
+
+    ``plus``: sign of positive ends of the interval; none saves room in a terminal.
+    """
     difference = f"{100 * mean:+.2f}"
     if low is None or high is None:
         return difference
-    return f"{difference} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{difference} [{100 * low:{plus}.2f}, {100 * high:{plus}.2f}]"
 
 
 def decimal(value: float | None, form: str) -> str:

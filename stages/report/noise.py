@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.methods.paired_differences import paired_difference
 from stages.run_groups import Group
+from stages.text import duration
 
 NORMAL_QUANTILE: Final = 1.959964
 """The 97.5 % quantile of the standard normal distribution."""
@@ -99,12 +100,7 @@ def seconds_text(seconds: float) -> str:
     """A time with as many digits as it is worth, or the reason why it has none."""
     if not is_measurable(seconds):
         return TOO_SHORT
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def rate_text(num: float, seconds: float) -> str:

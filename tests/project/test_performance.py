@@ -32,23 +32,23 @@ README_CLAIMS = {
 def test_a_claim_is_the_number_of_its_table(claim):
     (row,) = lines(claim)
     found = re.findall(r"\d+(?:\.\d+)?", row.split(" | ")[1])
-    for printed, (start, column) in zip(found, CLAIMS[claim], strict=True):
-        (line,) = lines(start)
-        measured = re.search(r"\d+(?:\.\d+)?", line.strip("| ").split(" | ")[column])
-        assert measured is not None
-        decimals = len(printed.partition(".")[2])
-        assert f"{float(measured[0]):.{decimals}f}" == printed, claim
+    for printed, place in zip(found, CLAIMS[claim], strict=True):
+        assert measured(*place, as_in=printed) == printed, claim
 
 
 @looped("words", README_CLAIMS)
 def test_a_claim_of_the_readme_is_the_number_of_its_table(words):
     claimed = re.search(words, " ".join(read("README.md").split()))
     assert claimed is not None
-    start, column = README_CLAIMS[words]
+    assert measured(*README_CLAIMS[words], as_in=claimed[1]) == claimed[1]
+
+
+def measured(start: str, column: int, *, as_in: str) -> str:
+    """The number of a table's cell, rounded to the decimals of ``as_in``."""
     (line,) = lines(start)
-    measured = re.search(r"\d+(?:\.\d+)?", line.strip("| ").split(" | ")[column])
-    assert measured is not None
-    assert f"{float(measured[0]):.{len(claimed[1].partition('.')[2])}f}" == claimed[1]
+    found = re.search(r"\d+(?:\.\d+)?", line.strip("| ").split(" | ")[column])
+    assert found is not None
+    return f"{float(found[0]):.{len(as_in.partition('.')[2])}f}"
 
 
 def lines(start: str) -> list[str]:
