@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from typing import Literal, TypeAlias
 
 from pipeline.runtime.progress import write_above_bar
@@ -30,6 +31,8 @@ def set_up_logs(verbosity: Verbosity, *, prefix: str = "") -> None:
         handlers=[handler],
         force=True,
     )
+    # An interrupt can abandon a coroutine of zarr before it begins; Python would report that too.
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
     for name in _OWN:
         level = logging.DEBUG if verbosity == "verbose" else logging.NOTSET
         logging.getLogger(name).setLevel(level)

@@ -73,3 +73,20 @@ def test_in_a_process_that_is_no_command_nothing_changes():
     code = "import cli, os\nclass T:\n def __del__(self): os.write(1, b'taken apart')\nt = T()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert done.stdout == b"taken apart"
+
+
+ABANDONED = """
+from commands.logs import set_up_logs
+
+async def begun_by_nobody(): pass
+
+set_up_logs("normal")
+begun_by_nobody()
+"""
+
+
+def test_a_coroutine_that_an_interrupt_abandoned_prints_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", ABANDONED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
