@@ -33,7 +33,7 @@ from pipeline.runtime.shared_files import is_missing, write_once
 from stages.caches import Caches
 from stages.config.origin import with_complete_commands
 from stages.config.root import Config
-from stages.selection.columns import CleanView, choose, table_columns
+from stages.selection.columns import CleanView, choose, fallback, table_columns
 from stages.selection.explain import explained, require_samples
 from stages.selection.influence import open_scores
 from stages.selection.revise import revise_views
@@ -70,6 +70,7 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> SelectionTable:
     scores = open_scores(caches, teacher.rows, inputs, ranks=ranks)
     selection = choose(config.select, inputs, scores)
     record = _record(identity, inputs, scores, selection, cached)
+    record = record.model_copy(update={"fallback": fallback(config.select, scores)})
     columns = table_columns(inputs, scores, selection)
     write_once(
         path, lambda: selection_format.write(path, record=record, columns=columns), ranks=ranks
@@ -163,8 +164,11 @@ def _join(caches: Caches) -> HydratedCache:
 def describe(record: SelectionRecord) -> str:
     """Describe a selection in one line."""
     share = record.num_selected / max(record.num_candidates, 1)
+    chosen_by = record.identity.strategy
+    if record.fallback is not None:
+        chosen_by = f"{record.fallback} (instead of {chosen_by})"
     return (
-        f"{record.identity.strategy} keeps {record.num_selected:,} of "
+        f"{chosen_by} keeps {record.num_selected:,} of "
         f"{counted(record.num_candidates, 'sample')} ({percent(share, digits=1)}), and "
         f"{record.num_wrong_selected:,} of the {record.num_wrong:,} that the teacher gets wrong"
     )

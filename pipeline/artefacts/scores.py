@@ -36,6 +36,7 @@ from pipeline.provenance import identity, short
 FORMAT_VERSION: Final = 1
 TRUSTED_SHARE: Final = 0.25
 """p_eff / N above which first-order scores no longer rank samples as retraining does."""
+CLEAR_ERRORS: Final = 2.0
 _SUFFIX: Final = ".scores.parquet"
 _DIGEST: Final = "heartcut.digest"
 _WHAT: Final = "score file"
@@ -102,6 +103,9 @@ class SolveRecord(Record):
     """Rows that the curvature was computed on."""
     effective_parameters: float
     """p_eff / N; first-order scores are unreliable above 0.25."""
+    effective_parameters_error: float | None = None
+    """Standard error of `effective_parameters`: 0 where it is exact; None in older files, where
+    it is EK-FAC's."""
     sum_rule_error: float
     held_out_loss: float
     """Mean cross-entropy of the refitted head on the target."""
@@ -134,6 +138,21 @@ class Diagnostics(Record):
     second_order_gain: float | None
     """Predicted fall of the target's loss if every row with dloss_undistill <= 0 were supervised by
     its hard label, with the curvature's term; None without diagnostics."""
+    difficulty: Literal["exact", "EK-FAC"] = "EK-FAC"
+    """Curvature that self_influence and leverage were computed with."""
+    gain_over_guess: tuple[float, float] | None = None
+    """Mean loss of a guess by the classes' frequencies minus that of the head on hard labels, on
+    the target, and its standard error, nats; None in older files."""
+
+    @property
+    def is_guess(self) -> bool:
+        """True if the head on hard labels is not clearly better than a guess."""
+        return self.gain_over_guess is not None and is_no_gain(*self.gain_over_guess)
+
+
+def is_no_gain(gain: float, error: float) -> bool:
+    """True if a gain is not clearly above 0: within two standard errors, or negative."""
+    return gain <= CLEAR_ERRORS * error
 
 
 class ScoreRecord(Record):

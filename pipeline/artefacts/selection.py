@@ -123,6 +123,9 @@ class SelectionRecord(Record):
     """Differences between cache and data set that the user accepted by name."""
     scores: ScoreRecord | None
     """Record of the influence columns; None if there are none."""
+    fallback: Literal["all", "random"] | None = None
+    """Strategy that chose instead, because the head that gives the scores is no better than a
+    guess; None if the table's own strategy chose."""
     versions: dict[str, str]
 
 

@@ -21,9 +21,17 @@ from torch import Tensor
 
 from pipeline.influence.inputs import ScoredRows
 from pipeline.methods.head.data import read_rows, runs
-from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.problem import HeadProblem, Watch
 from pipeline.methods.head.rows import with_bias_input
-from pipeline.methods.head.solver import HeadFit, NotConverged, fit, least_gradient, with_precision
+from pipeline.methods.head.solver import (
+    HeadFit,
+    NotConverged,
+    fit,
+    is_long,
+    least_gradient,
+    rough_gradient,
+    with_precision,
+)
 from pipeline.methods.label_issues import confident_thresholds, label_issues
 from pipeline.methods.rank_sums import agreed
 
@@ -31,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 L2_GRID: Final = tuple(10 ** (-power / 2) for power in range(2, 15))
 """L2 weights to try: 1e-1, 3e-2, ... 1e-7."""
+_LONG_GRID: Final = L2_GRID[::2]
 _ROWS: Final = 16_384
 
 
@@ -114,13 +123,18 @@ class L2Choice:
     """(l2, target loss) of each l2 that was tried, from large to small."""
 
 
+def l2_grid(problem: HeadProblem, *, num_classes: int) -> tuple[float, ...]:
+    """L2 weights to try for a problem: half decades, or whole ones if each fit takes long."""
+    return _LONG_GRID if is_long(problem, num_classes=num_classes) else L2_GRID
+
+
 def choose_l2(
     problem_at: Callable[[float], HeadProblem],
     target_loss: Callable[[Tensor], float],
     start: Tensor,
     *,
     grid: Sequence[float] = L2_GRID,
-    gtol: float = 1e-6,
+    gtol: float | None = None,
 ) -> L2Choice:
     """Fit a problem at decreasing l2 and keep the one with the lowest loss on a target.
 
@@ -132,7 +146,7 @@ def choose_l2(
         target_loss: function from weights (C, D + 1) to the loss on rows outside the problem.
         start: initial W, (C, D + 1).
         grid: values of l2, decreasing.
-        gtol: bound of each head's gradient; enough to compare losses.
+        gtol: bound of each head's gradient; None: precise enough to compare losses.
     Raises:
         NotConverged: if even the first head cannot be fitted.
         ValueError: if the target's loss is not finite, or the grid is empty or does not fall.
@@ -144,7 +158,8 @@ def choose_l2(
     for l2 in grid:
         try:
             problem = problem_at(l2)
-            weight = fit(problem, start=weight, gtol=gtol).weight
+            enough = rough_gradient(problem) if gtol is None else gtol
+            weight = fit(problem, start=weight, gtol=enough).weight
         except NotConverged as error:
             if not losses:
                 raise
@@ -195,11 +210,13 @@ def _has_risen(losses: list[float]) -> bool:
     return len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]
 
 
-def issue_columns(rows: ScoredRows, *, l2: float) -> dict[str, NDArray[np.generic]]:
+def issue_columns(rows: ScoredRows, *, l2: float, watch: Watch) -> dict[str, NDArray[np.generic]]:
     """Confident learning on cross-fitted probabilities: columns of `artefacts.scores`, (N,)."""
     folds, ranks = rows.folds, rows.ranks
     assert folds is not None, "label issues need folds"
-    problem = HeadProblem(features=rows.clean, labels=rows.labels, l2=l2, sharing=ranks)
+    problem = HeadProblem(
+        features=rows.clean, labels=rows.labels, l2=l2, sharing=ranks, watch=watch
+    )
     heads = cross_fit(problem, folds=folds, start=rows.start)
 
     def probs_of(part: slice) -> Tensor:

@@ -95,13 +95,18 @@ class Targets:
     choosing: Target
     """Samples that l2 is chosen on; the scores do not use them."""
 
+    @property
+    def num(self) -> int:
+        """Number of targets that `each` yields."""
+        return 1 if self.folds is None else int(self.folds.max()) + 1
+
     def each(self, num_scored: int) -> Iterator[tuple[Tensor, Target]]:
         """Yield positions of rows to fit and score, and their target: all rows once, or for each
         fold the rows of the others."""
         if self.folds is None:
             yield torch.arange(num_scored), self.target
             return
-        for fold in range(int(self.folds.max()) + 1):
+        for fold in range(self.num):
             own = self.folds == fold
             yield (~own).nonzero().squeeze(1), self.target.part(own.nonzero().squeeze(1))
 

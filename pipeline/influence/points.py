@@ -14,9 +14,11 @@ from pipeline.artefacts.scores import SolveRecord
 from pipeline.errors import PipelineError
 from pipeline.influence.inputs import Solver, Target
 from pipeline.methods.head.conjugate_gradients import HeadSolution
-from pipeline.methods.head.ekfac import Ekfac, ekfac
+from pipeline.methods.head.dense_inverse import DenseInverse, dense_inverse
+from pipeline.methods.head.effective_parameters import effective_parameters
+from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import HeadScores, RowScores, score_rows, sum_rule_error
-from pipeline.methods.head.preconditioner import Preconditioner
+from pipeline.methods.head.preconditioner import Preconditioner, preconditioner
 from pipeline.methods.head.problem import HeadProblem, Linearisation, centred
 from pipeline.methods.head.solver import (
     NotConverged,
@@ -30,6 +32,7 @@ from pipeline.methods.head.solver import (
 logger = logging.getLogger(__name__)
 
 _GROUP_RTOL: Final = 1e-2  # a standard error needs two digits
+_RANK_RTOL: Final = 1e-3  # rankings agree from here on
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +40,8 @@ class ScoredPoint:
     """A head, and the scores of the rows at it."""
 
     linear: Linearisation
-    factors: Ekfac
+    dense: DenseInverse | None
+    """The exact inverse Hessian; None if the head is too large for it."""
     solution: Tensor
     """V, (C, D + 1) float64."""
     scores: HeadScores
@@ -68,16 +72,16 @@ def score_point(
     """
     try:
         fitted = fit(problem, start=start, gtol=least_gradient(problem))
-        linear = fitted.linear
-        factors = ekfac(linear)
+        linear, dense = fitted.linear, dense_inverse(fitted.linear)
         gradient = target.gradient(linear.weight)
         inverse = _InverseHessian(
-            solver=solver, factors=factors, preconditioner=fitted.preconditioner
+            solver=solver, preconditioner=fitted.preconditioner or preconditioner(linear)
         )
         solved = inverse.solved(linear, gradient, rtol=least_residual(problem))
         groups = target.group_gradients(linear.weight)
         if groups is not None:
             groups = inverse.solved(linear, groups, rtol=_GROUP_RTOL).solution
+        effective = effective_parameters(linear, dense, preconditioner=inverse.preconditioner)
     except NotConverged as error:
         more = "" if problem.hessian_samples is None else " or `select.influence.hessian_subsample`"
         raise PipelineError(
@@ -97,15 +101,36 @@ def score_point(
         iterations=solved.iterations,
         num_rows=problem.num_rows,
         hessian_rows=problem.curvature.num_rows,
-        effective_parameters=factors.effective_parameters / problem.num_samples,
+        effective_parameters=effective.value / problem.num_samples,
+        effective_parameters_error=effective.error / problem.num_samples,
         sum_rule_error=sum_rule_error(scores, linear=linear, solution=solved.solution),
         held_out_loss=target.loss(linear.weight),
         held_out_gradient_norm=float(torch.linalg.vector_norm(gradient)),
     )
     _log(record)
     return ScoredPoint(
-        linear=linear, factors=factors, solution=solved.solution, scores=scores, record=record
+        linear=linear, dense=dense, solution=solved.solution, scores=scores, record=record
     )
+
+
+def undistil_scores(problem: HeadProblem, target: Target, *, start: Tensor) -> Tensor:
+    """dloss_undistill of the rows of a problem, (N,), precise enough to rank them.
+
+    Raises:
+        NotConverged: if the head cannot be fitted or the system solved to tolerance.
+    """
+    is_small = problem.products == torch.float64
+    gtol = least_gradient(problem) * (1.0 if is_small else 10.0)
+    fitted = fit(problem, start=start, gtol=gtol)
+    solution = solve(
+        fitted.linear,
+        target.gradient(fitted.weight),
+        preconditioner=fitted.preconditioner,
+        rtol=least_residual(problem) if is_small else _RANK_RTOL,
+    ).solution
+    scores = score_rows(fitted.linear, solution).dloss_undistill
+    assert scores is not None, "the rows have soft labels"
+    return scores.mean
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,14 +138,13 @@ class _InverseHessian:
     """Solver for systems with the Hessian."""
 
     solver: Solver
-    factors: Ekfac
-    preconditioner: Preconditioner | None
+    preconditioner: Preconditioner
 
     def solved(self, linear: Linearisation, right_side: Tensor, *, rtol: float) -> HeadSolution:
         """H^-1 R; with EK-FAC alone, ``rtol`` is ignored."""
         if self.solver == "exact":
             return solve(linear, right_side, preconditioner=self.preconditioner, rtol=rtol)
-        solution = centred(self.factors.inverse(right_side))
+        solution = centred(ekfac(linear).inverse(right_side))
         residual = torch.linalg.vector_norm(right_side - linear.certain_hvp(solution))
         norm = torch.linalg.vector_norm(right_side)
         return HeadSolution(

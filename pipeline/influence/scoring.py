@@ -20,18 +20,41 @@ from torch import Tensor
 
 from pipeline.artefacts.scores import TRUSTED_SHARE, SolveRecord
 from pipeline.errors import PipelineError
-from pipeline.influence.cross_fit import choose_l2, issue_columns, simplest_within_error
+from pipeline.influence.cross_fit import (
+    choose_l2,
+    issue_columns,
+    l2_grid,
+    simplest_within_error,
+)
+from pipeline.influence.guess import gains_over_guess, mean_and_error
+from pipeline.influence.head_progress import HeadProgress
 from pipeline.influence.inputs import InfluenceSettings, ScoredRows, Target, Targets
-from pipeline.influence.points import ScoredPoint, ScoreSums, placed, score_point
-from pipeline.methods.head.difficulty import score_difficulty
+from pipeline.influence.points import (
+    ScoredPoint,
+    ScoreSums,
+    placed,
+    score_point,
+    undistil_scores,
+)
+from pipeline.methods.head.dense_inverse import dense_inverse
+from pipeline.methods.head.difficulty import difficulty
+from pipeline.methods.head.effective_parameters import effective_parameters
 from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import score_added
 from pipeline.methods.head.parameter_change import undistil_order
+from pipeline.methods.head.preconditioner import preconditioner
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.set_effects import undistil_effect
-from pipeline.methods.head.solver import NotConverged, fit, least_gradient, with_precision
+from pipeline.methods.head.solver import (
+    HeadFit,
+    NotConverged,
+    fit,
+    least_gradient,
+    rough_gradient,
+    with_precision,
+)
 from pipeline.methods.rank_sums import agreed
-from pipeline.runtime.progress import Progress, progress
+from pipeline.runtime.progress import progress
 
 STABILITY_ROWS: Final = 50_000
 STABILITY_FACTORS: Final = {"l2 / 3": 1 / 3, "3 l2": 3.0}
@@ -58,6 +81,10 @@ class Influence:
     """Columns of `artefacts.scores`, (N,)."""
     solves: list[SolveRecord]
     l2_grid: list[tuple[float, float]]
+    gain_over_guess: tuple[float, float]
+    """Mean loss of a guess minus that of the head on hard labels, and its standard error."""
+    is_exact: bool
+    """True if self_influence and leverage are exact; else they are EK-FAC's."""
     details: Details
 
 
@@ -67,22 +94,36 @@ def score_influence(rows: ScoredRows, targets: Targets, settings: InfluenceSetti
     Raises:
         PipelineError: if a head cannot be fitted or solved to tolerance.
     """
-    num_steps = 2 + (settings.l2 is None) + settings.rounds + settings.label_issues
-    num_steps += settings.diagnostics * len(STABILITY_FACTORS)
-    with progress("influence", total=num_steps, unit="heads") as bar:
+    heads = num_heads(rows, targets, settings)
+    with progress("influence", total=heads, unit="heads") as bar:
         try:
-            return _Run(rows, targets, settings, bar).influence()
+            return _Run(rows, targets, settings, HeadProgress(bar)).influence()
         except (NotConverged, ValueError) as error:
             if isinstance(error, PipelineError):
                 raise
             raise PipelineError(f"influence: {error}") from error
 
 
+def num_heads(rows: ScoredRows, targets: Targets, settings: InfluenceSettings) -> int:
+    """Heads that a scoring fits, if no l2 has to be raised; the path to l2 may end earlier."""
+    size = HeadProblem(features=rows.features, labels=rows.labels, l2=1.0)
+    path = len(l2_grid(size, num_classes=len(rows.start))) if settings.l2 is None else 0
+    folds = 0 if rows.folds is None else int(rows.folds.max()) + 1
+    return (
+        path
+        + (settings.l2 is None)
+        + targets.num * (2 + settings.rounds)
+        + settings.label_issues * (folds + 1)
+        + settings.diagnostics * len(STABILITY_FACTORS)
+        + settings.param_change
+    )
+
+
 class _Run:
     """One scoring, whose steps share rows, targets and a warm start."""
 
     def __init__(
-        self, rows: ScoredRows, targets: Targets, settings: InfluenceSettings, bar: Progress
+        self, rows: ScoredRows, targets: Targets, settings: InfluenceSettings, bar: HeadProgress
     ) -> None:
         self._rows, self._targets, self._settings, self._bar = rows, targets, settings, bar
         self._num_rows, self._ranks = len(rows.labels), rows.ranks
@@ -95,7 +136,6 @@ class _Run:
         self._l2 = settings.l2 if settings.l2 is not None else self._chosen_l2()
 
     def influence(self) -> Influence:
-        self._bar.advance(1, note=self._head)
         undistil = ScoreSums()
         details = None
         for positions, target, point in self._points(self._distilled, self._head):
@@ -112,22 +152,32 @@ class _Run:
             "undistil_order": self._order(),
         }
         return Influence(
-            columns=columns, solves=self._solves, l2_grid=self._l2_grid, details=details
+            columns=columns,
+            solves=self._solves,
+            l2_grid=self._l2_grid,
+            gain_over_guess=self._gain,
+            is_exact=self._is_exact,
+            details=details,
         )
 
     def _chosen_l2(self) -> float:
         """The largest l2 whose head on hard labels is within one standard error of the best, on
         the choosing rows. First-order scores are better at a larger l2."""
-        self._bar.advance(1, note="l2")
         every = self._problem(1.0, distilled=None)
         few = every.curvature  # hessian_subsample rows, if that is set
+        grid = l2_grid(few, num_classes=len(self._rows.start))
         losses: list[Tensor] = []
+
+        def problem_at(l2: float) -> HeadProblem:
+            self._bar.begin(f"l2 {l2:.0e}")
+            return replace(few, l2=l2)
 
         def mean_loss(weight: Tensor) -> float:
             losses.append(self._targets.choosing.losses(weight))
             return float(losses[-1].mean())
 
-        tried = choose_l2(lambda l2: replace(few, l2=l2), mean_loss, self._start).losses
+        tried = choose_l2(problem_at, mean_loss, self._start, grid=grid).losses
+        self._bar.skip(len(grid) - len(tried))
         # A prior has a fixed weight against one row, so l2 times the number of rows is kept.
         scale = few.num_rows / every.num_rows
         self._l2_grid = [(l2 * scale, loss) for l2, loss in tried]
@@ -137,25 +187,36 @@ class _Run:
     def _trusted(self, l2: float) -> float:
         """l2, or the first larger one whose head can be fitted and whose scores are reliable."""
         while True:
+            self._bar.begin(f"{self._head}, l2 {l2:.0e}", counts=False)
             problem = self._problem(l2, distilled=self._distilled)
             try:
-                linear = fit(
-                    problem,
-                    start=self._start,
-                    gtol=least_gradient(problem),
-                    max_iterations=_WORTH_WHILE,
-                ).linear
+                # Rough heads are enough to reject an l2, and cost half as much.
+                for gtol in sorted({rough_gradient(problem), least_gradient(problem)})[::-1]:
+                    fitted = self._fitted(problem, gtol=gtol)
+                    self._start = fitted.weight
+                    if not self._is_determined(fitted):
+                        break
+                else:
+                    self._bar.skip(1)
+                    return l2
+                l2 *= 10**0.5
             except NotConverged:  # rows that a head separates with certainty add no curvature
                 if l2 > _STRONGEST:
                     raise
                 l2 *= 10.0
-                self._bar.advance(0, note=f"l2 {l2:.0e}")
-                continue
-            self._start = linear.weight
-            decided = agreed(self._ranks, ekfac(linear).effective_parameters)
-            if decided <= TRUSTED_SHARE * self._num_rows:
-                return l2
-            l2 *= 10**0.5
+
+    def _fitted(self, problem: HeadProblem, *, gtol: float) -> HeadFit:
+        return fit(problem, start=self._start, gtol=gtol, max_iterations=_WORTH_WHILE)
+
+    def _is_determined(self, fitted: HeadFit) -> bool:
+        """True if the data determine few enough parameters for reliable first-order scores."""
+        linear = fitted.linear
+        found = effective_parameters(
+            linear,
+            dense_inverse(linear),
+            preconditioner=fitted.preconditioner or preconditioner(linear),
+        )
+        return agreed(self._ranks, found.value) <= TRUSTED_SHARE * self._num_rows
 
     def _problem(
         self, l2: float, *, distilled: Tensor | None, positions: Tensor | None = None
@@ -171,6 +232,7 @@ class _Run:
             temperature=settings.temperature,
             l2=l2,
             sharing=self._ranks,
+            watch=self._bar,
         )
         if positions is not None and len(positions) < self._num_rows:
             problem = problem.part(positions)
@@ -180,6 +242,7 @@ class _Run:
     def _points(self, distilled: Tensor, name: str) -> Iterator[tuple[Tensor, Target, ScoredPoint]]:
         """Positions of the rows that were scored, the target, the scores; for each target."""
         for positions, target in self._targets.each(self._num_rows):
+            self._bar.begin(name)
             point = score_point(
                 self._problem(self._l2, distilled=distilled, positions=positions),
                 target,
@@ -192,16 +255,20 @@ class _Run:
             yield positions, target, point
 
     def _at_hard(self) -> dict[str, NDArray[np.generic]]:
-        self._bar.advance(1, note="all hard")
         swap, remove, added = ScoreSums(), ScoreSums(), ScoreSums()
-        own, leverage = [], []
-        for positions, _, point in self._points(torch.zeros(self._num_rows), "all hard"):
+        own, leverage, gains = [], [], []
+        for positions, target, point in self._points(torch.zeros(self._num_rows), "all hard"):
             swap.add(point.scores.dloss_swap, positions, self._num_rows)
             remove.add(point.scores.dloss_remove, positions, self._num_rows)
             added.add(score_added(point.linear, point.solution), positions, self._num_rows)
-            found = score_difficulty(point.linear, point.factors)
+            gains.append(
+                gains_over_guess(target, point.linear.weight, self._rows.labels[positions])
+            )
+            found = difficulty(point.linear, point.dense)
             own.append(placed(found.self_influence, positions, self._num_rows))
             leverage.append(placed(found.leverage, positions, self._num_rows))
+            self._is_exact = point.dense is not None
+        self._gain = mean_and_error(torch.cat(gains))
         return {
             "dloss_swap": swap.mean.numpy(),
             "dloss_swap_se": swap.error.numpy(),
@@ -216,7 +283,6 @@ class _Run:
         """Scores after ``rounds`` rounds of selecting by them, refitting and scoring again."""
         current = torch.full_like(scores, torch.nan)
         for number in range(self._settings.rounds):
-            self._bar.advance(1, note=f"round {number + 1}")
             sums, name = ScoreSums(), f"selected, round {number + 1}"
             for positions, _, point in self._points((scores > 0).double(), name):
                 sums.add(point.scores.dloss_undistill, positions, self._num_rows)
@@ -226,12 +292,13 @@ class _Run:
     def _issues(self) -> dict[str, NDArray[np.generic]]:
         if not self._settings.label_issues:
             return {}
-        self._bar.advance(1, note="label issues")
-        return issue_columns(self._rows, l2=self._l2)
+        self._bar.begin("label issues")
+        return issue_columns(self._rows, l2=self._l2, watch=self._bar)
 
     def _order(self) -> NDArray[np.generic]:
         if not self._settings.param_change:
             return np.full(self._num_rows, -1)
+        self._bar.begin("param-change")
         fitted = fit(
             self._problem(self._l2, distilled=self._distilled),
             start=self._start,
@@ -264,15 +331,12 @@ class _Run:
             problem = self._problem(
                 self._l2 * factor, distilled=self._distilled, positions=positions
             )
-            name = f"l2 {problem.l2:.1e}"
-            return _undistilled(
-                score_point(problem, target, start=weight, name=name, solver="exact")
-            )
+            return undistil_scores(problem, target, start=weight)
 
         here = scores(1.0) if here is None else here
         found = {}
         for name, factor in STABILITY_FACTORS.items():
-            self._bar.advance(1, note=name)
+            self._bar.begin(name)
             found[name] = _spearman(here, scores(factor))
         return found
 

@@ -66,7 +66,7 @@ def _estimate(record: SelectionRecord) -> str:
 def _decision(record: SelectionRecord) -> str:
     kept, candidates = record.num_selected, record.num_candidates
     dropped = candidates - kept
-    text = _rule(record.identity)
+    text = _rule(record.identity) if record.fallback is None else _fallback(record.fallback)
     if record.identity.strategy != "all":
         share = percent(kept / max(candidates, 1), digits=1)
         text += f" This distils {kept:,} of {counted(candidates, 'sample')} ({share})."
@@ -82,6 +82,11 @@ def _decision(record: SelectionRecord) -> str:
     if record.num_not_cached:
         text += f" {counted(record.num_not_cached, 'sample')} had no cached teacher output."
     return text
+
+
+def _fallback(strategy: str) -> str:
+    chosen = "samples are drawn at random" if strategy == "random" else "every sample is distilled"
+    return f"The influence scores are no better than a guess, so {chosen}."
 
 
 def _rule(identity: SelectionIdentity) -> str:

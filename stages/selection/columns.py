@@ -1,6 +1,7 @@
 """The columns of a selection table, and the strategy that chooses its rows."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ from pipeline.methods.sample_scores import SampleScores, score_samples
 from stages.config.select import SelectConfig
 from stages.selection.wording import sign_of
 
+Fallback: TypeAlias = Literal["all", "random"]
 NOT_CACHED = "not in the cache"
 """Reason of a sample that is missing from the cache."""
+GUESSED: Final = {"all": "scores are guesses", "random": "drawn, scores are guesses"}
+"""Reason of a sample that was chosen without the scores, by the strategy that chose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,25 +173,40 @@ def _influence_columns(
 
 
 def choose(config: SelectConfig, inputs: CleanView, influence: ScoreTable | None) -> Selection:
-    """Apply the strategy to the training samples."""
+    """Apply the strategy to the training samples, or its `fallback`."""
     candidates = np.zeros(inputs.num_samples, dtype=bool)
     candidates[inputs.training] = True
-    errors = _selecting_errors(config, influence)
-    rule = Rule(
-        fraction=config.fraction,
-        threshold=config.threshold,
-        num_errors=0.0 if errors is None else config.num_errors,
-        class_quota=config.class_quota,
-        beta=(config.beta_mean, config.beta_concentration) if config.strategy == "beta" else None,
-    )
-    scores = _selecting_scores(config, inputs, influence)
-    try:
-        samples = SelectionCandidates(
-            labels=inputs.labels.numpy(), candidates=candidates, scores=scores, errors=errors
+    samples = SelectionCandidates(labels=inputs.labels.numpy(), candidates=candidates)
+    instead = fallback(config, influence)
+    rule = Rule(fraction=config.fraction, class_quota=config.class_quota)
+    if instead is None:
+        errors = _selecting_errors(config, influence)
+        scores = _selecting_scores(config, inputs, influence)
+        samples = replace(samples, scores=scores, errors=errors)
+        is_beta = config.strategy == "beta"
+        rule = replace(
+            rule,
+            threshold=config.threshold,
+            num_errors=0.0 if errors is None else config.num_errors,
+            beta=(config.beta_mean, config.beta_concentration) if is_beta else None,
         )
-        return select_samples(config.strategy, samples, rule=rule, seed=config.seed)
+    try:
+        found = select_samples(instead or config.strategy, samples, rule=rule, seed=config.seed)
     except ValueError as error:
         raise ConfigError(f"select: {error}") from error
+    if instead is None:
+        return found
+    return replace(found, reason=np.where(candidates, GUESSED[instead], found.reason))
+
+
+def fallback(config: SelectConfig, influence: ScoreTable | None) -> Fallback | None:
+    """Strategy that chooses if the influence scores are no better than a guess; None: they are.
+
+    A fraction is then drawn at random; a threshold keeps every sample.
+    """
+    if influence is None or not influence.record.diagnostics.is_guess:
+        return None
+    return "all" if config.fraction is None else "random"
 
 
 def _selecting_scores(

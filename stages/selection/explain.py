@@ -128,6 +128,8 @@ class _Reader:
     def _selection(self, row: pd.Series) -> Iterator[tuple[str, str]]:
         record, frame = self.table.record, self.table.frame
         yield "strategy", rule(record.identity)
+        if record.fallback is not None:
+            yield "chosen by", f"{record.fallback}: the scores are no better than a guess"
         if record.identity.class_quota:
             yield (
                 "class quota",

@@ -121,6 +121,8 @@ def _record(
             target_in_sample=sources.target_in_sample,
             num_target=len(sources.target_keys),
             second_order_gain=influence.details.second_order_gain,
+            difficulty="exact" if influence.is_exact else "EK-FAC",
+            gain_over_guess=influence.gain_over_guess,
         ),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.artefacts.scores import TRUSTED_SHARE, Diagnostics
+from pipeline.artefacts.scores import CLEAR_ERRORS, TRUSTED_SHARE, Diagnostics
 from pipeline.artefacts.selection import SelectionIdentity, SelectionTable
 
 TRUSTED_STABILITY = 0.9
@@ -84,8 +84,24 @@ def threshold_warnings(table: SelectionTable) -> Iterator[str]:
         )
 
 
+def guess_warning(found: Diagnostics) -> str:
+    """Warn that the head which gives the scores knows no more than a guess."""
+    assert found.gain_over_guess is not None, "callers check it"
+    gain, error = found.gain_over_guess
+    side = "lower" if gain > 0 else "higher"
+    return (
+        f"the head fitted for the scores is no better than a guess on unseen samples: its loss is "
+        f"{abs(gain):.3f} nats {side}, with a standard error of {error:.3f} (expected lower by at "
+        f"least {CLEAR_ERRORS:g} errors). So the scores are not used: without `select.fraction` every "
+        "sample is distilled, with it samples are drawn at random. Use more samples of each class, "
+        'fewer features with `select.influence.pca`, or set `select.strategy = "all"`.'
+    )
+
+
 def warnings_of(found: Diagnostics) -> Iterator[str]:
     """Warnings about scores that are not reliable, each with a remedy."""
+    if found.is_guess:
+        yield guess_warning(found)
     if found.effective_parameters > TRUSTED_SHARE:
         yield (
             f"p_eff/N is {found.effective_parameters:.2f} (expected at most {TRUSTED_SHARE}), so "

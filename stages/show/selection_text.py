@@ -68,6 +68,9 @@ def _facts(shown: SelectionShown) -> Iterator[tuple[str, str]]:
     candidates = counted(shown.num_candidates, "candidate")
     kept = f"{shown.num_selected:,} of {candidates}, {percent(share)}"
     yield "selected", kept
+    if record.fallback is not None:
+        instead = f'strategy "{record.fallback}", because the scores are no better than a guess'
+        yield "chosen by", instead
     if shown.is_edited:
         yield (
             "edited",
@@ -145,6 +148,9 @@ def _samples(heading: str, samples: Sequence[Sample]) -> Table:
 def _diagnostics(found: Diagnostics) -> Iterator[tuple[str, str]]:
     yield "loss predicted", f"of {counted(found.num_target, 'sample')}, {found.target}"
     yield "p_eff / N", f"{found.effective_parameters:.4f}, at most 0.25 is OK"
+    if found.gain_over_guess is not None:
+        gain, error = found.gain_over_guess
+        yield "gain over a guess", f"{gain:.4f} nats, above {2 * error:.4f} (two errors) is OK"
     stability = ", ".join(f"{value:.3f} at {name}" for name, value in found.rank_stability.items())
     if stability:
         yield "rank stability", f"{stability}; at least 0.9 is OK"

@@ -1,5 +1,8 @@
 """Difficulty of every sample by the curvature: self-influence and leverage.
 
+Both need the inverse Hessian against every sample's own gradient. It is exact where the inverse can
+be written out (`head.dense_inverse`), and EK-FAC's otherwise.
+
 Shapes: N samples, K views, D features, C classes, n samples of a chunk.
 """
 
@@ -8,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.methods.head.ekfac import Ekfac, class_variances
+from pipeline.methods.head.dense_inverse import DenseInverse
+from pipeline.methods.head.ekfac import Ekfac, class_variances, ekfac
 from pipeline.methods.head.problem import Linearisation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Difficulty:
-    """Self-influence and leverage of every sample, by EK-FAC."""
+    """Self-influence and leverage of every sample."""
 
     self_influence: Tensor
     """Predicted rise of the sample's own loss if it were left out, (N,) float64, >= 0."""
@@ -23,8 +27,15 @@ class Difficulty:
     """Effective parameters that the sample determines, (N,) float64, >= 0; their sum is p_eff."""
 
 
+def difficulty(linear: Linearisation, dense: DenseInverse | None) -> Difficulty:
+    """Self-influence and leverage of every sample, exact if there is a dense inverse."""
+    if dense is None:
+        return score_difficulty(linear, ekfac(linear))
+    return Difficulty(self_influence=dense.self_influence(), leverage=dense.leverage())
+
+
 def score_difficulty(linear: Linearisation, factors: Ekfac) -> Difficulty:
-    """Self-influence and leverage of every sample.
+    """Self-influence and leverage of every sample, by EK-FAC.
 
         self_influence_i = (1/N) <g_i, F^-1 g_i>,  g_i = mean_k r_ik h~_ik^T
         leverage_i       = (1/N) mean_k tr(S_ik (h~_ik^T F^-1 h~_ik))

@@ -27,6 +27,7 @@ Shapes: N samples, K views, D features, C classes, M = K n rows of a chunk of n 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +44,30 @@ from pipeline.methods.rank_sums import (
 )
 
 CACHE_BYTES = 2**30  # a process; 50,000 samples, 100 classes, 256 features: 71 MB in float32
+
+
+class Watch(Protocol):
+    """Observer of long work on a problem, such as a progress bar."""
+
+    def passed(self) -> None:
+        """One more pass over the samples has been made."""
+
+    def fitted(self) -> None:
+        """One more head has been fitted."""
+
+
+class _Unwatched:
+    """No observer."""
+
+    def passed(self) -> None:
+        """Ignore the pass."""
+
+    def fitted(self) -> None:
+        """Ignore the head."""
+
+
+UNWATCHED: Watch = _Unwatched()
+"""Nobody looks at the work."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +110,9 @@ class HeadProblem:
 
     sharing: Sharing = NOT_SHARED
     """The processes that divide the samples; all results here are over all samples."""
+
+    watch: Watch = UNWATCHED
+    """Observer of passes and fits; it changes no result."""
 
     def __post_init__(self) -> None:
         _require_shapes(self)
@@ -161,6 +189,7 @@ class HeadProblem:
             kept = [
                 chunk.bends().to(self.products) for chunk in self.curvature.linear_chunks(weight)
             ]
+        self.watch.passed()
         return Linearisation(
             problem=self,
             weight=weight,
@@ -283,6 +312,7 @@ class Linearisation:
         total = torch.zeros_like(stacked)
         for chunk in bends:
             total += chunk.product(stacked).double()
+        problem.watch.passed()
         mean = summed(problem.sharing, total) / problem.curvature.num_rows
         return (mean + problem.l2 * problem.mask(self.weight) * stacked).view(direction.shape)
 

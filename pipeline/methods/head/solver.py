@@ -130,6 +130,7 @@ def fit(
             f"{found.iterations} iterations (expected {gtol:.1e}). "
             "Raise l2 or max_iterations, or loosen gtol."
         )
+    problem.watch.fitted()
     return found
 
 
@@ -239,6 +240,8 @@ def _require_right_side(right_side: Tensor, *, linear: Linearisation) -> None:
 
 
 _MIXED_FROM: Final = 1e9  # flop of a Hessian product; below it float32 saves nothing
+_LONG_FROM: Final = 1e10  # flop of a Hessian product that takes a tenth of a second or more
+_ROUGH_LOSS: Final = 1e-5  # nats above the minimum, far below a standard error of held-out losses
 _SINGLE_FROM: Final = 1e12  # flop of a pass; above it float64 would take minutes
 
 
@@ -248,12 +251,32 @@ def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
     Small: float64. Large: Hessian products in float32, refined until the float64 residual is small
     enough. Very large: float32 within chunks, float64 between them.
     """
-    flop = 4.0 * problem.num_rows * num_classes * (problem.features.shape[2] + 1)
+    flop = _product_flop(problem, num_classes=num_classes)
     if flop > _SINGLE_FROM:
         return replace(problem, dtype=torch.float32, products=torch.float32)
     if flop > _MIXED_FROM:
         return replace(problem, products=torch.float32)
     return problem
+
+
+def is_long(problem: HeadProblem, *, num_classes: int) -> bool:
+    """True if a pass takes so long that fewer fits are worth a coarser choice."""
+    return _product_flop(problem, num_classes=num_classes) > _LONG_FROM
+
+
+def _product_flop(problem: HeadProblem, *, num_classes: int) -> float:
+    return 4.0 * problem.num_rows * num_classes * (problem.features.shape[2] + 1)
+
+
+def rough_gradient(problem: HeadProblem) -> float:
+    """Norm of the gradient below which a fit is precise enough to compare held-out losses.
+
+    J is l2-strongly convex, so ||dJ||^2 <= 2 l2 e bounds the distance to its minimum by e. Where
+    products are cheap, the fit is as precise as the gradient of 1e-6 allows.
+    """
+    if problem.products == torch.float64:
+        return 1e-6
+    return max(1e-6, math.sqrt(2.0 * problem.l2 * _ROUGH_LOSS))
 
 
 def least_gradient(problem: HeadProblem) -> float:

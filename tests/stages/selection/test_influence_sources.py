@@ -18,7 +18,10 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.scores import score_path
 from pipeline.artefacts.selection import SelectionTable
+from pipeline.methods.data_selection import select_samples
+from pipeline.methods.data_selection_rules import Rule, SelectionCandidates
 from pipeline.methods.folds import stratified_folds, stratified_parts
+from pipeline.methods.head.dense_inverse import dense_inverse
 from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import heldout_gradient, score_added, score_rows
 from pipeline.methods.head.problem import HeadProblem, centred
@@ -29,6 +32,9 @@ from stages import select
 from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
+from stages.selection.explain import explained
+from stages.show.selection import execute as show
+from stages.show.selection_text import as_text
 from tests.support.small_caches import rewritten
 from tests.support.workspaces import linked_copy
 
@@ -438,3 +444,81 @@ def test_another_strategy_reads_the_same_scores(base, chosen, caplog):
     assert second.record.scores == first.record.scores
     assert second.frame["dloss_swap"].equals(first.frame["dloss_swap"])
     assert second.id != first.id
+
+
+@pytest.fixture
+def guessing(made, cache):
+    """The setting of a proxy whose features know nothing of the images."""
+    shape = (cache.shape.num_views, cache.shape.num_samples, cache.shape.num_features)
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    return f"select.influence.proxy={made('noise', features=noise, weights='0' * 64)}"
+
+
+@pytest.mark.parametrize("l2", ["auto", 0.03])
+def test_scores_that_are_guesses_decide_nothing(guessing, chosen, arrays, caplog, l2):
+    with caplog.at_level(logging.WARNING):
+        table = chosen(guessing, f"select.influence.l2={l2}")
+    found = table.record.scores.diagnostics
+    gain, error = found.gain_over_guess
+    assert gain < 2 * error
+    assert found.is_guess
+    assert "no better than a guess" in caplog.text
+    assert table.record.fallback == "all"
+    frame = table.frame.iloc[arrays.training.numpy()]
+    assert frame["selected"].all()
+    assert set(frame["reason"]) == {"scores are guesses"}
+    assert "all (instead of influence) keeps" in select.describe(table.record)
+    text = as_text(show(str(table.path)))
+    assert 'strategy "all", because the scores are no better than a guess' in " ".join(text.split())
+    assert "no better than a guess on unseen samples" in " ".join(text.split())
+    assert "no better than a guess" in explained(table, (), [int(arrays.training[0])])
+
+
+def test_a_fraction_by_scores_that_are_guesses_is_drawn_at_random(guessing, chosen, arrays):
+    half = ["select.fraction=0.5", "select.class_quota=0"]
+    table = chosen(guessing, *half)
+    assert table.record.fallback == "random"
+    candidates = np.zeros(len(arrays.labels), dtype=bool)
+    candidates[arrays.training] = True
+    every = SelectionCandidates(labels=arrays.labels.numpy(), candidates=candidates)
+    drawn = select_samples("random", every, rule=Rule(fraction=0.5), seed=0)
+    assert np.array_equal(table.selected, drawn.selected)
+    assert drawn.selected.sum() == pytest.approx(len(arrays.training) / 2, abs=1)
+    assert set(table.frame["reason"].iloc[arrays.training.numpy()]) == {"drawn, scores are guesses"}
+
+
+def test_a_head_that_knows_the_images_decides(chosen, arrays):
+    table = chosen()
+    found = table.record.scores.diagnostics
+    assert not found.is_guess
+    assert table.record.fallback is None
+    linear = minimum(arrays.problem(arrays.training, kd_weight=0.0))
+    features, labels = arrays.target(arrays.held_out)
+    logits = torch.cat([features, torch.ones(len(features), 1)], dim=1) @ linear.weight.T
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    counts = torch.bincount(arrays.labels[arrays.training], minlength=logits.shape[1]).double() + 1
+    by_frequency = -(counts / counts.sum()).log()[labels]
+    uniform = torch.full_like(by_frequency, np.log(logits.shape[1]))
+    guess = min(by_frequency, uniform, key=torch.mean)
+    assert found.gain_over_guess[0] == pytest.approx(float((guess - losses).mean()), rel=1e-4)
+    assert found.gain_over_guess[1] == pytest.approx(
+        float((guess - losses).std()) / len(labels) ** 0.5, rel=1e-4
+    )
+
+
+def test_the_difficulty_of_a_small_head_is_exact(chosen, arrays):
+    table = chosen()
+    linear = minimum(arrays.problem(arrays.training, kd_weight=0.0))
+    exact = dense_inverse(linear)
+    frame = table.frame.iloc[arrays.training.numpy()]
+    for name, wanted in (
+        ("self_influence", exact.self_influence()),
+        ("leverage", exact.leverage()),
+    ):
+        found = torch.from_numpy(frame[name].to_numpy(dtype=np.float64))
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.max()))
+    (_, hard), diagnostics = solves_of(table), table.record.scores.diagnostics
+    assert diagnostics.difficulty == "exact"
+    assert hard.effective_parameters_error == 0.0
+    expected = exact.effective_parameters / len(arrays.training)
+    assert hard.effective_parameters == pytest.approx(expected, rel=1e-4)
