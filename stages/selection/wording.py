@@ -92,9 +92,9 @@ def guess_warning(found: Diagnostics) -> str:
     return (
         f"the head fitted for the scores is no better than a guess on unseen samples: its loss is "
         f"{abs(gain):.3f} nats {side}, with a standard error of {error:.3f} (expected lower by at "
-        f"least {CLEAR_ERRORS:g} errors). So the scores are not used: without `select.fraction` every "
-        "sample is distilled, with it samples are drawn at random. Use more samples of each class, "
-        'fewer features with `select.influence.pca`, or set `select.strategy = "all"`.'
+        f"least {CLEAR_ERRORS:g} errors). So the scores are not used: without `select.fraction` "
+        "every sample is distilled, with it samples are drawn at random. Use more samples of each "
+        'class, fewer features with `select.influence.pca`, or set `select.strategy = "all"`.'
     )
 
 
