@@ -34,6 +34,7 @@ from commands.shared import (
     with_selection,
 )
 from commands.show import show_app
+from commands.streams import prepare_streams
 from stages.methods import STRATEGIES
 
 _STRATEGIES = (
@@ -70,6 +71,8 @@ app.add_typer(show_app, name="show")
 
 def main() -> None:
     """Entry point of the `heartcut` command."""
+    prepare_streams()
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own cannot be imported here; charts need none
     run_and_exit(_command)
 
 

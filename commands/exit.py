@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Callable
 
-FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST, INTERRUPTED, TERMINATED = 1, 3, 4, 5, 6, 130, 143
-"""Exit codes; 2 is a wrong command line."""
+FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST = 1, 3, 4, 5, 6
+HUNG_UP, INTERRUPTED, READER_GONE, TERMINATED = 129, 130, 141, 143
+"""Exit codes; 2 is a wrong command line. Those above 128 are 128 and the number of a signal."""
 
 _code: int | None = None
 """Exit code to end with; None: end as Python does."""

@@ -73,7 +73,7 @@ def _run(arguments: list[str], *, processes: int) -> int:
         shutdown_timeout=_SECONDS_TO_STOP,
     )
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "cli", *arguments)
+        elastic_launch(config, sys.executable)("-P", "-m", "heartcut_main", *arguments)
     except SignalException as stopped:
         return INTERRUPTED if stopped.sigval == signal.SIGINT else TERMINATED
     except ChildFailedError as failed:

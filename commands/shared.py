@@ -5,15 +5,16 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands import remedies
-from commands.exit import FAILED, INTERRUPTED, PEER_LOST, TERMINATED
+from commands.exit import FAILED, INTERRUPTED, PEER_LOST, READER_GONE, TERMINATED
 from commands.one_voice import is_one_of_many, is_reporter, leave_for_torchrun, prefix
+from commands.streams import LostOutputError
 from pipeline.errors import ArtefactNotFound, ConfigError, PeerLost, PipelineError, Terminated
 
 if TYPE_CHECKING:
@@ -56,11 +57,18 @@ AcceptMismatch = Annotated[
 
 _FULL = "could not be written", "Free some space or set another `workspace`."
 _CLOSED = "could not be opened", "Check its permissions and its owner."
+_NO_MAPPING = (
+    "could not be mapped into memory",
+    "Its file system cannot do that: set a `workspace` on another disk.",
+)
 _FOR_THE_USER = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
+    errno.EROFS: ("could not be written", "Set a `workspace` on a disk that can be written."),
+    errno.ENAMETOOLONG: ("could not be opened", "Shorten its name."),
+    errno.ENODEV: _NO_MAPPING,
     errno.EISDIR: ("could not be opened", "Name a file."),
 }
 """Errors of the system that are not bugs: the failed action, and a remedy."""
@@ -80,7 +88,8 @@ def report_end(line: str, *, patience: float = 0.0) -> None:
     """Print why the command ends; of several processes, one prints it."""
     leave_for_torchrun(line.strip())
     if is_reporter(patience=patience):
-        typer.echo(prefix() + line, err=True)
+        with suppress(OSError):  # the terminal has gone, or its disk is full
+            typer.echo(prefix() + line, err=True)
 
 
 @contextmanager
@@ -166,6 +175,18 @@ def _one_line(message: str) -> str:
     return message if message.isprintable() else repr(message)[1:-1]
 
 
+def _report_lost(output: LostOutputError) -> int:
+    """Print why standard output was lost, unless its reader has ended; return the exit code."""
+    if output.errno == errno.EPIPE:
+        return READER_GONE
+    why = os.strerror(output.errno or 0)
+    report_end(
+        f"error: standard output could not be written: {why}. Send it to a terminal, or to a file "
+        "on a disk with free space."
+    )
+    return FAILED
+
+
 @contextmanager
 def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> Iterator[None]:
     """Print a user's mistake or an interrupt as one line; bugs keep their traceback.
@@ -188,6 +209,8 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
         report_end(f"error: {_one_line(remedies.complete(str(error)))}")
         known = [(codes or {}).get(kind) for kind in type(error).__mro__]
         raise typer.Exit(code=next(filter(None, known), FAILED)) from error
+    except LostOutputError as error:
+        raise typer.Exit(code=_report_lost(error)) from error
     except OSError as error:
         if error.errno not in _FOR_THE_USER:
             raise
