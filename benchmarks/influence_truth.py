@@ -254,7 +254,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     print(f"\n{sum(map(num_refits, chosen)):,} refits, {seconds:.0f} s; {versions()}")
     if arguments.json:
-        arguments.json.write_text(as_json(results, seconds))
+        arguments.json.write_text(as_json(results, seconds), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def write_images(folder: Path, *, num_images: int, num_classes: int) -> None:
 def configuration(folder: Path, *, size: int) -> Path:
     """Write a configuration of all stages, with networks small enough for a CPU."""
     path = folder / "config.toml"
-    path.write_text(CONFIG.format(folder=folder, size=size, small=size // 2))
+    path.write_text(CONFIG.format(folder=folder, size=size, small=size // 2), encoding="utf-8")
     return path
 
 

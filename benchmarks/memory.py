@@ -84,7 +84,11 @@ def watch(*arguments: str) -> Watched:
 def _look(process: subprocess.Popen[bytes], watched: Watched) -> None:
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
-        lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
+        lines = [
+            line
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("RssAnon")
+        ]
         if lines:
             watched.own.append(int(lines[0].split()[1]) / 1e3)
         time.sleep(0.02)
@@ -107,7 +111,7 @@ def write_images(folder: Path, *, count: int) -> None:
 def stages_at(size: int, folder: Path) -> dict[str, Watched]:
     write_images(folder / "images", count=size)
     config = folder / "config.toml"
-    config.write_text(CONFIG.format(images=folder / "images"))
+    config.write_text(CONFIG.format(images=folder / "images"), encoding="utf-8")
     return {
         stage: watch(stage, str(config), "--set", f"workspace={folder / 'work'}")
         for stage in STAGES

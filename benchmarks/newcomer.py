@@ -41,7 +41,7 @@ def main() -> None:
             write_digits(clone / "images")
         else:
             (clone / "images").symlink_to(images.resolve())
-        (clone / "my.toml").write_text(configuration())
+        (clone / "my.toml").write_text(configuration(), encoding="utf-8")
         for stage in STAGES:
             command = [".venv/bin/heartcut", stage, "my.toml"]
             done.append(timed(f"heartcut {stage} my.toml", command, clone))
@@ -62,7 +62,7 @@ def timed(name: str, command: list[str], folder: Path) -> tuple[str, float]:
 
 def configuration() -> str:
     """The configuration of the page, with the teacher that it trains if there is no checkpoint."""
-    page = (ROOT / "docs" / "your-images.md").read_text()
+    page = (ROOT / "docs" / "your-images.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     whole = next(block for block in blocks if block.startswith("workspace = "))
     teacher = next(block for block in blocks if block.startswith("[train_teacher]"))

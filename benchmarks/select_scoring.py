@@ -220,7 +220,7 @@ def watched(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 def _look(peak: list[float], done: threading.Event) -> None:
     """Keep the largest RssAnon of this process, MB."""
     while not done.wait(0.02):
-        for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
+        for line in Path(f"/proc/{os.getpid()}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("RssAnon:"):
                 peak[0] = max(peak[0], int(line.split()[1]) / 2**10)
 

@@ -11,7 +11,14 @@ import typer
 
 from commands import remedies
 from commands.exit import DAMAGED, DIFFERENT, INCOMPLETE
-from commands.shared import ConfigFile, Overrides, load, one_line_errors
+from commands.shared import (
+    ConfigFile,
+    Overrides,
+    load,
+    one_line_errors,
+    user_path,
+    user_place,
+)
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged, NotSealed, PipelineError
 
 STATE: dict[type[PipelineError], int] = {Damaged: DAMAGED, NotSealed: INCOMPLETE}
@@ -35,13 +42,20 @@ Cache = Annotated[
     str,
     typer.Argument(
         metavar="CACHE",
+        parser=user_place,
         help="Cache: a folder, an s3://, gs://, az:// or https:// address, or a configuration, "
         "which stands for its caches.",
     ),
 ]
-Address = Annotated[str, typer.Argument(metavar="CACHE", help="Cache: a folder or an address.")]
+Address = Annotated[
+    str,
+    typer.Argument(metavar="CACHE", parser=user_place, help="Cache: a folder or an address."),
+]
 Root = Annotated[
-    str, typer.Argument(metavar="PLACE", help="Folder or address that holds many caches.")
+    str,
+    typer.Argument(
+        metavar="PLACE", parser=user_place, help="Folder or address that holds many caches."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 SingleWriter = Annotated[
@@ -160,7 +174,9 @@ def verify(
 @cache_app.command()
 def push(
     cache: Cache,
-    root: Annotated[str | None, typer.Argument(metavar="PLACE", help=_PUSH_TO)] = None,
+    root: Annotated[
+        str | None, typer.Argument(metavar="PLACE", parser=user_place, help=_PUSH_TO)
+    ] = None,
     override: Overrides = None,
     single_writer: SingleWriter = False,
 ) -> None:
@@ -188,7 +204,8 @@ def pull(
 @cache_app.command()
 def gc(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder that holds many caches.")
+        Path,
+        typer.Argument(metavar="FOLDER", parser=user_path, help="Folder that holds many caches."),
     ],
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove the files; default: list.")

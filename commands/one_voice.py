@@ -60,4 +60,4 @@ def leave_for_torchrun(text: str) -> None:
     if path and is_one_of_many():
         extra = {"timestamp": str(int(time.time())), "py_callstack": text}
         error = {"message": {"message": text, "extraInfo": extra}}
-        Path(path).write_text(json.dumps(error))
+        Path(path).write_text(json.dumps(error), encoding="utf-8")

@@ -15,6 +15,7 @@ from commands.shared import (
     ranks_of_job,
     refuse_ranks,
     show,
+    user_path,
 )
 
 _POINT = "Point to run, by name; repeatable; default: all points."
@@ -71,11 +72,16 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Runs to report: configurations, workspaces, sweeps or runs."
+            metavar="RUN...",
+            parser=user_path,
+            help="Runs to report: configurations, workspaces, sweeps or runs.",
         ),
     ],
     override: Overrides = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help=_OUTPUT)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", parser=user_path, help=_OUTPUT),
+    ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,7 +89,9 @@ def report(
             help="Student to compare the others with; repeatable; default: no teacher and KD.",
         ),
     ] = None,
-    selection: Annotated[Path | None, typer.Option(metavar="TABLE", help=_TABLE)] = None,
+    selection: Annotated[
+        Path | None, typer.Option(metavar="TABLE", parser=user_path, help=_TABLE)
+    ] = None,
     thumbnails: Annotated[
         int, typer.Option(min=1, help="Largest number of samples to show.")
     ] = 200,

@@ -22,8 +22,26 @@ if TYPE_CHECKING:
     from stages.config.root import Config
 
 
+def user_path(text: str) -> Path:
+    """Path of an argument; `~` is the home, also where no shell has replaced it."""
+    return Path(user_place(text))
+
+
+def user_place(text: str) -> str:
+    """Folder or address of an argument; `~` is the home."""
+    from stages.config.homes import place_with_home
+
+    try:
+        return place_with_home(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.") from error
+
+
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Configuration: a TOML file, see configs/.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG", parser=user_path, help="Configuration: a TOML file, see configs/."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -41,6 +59,7 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
+        parser=user_path,
         help="Resume this training (a .training folder), or fail and report what differs. "
         "Default: resume a training of the same settings, if there is one.",
     ),
@@ -149,7 +168,7 @@ def with_selection(config: "Config", selection: str) -> "Config":
     """
     from stages.config.file import with_overrides
 
-    is_path = "/" in selection or os.sep in selection or selection.endswith(".parquet")
+    is_path = "/" in selection or selection.startswith("~") or selection.endswith(".parquet")
     path = Path(selection) if is_path else config.selections_folder / f"{selection}.parquet"
     if not is_path and not path.exists():
         raise ArtefactNotFound(

@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from commands import remedies
-from commands.shared import ConfigFile, Overrides, load, one_line_errors
+from commands.shared import (
+    ConfigFile,
+    Overrides,
+    load,
+    one_line_errors,
+    user_path,
+    user_place,
+)
 
 show_app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +30,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with unrounded 
 def cache(
     place: Annotated[
         str,
-        typer.Argument(metavar="PATH", help="Cache: a folder, an address, or a configuration."),
+        typer.Argument(
+            metavar="PATH",
+            parser=user_place,
+            help="Cache: a folder, an address, or a configuration.",
+        ),
     ],
     override: Overrides = None,
     as_json: AsJson = False,
@@ -44,7 +55,9 @@ def selection(
     table: Annotated[
         str,
         typer.Argument(
-            metavar="PATH", help="Selection: a table, WORKSPACE/NAME, or a configuration."
+            metavar="PATH",
+            parser=user_place,
+            help="Selection: a table, WORKSPACE/NAME, or a configuration.",
         ),
     ],
     override: Overrides = None,
@@ -67,6 +80,7 @@ def run(
         list[Path],
         typer.Argument(
             metavar="PATH...",
+            parser=user_path,
             help="Runs: folders of one or more runs, workspaces or configurations.",
         ),
     ],

@@ -4,6 +4,7 @@ An identity is the hash of a canonical JSON text, so the same inputs give the sa
 machine; code is never hashed.
 """
 
+import codecs
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,21 @@ def array_sha256(array: NDArray[np.generic]) -> str:
     digest = hashlib.sha256(f"{little.dtype.str}{little.shape}".encode())
     digest.update(little.tobytes())
     return digest.hexdigest()
+
+
+def text_of(content: bytes) -> str:
+    """Text of a file that a user wrote: UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: naming what it is instead.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ValueError("it is not UTF-8 text but UTF-16 or binary (expected UTF-8)")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line:,} is not UTF-8 text (expected UTF-8)") from error
 
 
 def sample_key(content: bytes) -> bytes:

@@ -82,7 +82,7 @@ def _page_of(path: str) -> str:
 
 
 def _file_page(path: str) -> str:
-    text = (ROOT / path).read_text()
+    text = (ROOT / path).read_text(encoding="utf-8")
     ticks = "`" * 4
     return f"# {path}\n\n{ticks}{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}{ticks}\n"
 

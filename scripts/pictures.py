@@ -45,11 +45,11 @@ def main() -> None:
     wanted = sys.argv[1:] or list(PARTS)
     if unknown := set(wanted) - set(PARTS):
         sys.exit(f"unknown parts {sorted(unknown)} (expected some of {list(PARTS)})")
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     for name in wanted:
         PARTS[name].draw()
         record[name] = record_of(PARTS[name])
-        RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{name}: {', '.join(record[name]['pictures'])}")
 
 
@@ -91,7 +91,7 @@ def digest_of_file(path: Path) -> tuple[str, str]:
 
 def demo_config() -> Path:
     """The configuration that `make demo` reports on."""
-    found = REPORT_OF_DEMO.search((ROOT / "Makefile").read_text())
+    found = REPORT_OF_DEMO.search((ROOT / "Makefile").read_text(encoding="utf-8"))
     if found is None:
         raise LookupError("no `heartcut report configs/NAME.toml` in the Makefile's target demo")
     return ROOT / found[1]
@@ -116,7 +116,7 @@ def relative(path: Path) -> str:
 
 def faults() -> Iterator[str]:
     """Yield each picture that is not recorded, and each part whose inputs have changed."""
-    record = json.loads(RECORD.read_text())
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
     recorded = {name for part in record.values() for name in part["pictures"]}
     pictures = {path.name for path in FOLDER.iterdir()} - {RECORD.name}
     yield from (f"docs/images/{name} has no command" for name in sorted(pictures - recorded))

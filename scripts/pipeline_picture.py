@@ -103,4 +103,4 @@ def picture() -> str:
 
 def draw() -> None:
     """Write the drawing to `docs/images`."""
-    PICTURE.write_text(picture())
+    PICTURE.write_text(picture(), encoding="utf-8")

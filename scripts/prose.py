@@ -123,7 +123,9 @@ def private_words() -> Iterator[str]:
     for name in tracked(*CHECKED):
         if name in MEANT or not (ROOT / name).is_file():
             continue
-        for number, line in enumerate((ROOT / name).read_text().splitlines(), start=1):
+        for number, line in enumerate(
+            (ROOT / name).read_text(encoding="utf-8").splitlines(), start=1
+        ):
             if match := PRIVATE_WORDS.search(line):
                 yield f"{name}:{number}: {match[0]!r}: {line.strip()[:80]}"
 
@@ -143,7 +145,7 @@ def main() -> int:
     if not options.words:
         names = options.pages or [n for n in tracked("*.md") if n.startswith(("docs/", "README"))]
         for name in names:
-            text = (ROOT / name).read_text()
+            text = (ROOT / name).read_text(encoding="utf-8")
             page = page_of(name, text)
             long = sum(length > 25 for length in page.lengths)
             counts = f"{long:3d} over 25, {len(text.split()):5d} words"

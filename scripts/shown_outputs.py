@@ -27,10 +27,10 @@ def main() -> None:
     wanted = sys.argv[1:] or pages()
     if unknown := set(wanted) - set(pages()):
         sys.exit(f"{sorted(unknown)} show no measured output (expected some of {pages()})")
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     kept = {page: entry for page, entry in record.items() if page in pages()}
     new = kept | {page: record_of(page) for page in wanted}
-    RECORD.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n")
+    RECORD.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def pages() -> list[str]:
@@ -62,7 +62,7 @@ def record_of(page: str) -> dict[str, Any]:
 
 def faults() -> Iterator[str]:
     """Yield each page whose outputs are not recorded, or older than a configuration."""
-    record = json.loads(RECORD.read_text())
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
     yield from (f"{page} shows no measured output" for page in record.keys() - set(pages()))
     for page in pages():
         now, then = record_of(page), record.get(page, {"shown": "", "inputs": {}})

@@ -196,7 +196,7 @@ def main() -> None:
         case ["run"]:
             store("students", shown())
         case ["render"]:
-            PAGE.write_text(rendered(PAGE.read_text()))
+            PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         case _:
             sys.exit(__doc__)
 

@@ -213,4 +213,4 @@ def draw() -> None:
     for name, make in FIGURES.items():
         chart = make()
         if chart is not None:
-            (FOLDER / f"study-{name}.svg").write_text(chart)
+            (FOLDER / f"study-{name}.svg").write_text(chart, encoding="utf-8")

@@ -71,7 +71,7 @@ def main() -> None:
             print(left())
         case ["render"]:
             for page in PAGES:
-                page.write_text(rendered(page.read_text()))
+                page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
             draw()
         case _:
             sys.exit(__doc__)

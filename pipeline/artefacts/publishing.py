@@ -72,13 +72,15 @@ def publishing_file(final: Path) -> Iterator[Path]:
 def publish_json(final: Path, value: Json) -> None:
     """Write ``value`` as indented JSON, all or nothing."""
     with publishing_file(final) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        partial.write_text(
+            json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
     """Read a JSON object; the message about a missing or damaged file names ``made_by``."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtefactNotFound(f"{path} does not exist. Make it with `{made_by}`.") from error
     except (ValueError, UnicodeDecodeError) as error:

@@ -162,7 +162,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS
     remedy = f"Remove {folder} and train again."
     try:
-        lines = [_LINE.validate_json(line) for line in path.read_text().splitlines()]
+        lines = [
+            _LINE.validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
         if not lines or not all(line.keys() >= _IN_EVERY_LINE for line in lines):
             raise ValueError("not a line of metrics")
         return lines
@@ -184,7 +186,7 @@ def read_settings(folder: Path) -> dict[str, Json]:
     path = folder / SETTINGS
     remedy = f"Remove {folder} and train again."
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtefactNotFound(f"{path} is missing. {remedy}") from error
     except ValueError as error:
@@ -195,4 +197,4 @@ def write_metrics(folder: Path, lines: Iterable[Mapping[str, Json]]) -> None:
     """Write metrics.jsonl: a line for every epoch."""
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     with publishing_file(folder / METRICS) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")

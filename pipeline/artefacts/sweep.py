@@ -254,7 +254,7 @@ class SweepFolder:
         """Store the traceback of a failed row; return its path below this folder."""
         path = self._traceback(settings)
         with publishing_file(path) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
         return str(path.relative_to(self.path))
 
     def forget_traceback(self, settings: str) -> None:

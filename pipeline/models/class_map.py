@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.models.networks.classifier import Classifier
+from pipeline.provenance import text_of
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -23,13 +24,18 @@ def read_class_names(path: Path) -> list[str]:
         ArtefactMismatch: if it is not a text of at least one name and without empty lines.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        names = [line.strip() for line in text_of(path.read_bytes()).rstrip().splitlines()]
     except FileNotFoundError as error:
         raise ArtefactNotFound(
             f"{path} was not found (expected the teacher's class names, one a line). Check "
             "`cache_teacher.class_names`."
         ) from error
-    except (UnicodeDecodeError, OSError) as error:
+    except ValueError as error:
+        raise ArtefactMismatch(
+            f"{path} cannot be read as text: {error}. Save it as UTF-8, or check "
+            "`cache_teacher.class_names`."
+        ) from error
+    except OSError as error:
         raise ArtefactMismatch(
             f"{path} cannot be read as text (expected the teacher's class names, one a line). "
             "Check `cache_teacher.class_names`."

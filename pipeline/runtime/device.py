@@ -97,7 +97,7 @@ def num_cores() -> int:
 def processor() -> str:
     """Name the model of the CPU, because models round differently; else its instruction set."""
     try:
-        lines = _CPU_INFO.read_text().splitlines()
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

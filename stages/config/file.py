@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ArtefactNotFound, ConfigError
+from pipeline.provenance import text_of
 from stages.config.root import Config
 
 
@@ -20,7 +21,7 @@ def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
         ConfigError: naming the key, what was found and what was expected.
     """
     try:
-        tree = tomllib.loads(path.read_text())
+        tree = _read_toml(path)
     except FileNotFoundError as error:
         raise ArtefactNotFound(
             f"{path} does not exist. Pass a configuration file, for example configs/digits.toml."
@@ -29,14 +30,23 @@ def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Pass a configuration file."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}. Fix that line.") from error
     applied = tuple(overrides)
     for override in applied:
         _apply_override(tree, override)
     config = config_from_tree(tree, origin=str(path))
     config.read_from(str(path), applied)
     return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = text_of(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Save it as UTF-8.") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Fix that line.") from error
 
 
 def config_from_tree(tree: dict[str, Any], *, origin: str) -> Config:
@@ -97,7 +107,8 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         return f"{place + ': ' if place else ''}{message}.{more}"
-    wanted = " or ".join(dict.fromkeys(problem["msg"].lower() for problem in same_place))
+    messages = [problem["msg"] for problem in same_place]
+    wanted = " or ".join(dict.fromkeys(text[:1].lower() + text[1:] for text in messages))
     return f"{place} is {first['input']!r}: {wanted}.{more}"
 
 

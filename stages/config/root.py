@@ -18,6 +18,7 @@ from stages.config.types import (
     Count,
     NamedOverrides,
     OpenUnit,
+    Place,
     Positive,
     PositiveShare,
     PrecisionChoice,
@@ -25,6 +26,7 @@ from stages.config.types import (
     Seed,
     Seeds,
     Triple,
+    UserPath,
     refuse_unused,
 )
 
@@ -37,7 +39,7 @@ class PrepareConfig(Section):
 
     "digits" is scikit-learn's digits, which need no download. "folder" reads image folders with one
     folder per class. "torchvision" reads the data set that `name` gives."""
-    path: Path | None = None
+    path: UserPath | None = None
     """Folder with the images; required unless `source` is "digits".
 
     For "folder" it holds the folders `train` and `test`; for "torchvision" it is torchvision's
@@ -191,7 +193,7 @@ class ViewsConfig(Section):
 class CacheTeacherConfig(Section):
     """Settings of `heartcut cache-teacher`, which runs the teacher once and caches its outputs."""
 
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """File with the teacher's weights.
 
     Unset, the teacher is the one that `heartcut train-teacher` trains with this configuration."""
@@ -208,7 +210,7 @@ class CacheTeacherConfig(Section):
     """Number of classes of the checkpoint's head, from 2.
 
     Unset, it is the number of lines of `class_names`, or the number of classes of the data set."""
-    class_names: Path | None = None
+    class_names: UserPath | None = None
     """Text file with the names of the head's classes, one a line, in the order of the head's rows.
 
     The classes of the data set are found by name; the head's other classes are left out. Unset, the
@@ -311,13 +313,13 @@ class CompareConfig(Section):
 class Config(WithOrigin):
     """A whole configuration file: the workspace, and a table for each stage."""
 
-    workspace: Path = Path("work")
+    workspace: UserPath = Path("work")
     """Folder that heartcut writes everything into."""
-    caches: str = ""
+    caches: Place = ""
     """Folder or bucket in which teacher caches are written: a path, s3://..., gs://... or az://...
 
     Empty, caches are written to `caches` in the workspace."""
-    share: str = ""
+    share: Place = ""
     """Folder or bucket with your team's teacher caches: a path, s3://..., gs://... or az://...
 
     `heartcut cache-teacher` fetches a cache from here instead of running the teacher. Empty,

@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from pipeline.methods.catalogue import Revision, Strategy
 from stages.config.types import (
     Count,
+    NameOrEmpty,
     OpenUnit,
+    Place,
     Positive,
     PositiveShare,
     Section,
@@ -52,7 +54,7 @@ class InfluenceConfig(Section):
     "held-out" takes the held-out samples. "cross-fit" takes each fold of the training samples in
     turn, with a head fitted to the other folds. "external" takes the samples of another cache.
     "auto" is "cross-fit" if the teacher was trained on the held-out samples, else "held-out"."""
-    external: str | None = None
+    external: Place | None = None
     """Folder or address of another cache of the same teacher; required for `target = "external"`.
 
     It must not contain training or test images of this data set."""
@@ -60,7 +62,7 @@ class InfluenceConfig(Section):
     """Number of folds, from 2 to 100, for cross-fitting, label issues and head repair.
 
     One head is fitted for each fold."""
-    proxy: str | None = None
+    proxy: Place | None = None
     """Folder or address of a cache with another network's features of the same images.
 
     A briefly trained student is an example. Unset, the teacher's own features are used."""
@@ -114,12 +116,12 @@ class InfluenceConfig(Section):
 class SelectConfig(Section):
     """Settings of `heartcut select`, which revises labels and selects samples to distil."""
 
-    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")] = ""
+    name: NameOrEmpty = ""
     """File name of the selection table, without its suffix.
 
     Up to 64 letters, digits, ".", "_" and "-", the first a letter or a digit. Empty, the table is
     named after its ID."""
-    cache: str | None = None
+    cache: Place | None = None
     """Folder or address of the teacher cache to use: a path, s3://..., gs://..., az://... or
     https://...
 

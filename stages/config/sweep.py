@@ -1,11 +1,11 @@
 """Settings of `sweep`: the varied keys, the seeds, and the metric that chooses a point."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator
 
-from stages.config.types import NamedOverrides, Section, Seeds
+from stages.config.types import Name, NamedOverrides, Section, Seeds
 
 AxisValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 Metric: TypeAlias = Literal["mean-of-last", "last", "best"]
@@ -14,7 +14,7 @@ Metric: TypeAlias = Literal["mean-of-last", "last", "best"]
 class SweepConfig(Section):
     """Settings of `heartcut sweep`, which trains the student at every point with every seed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sweep"
+    name: Name = "sweep"
     """Name of the folder of results below `sweeps` in the workspace.
 
     Up to 64 letters, digits, ".", "_" and "-"."""

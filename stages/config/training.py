@@ -1,6 +1,5 @@
 """Settings of `train-student` and `train-teacher`."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -8,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.methods.catalogue import METHODS, Method
 from stages.config.types import (
     Count,
+    Name,
     NotNegative,
     OpenUnit,
     Positive,
@@ -16,6 +16,7 @@ from stages.config.types import (
     Seed,
     Share,
     TrainingPrecision,
+    UserPath,
     refuse_unused,
 )
 
@@ -158,8 +159,10 @@ class OptimiserConfig(Section):
 class TrainTeacherConfig(OptimiserConfig):
     """Settings of `heartcut train-teacher`, which trains a teacher on the true labels."""
 
-    name: str = "teacher"
-    """First part of the name of the run's folder."""
+    name: Name = "teacher"
+    """First part of the name of the run's folder.
+
+    Up to 64 letters, digits, ".", "_" and "-"."""
     fraction: PositiveShare = 1.0
     """Fraction of every class that the teacher is trained on, above 0 and at most 1.
 
@@ -246,8 +249,10 @@ class CrdConfig(Section):
 class TrainStudentConfig(OptimiserConfig):
     """Settings of `heartcut train-student`, which trains a student from the cached labels."""
 
-    name: str = "student"
-    """First part of the name of the run's folder."""
+    name: Name = "student"
+    """First part of the name of the run's folder.
+
+    Up to 64 letters, digits, ".", "_" and "-"."""
     distil: bool = True
     """Distil from the teacher; false trains on the true labels alone, without a teacher."""
     method: MethodName = "kd"
@@ -278,11 +283,11 @@ class TrainStudentConfig(OptimiserConfig):
     """Settings of `method = "cc"`."""
     crd: CrdConfig = Field(default_factory=CrdConfig)
     """Settings of `method = "crd"`."""
-    selection: Path | None = None
+    selection: UserPath | None = None
     """File of the selection table to train from.
 
     Unset, it is the table that `heartcut select` writes for this configuration."""
-    soft_labels: Path | None = None
+    soft_labels: UserPath | None = None
     """Folder of the soft labels to train from.
 
     Unset, it is the one next to the selection table."""

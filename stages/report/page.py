@@ -149,7 +149,9 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["tied"] = _tied
-    style, script = ((_TEMPLATES / name).read_text() for name in ("report.css", "report.js"))
+    style, script = (
+        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
+    )
     return environment.get_template("report.html.j2").render(
         page=page,
         style=Markup(style),

@@ -91,7 +91,7 @@ def _publish(
     """Publish the run of a completed training, and remove the checkpoint."""
     training = trainer.training
     with publishing_folder(path) as folder:
-        (folder / run_format.SETTINGS).write_text(_as_toml(training.identity))
+        (folder / run_format.SETTINGS).write_text(_as_toml(training.identity), encoding="utf-8")
         run_format.write_metrics(folder, trainer.metrics)
         for events in unfinished.events():
             shutil.copy2(events, folder)

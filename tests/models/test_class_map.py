@@ -105,7 +105,7 @@ def test_a_file_of_another_length_than_set_is_rejected():
 
 def test_names_are_lines(tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("great white shark\r\n tench \nkr\u00e4he\n\n", encoding="utf-8")
+    path.write_text("great white shark\r\n tench \nkr\u00e4he\n\n", encoding="utf-8-sig")
     assert read_class_names(path) == ["great white shark", "tench", "kr\u00e4he"]
 
 
@@ -115,7 +115,8 @@ def test_names_are_lines(tmp_path):
         (b"a\n\nb\n", "line 2 is empty"),
         (b"a\n", "1 names"),
         (b"", "0 names"),
-        (b"\xff\xfea\x00", "cannot be read as text"),
+        (b"\xff\xfea\x00", "cannot be read as text: it is not UTF-8 text but UTF-16"),
+        (b"cat\nkr\xe4he\n", "cannot be read as text: line 2 is not UTF-8 text"),
     ],
 )
 def test_a_file_that_is_not_a_list_of_names_is_rejected(tmp_path, content, message):

@@ -1,17 +1,21 @@
+import codecs
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ArtefactNotFound, ConfigError
 from stages.config.file import config_from_tree, load_config, with_overrides
+from stages.config.homes import place_with_home, with_home
 from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.config.training import OptimiserConfig
+from stages.config.types import Place, Section, UserPath
 from tests.support.cases import looped
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +286,118 @@ def test_a_file_that_is_not_toml_is_reported_in_one_line(tmp_path, content):
     with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML: ") as refusal:
         load_config(path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    """Notepad and PowerShell write one."""
+    path = tmp_path / "a.toml"
+    path.write_bytes(codecs.BOM_UTF8 + 'workspace = "größer"  # 中\r\n'.encode())
+    assert load_config(path).workspace == Path("größer")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_a_configuration_in_another_encoding_is_to_be_saved_as_utf_8(tmp_path, encoding):
+    path = tmp_path / "a.toml"
+    path.write_bytes('# 1\nworkspace = "größer"\n'.encode(encoding))
+    with pytest.raises(ConfigError, match=r"is not valid TOML: .*UTF-8.* Save it as UTF-8\.$"):
+        load_config(path)
+
+
+PATHS = (
+    *("workspace", "caches", "share", "prepare.path", "cache_teacher.checkpoint"),
+    *("cache_teacher.class_names", "select.cache", "select.influence.external"),
+    *("select.influence.proxy", "train_student.selection", "train_student.soft_labels"),
+)
+"""Every setting that names a file or a folder of the user."""
+PARTNERS = {
+    "prepare": {"source": "folder", "path": "x"},
+    "cache_teacher": {"checkpoint": "x", "arch": "x"},
+    "select": {"influence": {"target": "external", "external": "x"}},
+}
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_tilde_in_a_path_is_the_home(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = config_from_tree(PARTNERS, origin="a.toml")
+    changed = with_overrides(config, [f"{key}=~/some/where"])
+    for part in key.split("."):
+        changed = getattr(changed, part)
+    assert str(changed) == str(tmp_path / "some" / "where")
+    with pytest.raises(ConfigError, match=f"{key}: ~nobody-here/x begins with ~, and there is no"):
+        with_overrides(config, [f"{key}=~nobody-here/x"])
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match=f"{key}: ~/x begins with ~, and this machine does not"):
+        with_overrides(config, [f"{key}=~/x"])
+
+
+def test_every_setting_that_is_a_path_is_among_them():
+    assert {key for key, kind in fields_of(Config) if kind in (UserPath, Place)} == set(PATHS)
+    assert not {key for key, kind in fields_of(Config) if kind is Path}
+
+
+def fields_of(model, above=""):
+    """Dotted key and type of every setting; a path's type is `UserPath`, a place's `Place`."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from fields_of(kind, f"{above}{name}.")
+            continue
+        validators = {getattr(part, "func", None) for part in [*field.metadata, *parts_of(kind)]}
+        if with_home in validators:
+            kind = UserPath
+        elif place_with_home in validators:
+            kind = Place
+        elif Path in (kind, *get_args(kind)):
+            kind = Path
+        yield above + name, kind
+
+
+def parts_of(kind):
+    """Validators inside of an optional type."""
+    return [part for one in get_args(kind) for part in getattr(one, "__metadata__", ())]
+
+
+def test_an_address_with_a_tilde_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config_from_tree({"share": "s3://team/~me"}, origin="a.toml").share == "s3://team/~me"
+
+
+NAMES = ("select.name", "sweep.name", "train_student.name", "train_teacher.name")
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_a_name_stays_below_the_workspace(key):
+    table, _, name = key.partition(".")
+    good = ("a", "run-1", "v1.2_b", "x" * 64, "9")
+    for value in good:
+        assert getattr(getattr(config_from_tree({table: {name: value}}, origin="a"), table), name)
+    bad = ("../x", "/x", "a/b", ".hidden", "a.", "x" * 65, "a b", "~", "a\n", "größe", "-x")
+    for value in (*bad, "nul", "COM1", "con.txt"):
+        message = refusal_of({table: {name: value}})
+        assert f"{key} is {value!r}: input should" in message
+
+
+def test_a_message_keeps_the_case_of_its_values():
+    tree = {"prepare": {"source": "torchvision", "path": "x", "name": "cifar10"}}
+    message = refusal_of(tree)
+    assert "prepare.name is 'cifar10': input should be '', 'CIFAR10', 'CIFAR100' or " in message
+
+
+@looped(
+    "tree, key",
+    [
+        ({"prepare": {"resize": "32"}}, "prepare.resize is '32'"),
+        ({"views": {"count": "4"}}, "views.count is '4'"),
+        ({"views": {"flip": "false"}}, "views.flip is 'false'"),
+        ({"select": {"influence": {"l2": "0.1"}}}, "select.influence.l2 is '0.1'"),
+        ({"compare": {"seeds": ["1"]}}, "compare.seeds is ['1']"),
+        ({"train_student": {"epochs": True}}, "train_student.epochs is True"),
+    ],
+)
+def test_a_number_in_quotes_or_a_flag_for_a_number_is_rejected(tree, key):
+    assert f"{key}: input should " in refusal_of(tree)
 
 
 @dataclass(frozen=True, kw_only=True)
