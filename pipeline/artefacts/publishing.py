@@ -164,6 +164,19 @@ def _rename_unless_published(partial: Path, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def sync_folder(descriptor: int) -> None:
+    """Make the names in an open folder durable, if its file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Errors of file systems that sync files only, such as CIFS, and shared folders of VirtualBox."""
+
+
 def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -172,12 +185,17 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-_sync_folder = _sync_file  # on POSIX a folder is synced like a file: its names become durable
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync_folder(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync_file(path)
+        (_sync_folder if path.is_dir() else _sync_file)(path)
     _sync_folder(folder)
 
 

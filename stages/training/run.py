@@ -94,7 +94,7 @@ def _publish(
         (folder / run_format.SETTINGS).write_text(_as_toml(training.identity), encoding="utf-8")
         run_format.write_metrics(folder, trainer.metrics)
         for events in unfinished.events():
-            shutil.copy2(events, folder)
+            shutil.copyfile(events, folder / events.name)  # some file systems refuse chmod
         save_weights(trainer.learner.evaluated, folder / run_format.WEIGHTS)
         weights = file_sha256(folder / run_format.WEIGHTS)
         result = _result(trainer, held_out, test, weights=weights)

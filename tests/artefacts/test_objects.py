@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
+import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artefacts.objects import clients, remote
+from pipeline.artefacts.objects import clients, naming, remote
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.local import LocalObjects
 from pipeline.artefacts.objects.protocol import PROBE_KEY
@@ -413,16 +416,128 @@ def test_disk_errors_are_one_line(tmp_path, monkeypatch, number):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
-def test_a_file_system_without_hard_links_is_reported(tmp_path, monkeypatch, number):
+def refuse(number):
+    """A call of the system that a file system does not support."""
+
     def fail(*_, **__):
         raise OSError(number, "raw")
 
-    monkeypatch.setattr(os, "link", fail)
-    with pytest.raises(PipelineError, match="has no hard links") as error:
-        open_objects(tmp_path).create("a", b"1")
+    return fail
+
+
+WAYS = {"link": 0, "rename": 1, "locked claim": 2, "claim": 3}
+"""Ways to give a name without overwriting, the best first; each file system has the last one."""
+
+
+@pytest.fixture(params=WAYS)
+def file_system(request, monkeypatch):
+    """A file system that has only this way and the later ones."""
+    missing = WAYS[request.param]
+    if missing > 0:
+        monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    if missing > 1:
+        monkeypatch.setattr(naming, "_rename_new", refuse(errno.EINVAL))
+    if missing > 2:
+        monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    return request.param
+
+
+@pytest.mark.usefixtures("file_system")
+def test_every_file_system_creates_once_and_overwrites_nothing(tmp_path):
+    store = open_objects(tmp_path)
+    assert store.create("a/b", b"1") is True
+    assert store.create("a/b", b"1") is False
+    with pytest.raises(ArtefactMismatch, match="other bytes"):
+        store.create("a/b", b"2")
+    assert store.read("a/b", max_bytes=1) == b"1"
+    contents = [bytes([number]) * 20_000 for number in range(6)]
+    for answers in race(store, contents, rounds=20):
+        winners = [number for number, (created, _) in enumerate(answers) if created]
+        assert len(winners) == 1
+        assert {seen for _, seen in answers} == {contents[winners[0]]}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("number", sorted(naming._NO_LINKS))
+def test_a_file_system_may_refuse_links_by_any_of_its_errors(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "link", refuse(number))
+    assert open_objects(tmp_path).create("a", b"1") is True
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def write_and_be_killed(root, call):
+    """Create an object in a process that is killed at one call of the system."""
+    child = os.fork()
+    if child == 0:
+        setattr(os, call, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        open_objects(root).create("a/b", b"x" * 1000)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "stat", "rename", "unlink"])
+def test_a_kill_leaves_no_object_or_a_whole_one_without_links(tmp_path, monkeypatch, call):
+    """The claim of a killed process is taken over, because its lock has ended."""
+    monkeypatch.setattr(os, "link", refuse(errno.EOPNOTSUPP))
+    monkeypatch.setattr(naming, "_rename_new", refuse(errno.ENOSYS))
+    write_and_be_killed(tmp_path, call)
+    store = open_objects(tmp_path)
+    assert store.sizes() in ({}, {"a/b": 1000})
+    assert store.create("a/b", b"x" * 1000) in (True, False)
+    with pytest.raises(ArtefactMismatch):
+        store.create("a/b", b"other")
+
+
+def test_without_locks_the_claim_of_a_killed_process_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse(errno.EOPNOTSUPP))
+    monkeypatch.setattr(naming, "_rename_new", refuse(errno.ENOSYS))
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    monkeypatch.setattr(naming, "CLAIM_SECONDS", 0.1)
+    write_and_be_killed(tmp_path, "rename")
+    with pytest.raises(PipelineError, match=r"was killed.*remove it") as error:
+        open_objects(tmp_path).create("a/b", b"x" * 1000)
     one_line(error)
-    assert list(tmp_path.iterdir()) == []
+    claim = tmp_path / "a" / ".b.claim.partial"
+    assert str(claim) in str(error.value)
+    claim.unlink()
+    assert open_objects(tmp_path).create("a/b", b"x" * 1000) is True
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_sync_folders_is_fine(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", refuse_for(stat.S_ISDIR, number))
+    store = open_objects(tmp_path / "new" / "root")
+    assert store.create("a/b", b"1") is True
+    store.delete("a/b")
+    assert store.sizes() == {}
+
+
+def refuse_for(kind, number, real=os.fsync):
+    """`os.fsync` that fails for one kind of file."""
+
+    def fsync(descriptor):
+        if kind(os.fstat(descriptor).st_mode):
+            raise OSError(number, "raw")
+        real(descriptor)
+
+    return fsync
+
+
+def test_a_file_that_cannot_be_synced_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refuse_for(stat.S_ISREG, errno.EINVAL))
+    with pytest.raises(OSError, match="raw"):
+        open_objects(tmp_path).create("a", b"1")
+    monkeypatch.setattr(os, "fsync", refuse_for(stat.S_ISDIR, errno.EIO))
+    with pytest.raises(PipelineError, match="could not be written"):
+        open_objects(tmp_path).create("a", b"1")
+
+
+def test_a_link_is_an_error_that_names_the_settings_for_caches_of_other_disks(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "caches").mkdir()
+    (tmp_path / "caches" / "0a7e").symlink_to(tmp_path / "shared")
+    with pytest.raises(ArtefactMismatch, match=r"`select\.cache`.*`caches` or `share`"):
+        open_objects(tmp_path / "caches").child("0a7e").sizes()
 
 
 def test_addresses_of_folders(tmp_path, monkeypatch):

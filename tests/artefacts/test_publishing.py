@@ -3,6 +3,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -191,6 +192,21 @@ def test_a_disk_that_cannot_be_written_is_reported_in_one_line(tmp_path, write, 
     assert "\n" not in str(caught.value)
     assert "thing could not be written" in str(caught.value)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [write_folder, write_file])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_fine(tmp_path, monkeypatch, write, number):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "raw")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(tmp_path / "final", "new")
+    assert names(tmp_path)[0] == "final"
 
 
 @pytest.mark.parametrize("write", [write_folder, write_file])

@@ -1,9 +1,9 @@
 """Write-once objects in a folder of a local or shared (NFS) file system.
 
 An object is written to ``.{name}.{random hex}.partial``, synced to the disk and then linked to its
-name. A link, unlike a rename, fails if the name exists, so exactly one writer succeeds. Every
-folder of a path is opened without following links, so a store from elsewhere cannot point out of
-its root.
+name. A link, unlike a rename, fails if the name exists, so exactly one writer succeeds; `naming`
+has other ways for file systems without hard links. Every folder of a path is opened without
+following links, so a store from elsewhere cannot point out of its root.
 """
 
 import errno
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.artefacts.objects.naming import name_once
 from pipeline.artefacts.objects.protocol import (
     check_key,
     check_new_key,
@@ -22,7 +23,7 @@ from pipeline.artefacts.objects.protocol import (
     missing,
     too_large,
 )
-from pipeline.artefacts.publishing import PARTIAL, Data, one_line_disk_errors
+from pipeline.artefacts.publishing import PARTIAL, Data, one_line_disk_errors, sync_folder
 from pipeline.errors import ArtefactMismatch, PipelineError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -102,9 +103,9 @@ class LocalObjects:
             with one_line_disk_errors(Path(self._where(key))):
                 folder = self._made_folder(parents)
                 try:
-                    created = self._link_new(folder, name, data, key)
+                    created = _create_file(folder, name, data)
                     # Also if another writer was first: it may not have synced the folder yet.
-                    os.fsync(folder)
+                    sync_folder(folder)
                 finally:
                     os.close(folder)
                 return created
@@ -118,7 +119,7 @@ class LocalObjects:
             if folder is not None:
                 with suppress(FileNotFoundError), self._plain_files_only(key):
                     os.unlink(name, dir_fd=folder)
-                    os.fsync(folder)
+                    sync_folder(folder)
 
     def _where(self, key: str) -> str:
         return str(Path(self.url, key))
@@ -176,41 +177,18 @@ class LocalObjects:
             return
         with suppress(FileExistsError):
             os.mkdir(parts[-1], dir_fd=above)
-        os.fsync(above)
+        sync_folder(above)
         self._durable.add(tuple(parts))
 
     def _made_folder(self, parts: list[str]) -> int:
         _make_durable(self.root)
         return self._open_folder(parts, make=True)
 
-    def _link_new(self, folder: int, name: str, data: Data, key: str) -> bool:
-        """Write a temporary file, sync it and link it to its name; False if the name is taken."""
-        partial = f".{name}.{secrets.token_hex(8)}{PARTIAL}"
-        try:
-            _write_durably(folder, partial, data)
-            return self._link(folder, partial, name, key)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(partial, dir_fd=folder)
-
-    def _link(self, folder: int, partial: str, name: str, key: str) -> bool:
-        try:
-            os.link(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            raise PipelineError(
-                f"{self._where(key)} was not created: its file system has no hard links, which "
-                "creation without overwriting needs. Use another file system or an object store."
-            ) from error
-        return True
-
     def _not_plain(self, key: str) -> ArtefactMismatch:
         return ArtefactMismatch(
             f"{self._where(key)} is a link or a special file (expected plain files in plain "
-            "folders). Remove it, or do not use this store."
+            "folders). Remove it. To use a cache of another disk, name its folder as "
+            "`select.cache`, or the folder of caches as `caches` or `share`."
         )
 
     @contextmanager
@@ -236,7 +214,6 @@ class LocalObjects:
             ) from error
 
 
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _LINK_OR_FILE = {errno.ENOTDIR, errno.ELOOP}  # errors of a walk if there is no folder
 _READ_ERRORS = {
     errno.EACCES,
@@ -270,6 +247,17 @@ def _regular_files(top: int) -> Iterator[tuple[str, int]]:
                     yield str(Path(folder, name)), found.st_size
 
 
+def _create_file(folder: int, name: str, data: Data) -> bool:
+    """Write a temporary file, sync it and give it its name; False if the name is taken."""
+    partial = f".{name}.{secrets.token_hex(8)}{PARTIAL}"
+    try:
+        _write_durably(folder, partial, data)
+        return name_once(folder, partial, name)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=folder)
+
+
 def _write_durably(folder: int, name: str, data: Data) -> None:
     """Write a new file and sync it to the disk."""
     descriptor = os.open(name, _NEW, 0o666, dir_fd=folder)
@@ -291,6 +279,6 @@ def _make_durable(folder: Path) -> None:
         folder.mkdir()
     above = os.open(folder.parent, _FOLDER)
     try:
-        os.fsync(above)
+        sync_folder(above)
     finally:
         os.close(above)
