@@ -34,6 +34,7 @@ from commands.shared import (
     with_selection,
 )
 from commands.show import show_app
+from commands.signals import end_with_one_line
 from commands.streams import prepare_streams
 from stages.methods import STRATEGIES
 
@@ -73,6 +74,7 @@ def main() -> None:
     """Entry point of the `heartcut` command."""
     prepare_streams()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's own cannot be imported here; charts need none
+    end_with_one_line()
     run_and_exit(_command)
 
 

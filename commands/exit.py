@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 FAILED, DAMAGED, DIFFERENT, INCOMPLETE, PEER_LOST = 1, 3, 4, 5, 6
-HUNG_UP, INTERRUPTED, READER_GONE, TERMINATED = 129, 130, 141, 143
+INTERRUPTED, READER_GONE, TERMINATED = 130, 141, 143
 """Exit codes; 2 is a wrong command line. Those above 128 are 128 and the number of a signal."""
 
 _code: int | None = None

@@ -10,12 +10,15 @@ import typer
 from typer.core import TyperGroup
 
 from commands.exit import FAILED, INTERRUPTED, PEER_LOST, TERMINATED
-from commands.shared import LAUNCHED
+from commands.shared import LAUNCHED, report_end
+from commands.signals import is_ignored, terminated
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing import ProcessFailure
 
 STAGES = ("prepare", "train-teacher", "cache-teacher", "select", "train-student", "compare")
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that stop all ranks, unless they are ignored."""
 _SECONDS_TO_STOP = 20
 """Time for the checkpoint of a rank that is asked to stop, before it is killed."""
 
@@ -71,11 +74,15 @@ def _run(arguments: list[str], *, processes: int) -> int:
         local_addr="localhost",
         max_restarts=0,
         shutdown_timeout=_SECONDS_TO_STOP,
+        signals_to_handle=",".join(s.name for s in _HANDLED if not is_ignored(s)),
     )
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "heartcut_main", *arguments)
     except SignalException as stopped:
-        return INTERRUPTED if stopped.sigval == signal.SIGINT else TERMINATED
+        if stopped.sigval == signal.SIGINT:  # the ranks report it
+            return INTERRUPTED
+        report_end(terminated(stopped.sigval))
+        return TERMINATED
     except ChildFailedError as failed:
         rank, failure = _cause(failed.failures)
         return _report(rank, failure, processes=processes)
@@ -114,6 +121,8 @@ def _report(rank: int, failure: "ProcessFailure", *, processes: int) -> int:
             f"(expected all to continue). {remedy}",
             err=True,
         )
+    if code == TERMINATED:
+        report_end(f"terminated: {who} received a signal. {remedy}")
     if code == FAILED and not isinstance(failure.message, dict):
         typer.echo(f"error: {who} failed, its traceback is above. {remedy}", err=True)
     return code

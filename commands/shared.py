@@ -92,7 +92,7 @@ _FOR_THE_USER = {
 }
 """Errors of the system that are not bugs: the failed action, and a remedy."""
 LAUNCHED = "HEARTCUT_LAUNCHED"
-"""Set by `heartcut launch` for its ranks, because it reports which of them died, and how."""
+"""Set by `heartcut launch` for its ranks, because it reports how they ended."""
 _CAUSE_COMES_FIRST = 3.0
 """Grace period in seconds for a failed peer to report its own error first."""
 
@@ -218,7 +218,8 @@ def one_line_errors(codes: Mapping[type[PipelineError], int] | None = None) -> I
         report_interrupt()
         raise typer.Exit(code=INTERRUPTED) from error
     except Terminated as error:
-        report_end(str(error))
+        if LAUNCHED not in os.environ:
+            report_end(str(error))
         raise typer.Exit(code=TERMINATED) from error
     except PeerLost as error:
         if LAUNCHED not in os.environ:

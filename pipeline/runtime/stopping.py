@@ -27,7 +27,7 @@ class StopRequest:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
-            Terminated: after SIGTERM.
+            Terminated: after SIGTERM or SIGHUP.
         """
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
@@ -68,7 +68,7 @@ class SharedStopRequest:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
-            Terminated: after SIGTERM, or where another rank received the signal.
+            Terminated: after SIGTERM or SIGHUP, or where another rank received the signal.
         """
         if self._ranks.are_many and not self._is_agreed:
             return
@@ -81,15 +81,17 @@ class SharedStopRequest:
 
 @contextmanager
 def catching_stop_signals() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into requests for a while; a second signal stops at once.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into requests for a while; a second signal stops at once.
 
-    Signals reach only the main thread: in other threads there is never a request.
+    What the process ignores stays ignored. Signals reach only the main thread: in other threads
+    there is never a request.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
     earlier = [signal.signal(number, request._heard) for number in numbers]
     try:
         yield request

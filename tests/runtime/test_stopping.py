@@ -11,7 +11,12 @@ from pipeline.runtime.stopping import catching_stop_signals
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+    ("number", "error"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, Terminated),
+        (signal.SIGHUP, Terminated),
+    ],
 )
 def test_a_signal_waits_until_it_is_obeyed(number, error):
     with catching_stop_signals() as request:
@@ -35,6 +40,19 @@ def test_what_heard_signals_before_hears_them_after():
     with catching_stop_signals():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_the_process_ignores_stays_ignored(number):
+    """`nohup` ignores SIGHUP, and a shell ignores SIGINT for what runs in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with catching_stop_signals() as request:
+            os.kill(os.getpid(), number)
+            assert not request.is_there
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_outside_of_the_main_thread_nothing_is_heard():

@@ -225,6 +225,35 @@ def test_a_killed_rank_is_reported_and_the_same_command_resumes(
     assert filecmp.cmp(run.weights, whole.weights, shallow=False)
 
 
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["heard", "nohup"])
+def test_a_hang_up_stops_the_launcher_with_one_line_unless_it_is_ignored(
+    digits, tiny_toml, tmp_path, is_ignored
+):
+    config = bare(digits, tmp_path / "work")
+    options = options_of(config, *OFTEN, "train_student.epochs=1000")
+    nohup = ["nohup"] if is_ignored else []
+    launcher = subprocess.Popen(
+        [*nohup, *HEARTCUT, "launch", "-n", "1", "train-student", tiny_toml, *options],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while launcher.poll() is None and not is_under_way(config):
+        time.sleep(0.01)
+    os.kill(launcher.pid, signal.SIGHUP)
+    if is_ignored:
+        with pytest.raises(subprocess.TimeoutExpired):
+            launcher.wait(timeout=3)
+        os.kill(launcher.pid, signal.SIGTERM)
+    _, printed = launcher.communicate(timeout=60)
+    assert launcher.returncode == 143
+    name = "SIGTERM" if is_ignored else "SIGHUP because the terminal was closed"
+    assert f"\nterminated by {name}: run the same command to resume" in printed
+    assert printed.count("terminated") == 1
+
+
 @pytest.mark.parametrize(
     ("codes", "rank", "printed"),
     [
