@@ -118,7 +118,7 @@ class _Plan:
         if distillation is not None:
             require_teachable(config, distillation, dataset)
             # A table may have been edited by hand, so its id does not determine its contents.
-            identity["selected"] = array_sha256(distillation.table.selected)
+            identity["selected"] = array_sha256(distillation.table.distilled)
         if online is not None:
             identity["teacher"] = online.teacher.digest
         return cls(
@@ -143,7 +143,7 @@ def _training(caches: Caches, plan: _Plan) -> Training:
         if settings.needs_features:
             features = open_features(caches, distillation)
         labels = np.full(len(distillation.table.labels), _NEVER_DISTILLED)
-        rows = dataset.training[distillation.table.selected[dataset.training]]
+        rows = dataset.training[distillation.table.distilled[dataset.training]]
         labels[rows] = distillation.table.labels[rows]
         model, loss = _distilled(settings, model, distillation, features, labels=labels)
     model = plan.runtime.place(model)
@@ -161,7 +161,7 @@ def _training(caches: Caches, plan: _Plan) -> Training:
         else _joined(distillation, features, online=plan.online),
         num_distilled=0
         if distillation is None
-        else int(distillation.table.selected[dataset.training].sum()),
+        else int(distillation.table.distilled[dataset.training].sum()),
         teacher=_teacher_classes(caches, distillation),
         method=None if distillation is None else settings.method,
         online=plan.online,

@@ -13,8 +13,8 @@
                    key `PANDAS_ATTRS`: the same record, so that pandas keeps it
 
 Any parquet reader opens it. A user may edit `selected` and train on the result: opening checks
-rows, keys and ids, but not the values. The influence columns are copies of the score file's
-(`scores`).
+rows, keys and ids, but not the values, and only candidates are distilled. The influence columns are
+copies of the score file's (`scores`).
 """
 
 from contextlib import suppress
@@ -68,7 +68,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "selected": pa.bool_(),
     "reason": pa.string(),
 }
-_JOINED: Final = ("sample_index", "sample_key", "label", "teacher_class", "selected")
+_JOINED: Final = ("sample_index", "sample_key", "label", "teacher_class", "rank", "selected")
 """Columns that training reads; their values must be complete."""
 
 
@@ -148,7 +148,8 @@ class SelectionTable:
         stored = tables.read(path)
         record = _read_record(path, stored)
         tables.require_columns(path, stored, COLUMNS, joined=_JOINED)
-        return cls(path=path, record=record, frame=tables.as_frame(path, stored))
+        typed = tables.with_empty_columns(stored, COLUMNS)
+        return cls(path=path, record=record, frame=tables.as_frame(path, typed))
 
     @property
     def id(self) -> str:
@@ -156,8 +157,14 @@ class SelectionTable:
 
     @property
     def selected(self) -> NDArray[np.bool_]:
-        """True for samples to distil, (N,) bool."""
+        """Column `selected`, (N,) bool; an edit may have set it for any sample."""
         return self.frame["selected"].to_numpy(dtype=bool)
+
+    @property
+    def distilled(self) -> NDArray[np.bool_]:
+        """True for samples to distil, (N,) bool: the selected ones among the candidates."""
+        is_candidate: NDArray[np.bool_] = self.frame["rank"].to_numpy() >= 0
+        return is_candidate & self.selected
 
     @property
     def labels(self) -> NDArray[np.int64]:

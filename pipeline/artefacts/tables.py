@@ -159,13 +159,28 @@ def require_columns(path: Path, stored: pa.Table, kinds: Kinds, *, joined: Colle
     for name, wanted in kinds.items():
         column = stored.column(name)
         num_missing = column.null_count if name in joined else 0
-        is_empty = name in NULLABLE and pa.types.is_null(column.type)
+        is_empty = name not in joined and _is_empty(column)
         if num_missing or not (is_empty or _serves_as(column.type, wanted)):
+            rest = "none missing" if name in joined else "of which any may be missing"
             raise ArtefactMismatch(
                 f"{path} has a `{name}` column of {column.type} with {column.null_count} missing "
-                f"values (expected {wanted}, none missing). Fix the column, or run `{MADE_BY}` "
-                "again."
+                f"values (expected {wanted}, {rest}). Fix the column, copy your `selected` into "
+                f"the original table, or run `{MADE_BY}` again."
             )
+
+
+def with_empty_columns(stored: pa.Table, kinds: Kinds) -> pa.Table:
+    """Give columns without a value their type, which they lose on the way through CSV."""
+    for name, wanted in kinds.items():
+        place = stored.schema.get_field_index(name)
+        column = stored.column(place)
+        if _is_empty(column) and not _serves_as(column.type, wanted):
+            stored = stored.set_column(place, name, pa.nulls(len(column), wanted))
+    return stored
+
+
+def _is_empty(column: pa.ChunkedArray) -> bool:
+    return bool(column.null_count == len(column))
 
 
 def as_frame(path: Path, stored: pa.Table) -> pd.DataFrame:

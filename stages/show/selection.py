@@ -115,7 +115,7 @@ def execute(place: str, overrides: Sequence[str] = ()) -> SelectionShown:
     table = SelectionTable.open(find_table(place, overrides))
     frame, record, names = table.frame, table.record, _class_names(table)
     candidates = frame["rank"].to_numpy() >= 0
-    selected = flags(frame["selected"])
+    selected = table.distilled
     wrong = candidates & ~flags(frame["teacher_correct"])
     score = _score(table)
     helpful, harmful = _extremes(frame, score, names)

@@ -1,6 +1,7 @@
 """Inputs of distillation: a selection, and the soft labels and features that belong to it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class DistillationInputs:
 
     def supervision(self, features: "TeacherFeatures | None") -> Supervision:
         """Soft labels and features that are joined to the images."""
-        selected = self.table.selected
+        selected = self.table.distilled
         return Supervision(
             soft_labels=self.soft.views(),
             selected=selected if features is None else selected & features.known,
@@ -84,12 +85,27 @@ def open_distillation_inputs(caches: Caches) -> DistillationInputs:
     table = SelectionTable.open(path)
     table.require_samples(dataset.train.samples.keys, dataset.train.samples.labels)
     _require_same_held_out(table, dataset)
-    soft_path = settings.soft_labels
-    if soft_path is None:
-        soft_path = soft_label_path(path.parent, table.record.identity.soft_labels)
-    soft = SoftLabels.open(soft_path)
+    soft = SoftLabels.open(settings.soft_labels or _soft_labels_of(table, config))
     _require_belonging(table, soft, dataset)
     return DistillationInputs(table=table, soft=soft)
+
+
+def _soft_labels_of(table: SelectionTable, config: Config) -> Path:
+    """Path of a table's soft labels: next to the table, or else in the workspace.
+
+    Raises:
+        ArtefactNotFound: if there are none.
+    """
+    places = list(dict.fromkeys([table.path.parent, config.selections_folder]))
+    paths = [soft_label_path(place, table.record.identity.soft_labels) for place in places]
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        raise ArtefactNotFound(
+            f"{table.path} has no soft labels: {' and '.join(map(str, paths))} "
+            f"{'do' if len(paths) > 1 else 'does'} not exist. Run `heartcut select`, or name their "
+            "folder with `--set train_student.soft_labels=FOLDER`."
+        )
+    return found
 
 
 def _require_same_held_out(table: SelectionTable, dataset: Dataset) -> None:
@@ -135,7 +151,7 @@ def require_teachable(config: Config, distillation: DistillationInputs, dataset:
         raise ArtefactMismatch(f"{distillation.soft.path}: {reason}")
     strategy = distillation.table.record.identity.strategy
     num_rows = len(dataset.training)
-    if strategy != "none" and not distillation.table.selected[dataset.training].any():
+    if strategy != "none" and not distillation.table.distilled[dataset.training].any():
         raise ArtefactMismatch(
             f"{distillation.table.path} selects 0 of {num_rows:,} training samples (expected at "
             f"least 1 for strategy {strategy!r}). Lower `select.threshold`, set `select.fraction`, "

@@ -20,8 +20,10 @@ from pipeline.artefacts.selection import (
 )
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from stages import select, train_student
+from stages.caches import Caches
 from stages.config.file import with_overrides
 from stages.config.root import Config
+from stages.training.distillation_inputs import open_distillation_inputs
 from tests.support.workspaces import flipped, read_or_refusal
 
 STRINGS = ("sample_key", "reason")
@@ -271,6 +273,40 @@ def test_an_edit_that_breaks_the_table_is_rejected_in_one_line(stored, tmp_path,
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_that_went_through_csv_is_the_same_to_training(stored, tmp_path):
+    """A column without values loses its type there; the record is kept by hand."""
+    columns = stored.to_pydict() | {"label_issue": [None] * len(stored)}
+    table = pa.table(columns, schema=stored.schema)
+    before = SelectionTable.open(saved(table, tmp_path))
+    frame = pd.read_parquet(before.path)
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    back = pd.read_csv(tmp_path / "table.csv")
+    assert back["label_issue"].dtype == "float64"
+    back.attrs = frame.attrs
+    back.to_parquet(before.path)
+    after = SelectionTable.open(before.path)
+    assert np.array_equal(after.selected, before.selected)
+    assert after.frame["label_issue"].dtype == "boolean"
+    assert after.frame["label_issue"].isna().all()
+
+
+def test_a_message_says_where_values_may_be_missing(stored, tmp_path):
+    column = ["True", None, *["False"] * (len(stored) - 2)]
+    path = saved(with_column(stored, "label_issue", column), tmp_path)
+    with pytest.raises(ArtefactMismatch, match=r"expected bool, of which any may be missing"):
+        SelectionTable.open(path)
+
+
+def test_only_candidates_are_distilled(stored, tmp_path):
+    ranks = stored.column("rank").to_numpy().copy()
+    ranks[:2] = -1
+    table = with_column(stored, "rank", ranks)
+    table = with_column(table, "selected", [True] * len(stored))
+    distilled = SelectionTable.open(saved(table, tmp_path)).distilled
+    assert np.array_equal(distilled, ranks >= 0)
+    assert 0 < distilled.sum() < len(distilled)
+
+
 def test_settings_that_do_not_give_the_id_are_rejected(stored, tmp_path):
     text = stored.schema.metadata[b"heartcut"].replace(b'"seed":0', b'"seed":1')
     path = saved(stored.replace_schema_metadata({b"heartcut": text}), tmp_path)
@@ -330,3 +366,22 @@ def test_every_field_of_the_identity_changes_the_id(table, change):
     changed = SelectionIdentity.model_validate(identity.model_dump() | change)
     assert changed.id != identity.id == table.id
     assert len(SelectionIdentity.model_fields) == 12
+
+
+def test_a_table_elsewhere_finds_its_soft_labels_in_the_workspace(table, digits, tmp_path):
+    """docs/selection.md: train-student --selection elsewhere/mine.parquet."""
+    frame = pd.read_parquet(table.path)
+    frame["selected"] &= frame["sample_index"] % 2 == 0
+    frame.to_parquet(tmp_path / "mine.parquet")
+    config = with_overrides(
+        digits,
+        [f"train_student.selection={tmp_path / 'mine.parquet'}", "train_student.epochs=1"],
+    )
+    inputs = open_distillation_inputs(
+        Caches(config=config, dataset=Dataset.open(digits.data_folder))
+    )
+    assert inputs.soft.path.parent == digits.selections_folder
+    assert inputs.table.selected.sum() == frame["selected"].sum()
+    away = with_overrides(config, [f"workspace={tmp_path / 'work'}"])
+    with pytest.raises(ArtefactNotFound, match=r"has no soft labels: .*train_student.soft_labels="):
+        open_distillation_inputs(Caches(config=away, dataset=Dataset.open(digits.data_folder)))

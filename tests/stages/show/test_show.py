@@ -81,6 +81,15 @@ def json_of(*arguments: object):
     return json.loads(out_of(*arguments, "--json"), parse_constant=refuse)
 
 
+def test_a_selected_sample_that_is_no_candidate_does_not_count(table, tmp_path):
+    frame = pd.read_parquet(table)
+    frame["selected"] = True
+    frame.to_parquet(tmp_path / "all.parquet")
+    found = json_of("selection", tmp_path / "all.parquet")
+    assert found["num_selected"] == found["num_candidates"] == (frame["rank"] >= 0).sum()
+    assert found["num_candidates"] < len(frame)
+
+
 def plain_lines(text: str) -> list[str]:
     """Lines of at most 80 columns without a control character."""
     lines = text.splitlines()
