@@ -48,6 +48,9 @@ class BatchLoader:
     With several ranks, each takes its part of every batch, so together they see the batches that
     one process would see. A rank may get nothing of the last batch.
 
+    With ``skips_single``, an epoch ends before a last batch of a single sample. In a random order
+    it is another sample in every epoch.
+
     Raises:
         ArtefactMismatch: if the supervision is of other samples or views; in the first epoch, if a
             label differs from the supervision's.
@@ -67,6 +70,7 @@ class BatchLoader:
         supervision: Supervision | None = None,
         device: torch.device = HOST,
         ranks: Ranks = ALONE,
+        skips_single: bool = False,
     ) -> None:
         assert batch_size % ranks.world == 0, "every rank takes an equal part of a batch"
         if supervision is not None:
@@ -78,6 +82,7 @@ class BatchLoader:
         self._ranks = ranks
         self._supervision = supervision
         self._rows = np.arange(beton.num_samples) if rows is None else rows
+        self._skips_single = skips_single and len(self._rows) % batch_size == 1
         self._shown = shown_views(view_spec, beton)
         self._device = device
         self._resident: ResidentTables | None = None
@@ -103,7 +108,7 @@ class BatchLoader:
     @property
     def num_samples(self) -> int:
         """Samples in an epoch, over all ranks."""
-        return len(self._rows)
+        return len(self._rows) - self._skips_single
 
     @property
     def name(self) -> str:
@@ -113,7 +118,7 @@ class BatchLoader:
     @property
     def num_batches(self) -> int:
         """Batches in an epoch; the last one may be smaller."""
-        return -(-len(self._rows) // self._batch_size)
+        return -(-self.num_samples // self._batch_size)
 
     def epoch(self, epoch: int, *, skip: int = 0, size: int | None = None) -> Generator[Batch]:
         """Batches of epoch ``epoch``, counted from 0: its order, its views, its soft labels.
@@ -126,7 +131,7 @@ class BatchLoader:
         keys = self._beton.samples.keys
         numbers = views_of_epoch(self._spec, keys, epoch=epoch, seed=self._seed)
         self._loader.next_epoch = epoch
-        order = self._loader.next_traversal_order()[skip * self._batch_size :]
+        order = self._loader.next_traversal_order()[: self.num_samples][skip * self._batch_size :]
         num_batches = -(-len(order) // self._batch_size)
         return self._batches(
             numbers,

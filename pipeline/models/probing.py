@@ -90,6 +90,27 @@ def require_image_size(model: Classifier, image_size: tuple[int, int]) -> None:
     )
 
 
+def needs_several_images(model: Classifier, image_size: tuple[int, int]) -> bool:
+    """Report if the network can train on two images (height, width) at once but not on one.
+
+    Batch normalisation cannot if it sees one value per channel, as on maps of 1 x 1 pixels. A copy
+    is tried, and torch's random numbers are restored.
+    """
+    copied = copy.deepcopy(model).train()
+    devices = [copied.head.weight.device] if copied.head.weight.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        return not _trains_on(copied, 1, image_size) and _trains_on(copied, 2, image_size)
+
+
+def _trains_on(model: Classifier, count: int, image_size: tuple[int, int]) -> bool:
+    weight = model.head.weight
+    images = torch.zeros(count, 3, *image_size, device=weight.device, dtype=weight.dtype)
+    try:
+        return model.features(images).shape == (count, model.head.in_features)
+    except UNFIT:
+        return False
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's text, at most 160 characters, for use in a message."""
     line = str(error).strip().partition("\n")[0].rstrip(". ")

@@ -47,6 +47,8 @@ from pipeline.training.student_loss import StudentLoss
 from pipeline.training.tensorboard_log import events_into
 from stages.config.training import OptimiserConfig
 from stages.training.evaluation_images import EvaluationImages, normaliser
+from stages.training.single_samples import skips_single
+from stages.views import seen_size
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,12 @@ class Trainer:
             supervision=training.supervision,
             device=runtime.device,
             ranks=ranks,
+            skips_single=skips_single(
+                training.model,
+                settings,
+                num_samples=len(training.rows),
+                sizes=seen_size(training.views, dataset),
+            ),
         )
         images = EvaluationImages(
             dataset=dataset,
