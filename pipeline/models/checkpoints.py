@@ -136,7 +136,8 @@ def read_checkpoint(path: Path) -> object:
         data = path.read_bytes()  # not mapped: a later change of the file must not change weights
     except FileNotFoundError as error:
         raise ArtefactNotFound(
-            f"{path} was not found (expected a checkpoint). Check the path."
+            f"{path} was not found (expected a checkpoint). Check the path, which "
+            "is `cache_teacher.checkpoint`."
         ) from error
     except OSError as error:
         raise ArtefactMismatch(

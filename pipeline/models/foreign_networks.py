@@ -18,6 +18,8 @@ from torch import nn
 from pipeline.errors import ConfigError
 
 TORCHVISION, TIMM = "torchvision", "timm"
+_OWN = ("cli", "commands", "pipeline", "stages")
+"""Names of heartcut's own modules, which are found first."""
 
 
 def foreign_network(arch: str, *, num_classes: int) -> nn.Module:
@@ -99,9 +101,12 @@ def _module(arch: str, name: str) -> object:
     try:
         return importlib.import_module(name)
     except (ImportError, ValueError, TypeError) as error:
+        remedy = "Correct arch, as package.module:callable."
+        if name.partition(".")[0] in _OWN:
+            remedy = f"Rename it: {name.partition('.')[0]} is a package of heartcut itself."
         raise ConfigError(
             f"{arch} cannot be imported: {error} (expected a module {name!r} that is installed or "
-            f"is in {here}). Correct arch, as package.module:callable."
+            f"is in {here}). {remedy}"
         ) from error
 
 
