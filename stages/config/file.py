@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import text_of
 from stages.config.root import Config
+from stages.config.types import UnfitValueError
 
 
 def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
@@ -104,12 +105,16 @@ def _first_problem(error: ValidationError) -> str:
     more = f" ({others} more)" if others else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key {place}{_did_you_mean(first['loc'])}.{more}"
-    if first["type"] == "value_error":
+    if first["type"] == "value_error" and not isinstance(_cause(first), UnfitValueError):
         message = first["msg"].removeprefix("Value error, ")
         return f"{place + ': ' if place else ''}{message}.{more}"
-    messages = [problem["msg"] for problem in same_place]
+    messages = [problem["msg"].removeprefix("Value error, ") for problem in same_place]
     wanted = " or ".join(dict.fromkeys(text[:1].lower() + text[1:] for text in messages))
     return f"{place} is {first['input']!r}: {wanted}.{more}"
+
+
+def _cause(problem: Mapping[str, Any]) -> object:
+    return problem.get("ctx", {}).get("error")
 
 
 def _place(location: tuple[str | int, ...]) -> str:

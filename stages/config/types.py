@@ -17,7 +17,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from stages.config.homes import place_with_home, with_home
 
@@ -47,6 +46,10 @@ def _have_names(rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return rows
 
 
+class UnfitValueError(ValueError):
+    """Error of one value, in pydantic's words; the message adds the key and the value."""
+
+
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 """Names that no file on a Windows server can have."""
@@ -54,10 +57,9 @@ _DEVICES = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNO
 
 def _is_a_name(name: str) -> str:
     if _DEVICES.fullmatch(name):
-        raise PydanticCustomError("name", "input should not be a name that Windows reserves")
+        raise UnfitValueError("input should not be a name that Windows reserves")
     if not _NAME.fullmatch(name):
-        raise PydanticCustomError(
-            "name",
+        raise UnfitValueError(
             'input should be a name of up to 64 letters, digits, ".", "_" and "-" that begins with '
             'a letter or a digit and does not end in "."',
         )
@@ -94,9 +96,9 @@ class Section(BaseModel):
         if kinds and kinds <= {int, float, bool}:
             values = value if isinstance(value, list | tuple) else [value]
             if any(isinstance(one, str) and _is_number_or_flag(one) for one in values):
-                raise PydanticCustomError("quotes", "input should have no quotes; remove them")
+                raise UnfitValueError("input should have no quotes; remove them")
             if bool not in kinds and any(isinstance(one, bool) for one in values):
-                raise PydanticCustomError("flag", "input should be a number")
+                raise UnfitValueError("input should be a number")
         return value
 
     def produce(self, part: type[Settings], /, **others: Any) -> Settings:
