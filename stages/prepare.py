@@ -21,7 +21,8 @@ from pipeline.data.sources import Source, Split
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import array_sha256, identity, short
 from stages.config.origin import with_complete_commands
-from stages.config.root import Config, PrepareConfig
+from stages.config.prepare import PrepareConfig
+from stages.config.root import Config
 from stages.text import counted
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from pipeline.data.resized_crops import ResizedCropSpec
 from pipeline.data.view_specs import Views
 from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import ArtefactMismatch
-from stages.config.root import Config, ViewsConfig
+from stages.config.prepare import ViewsConfig
+from stages.config.root import Config
 
 
 def view_spec(config: ViewsConfig) -> Views:
