@@ -17,6 +17,8 @@ EXAMPLES: Final[dict[str, dict[str, str]]] = {
         "test": '""',
         "resize": "64",
         "max_side": "500",
+        "exif_orientation": '"apply"',
+        "duplicates": '"drop"',
         "store": '"jpeg"',
         "raw_pixels": "65_536",
         "quality": "95",
@@ -181,7 +183,18 @@ NEEDED: Final[dict[str, dict[str, str]]] = {
     "prepare.name": _TORCHVISION,
     "prepare.download": _CIFAR10,
     **dict.fromkeys(
-        ("prepare.train", "prepare.test", "prepare.max_side", "prepare.skip_corrupt"), _FOLDER
+        [
+            f"prepare.{key}"
+            for key in (
+                "train",
+                "test",
+                "max_side",
+                "exif_orientation",
+                "duplicates",
+                "skip_corrupt",
+            )
+        ],
+        _FOLDER,
     ),
     "prepare.raw_pixels": {"prepare.store": '"mixed"'},
     "prepare.quality": {"prepare.store": '"jpeg"'},

@@ -4,6 +4,7 @@ Reads the images twice: once for their keys, once to write them in canonical ord
 """
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,22 @@ import PIL
 from numpy.typing import NDArray
 
 from pipeline.artefacts import dataset as dataset_format
-from pipeline.artefacts.dataset import Dataset, DatasetRecord, Samples, read_record, write_record
+from pipeline.artefacts.dataset import (
+    Dataset,
+    DatasetRecord,
+    Finding,
+    Preprocessing,
+    Samples,
+    read_record,
+    write_record,
+)
 from pipeline.artefacts.publishing import publishing_folder
-from pipeline.data import betons, sources
+from pipeline.data import betons, copies, sources
 from pipeline.data.betons import Storage
+from pipeline.data.images import findings
+from pipeline.data.images.files import PixelRule, strict_decoding
+from pipeline.data.images.findings import finding, listed, worded
+from pipeline.data.images.folders import folding_alike
 from pipeline.data.reading import ReadSplit, by_pixels, read_split, second_reading, statistics
 from pipeline.data.sources import Source, Split
 from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
@@ -27,8 +40,17 @@ from stages.text import counted
 
 logger = logging.getLogger(__name__)
 
-_LATER_SETTINGS = ("store", "raw_pixels", "quality", "max_side")
+_LATER_SETTINGS = (
+    *("store", "raw_pixels", "quality", "max_side"),
+    *("exif_orientation", "duplicates"),
+)
 """Settings added later: at their defaults they do not change the hash of older data sets."""
+
+_REMEDIES = {
+    findings.NOT_TURNED: '; set `prepare.exif_orientation = "apply"` to turn them, if the training '
+    "of the teacher did",
+    findings.TWO_LABELS: "; remove the wrong ones",
+}
 
 
 @with_complete_commands
@@ -51,9 +73,12 @@ def execute(config: Config) -> Dataset:
                 "Remove it, or set another `workspace`."
             )
         else:  # files were moved or touched: the next run need not read the images again
-            write_record(folder, existing.model_copy(update={"request": request}))
+            write_record(folder, existing.model_copy(update=_facts(plan)))
+    elif existing.preprocessing is None and os.access(folder, os.W_OK):
+        update = {"preprocessing": _preprocessing(config.prepare)}  # an earlier release wrote it
+        write_record(folder, existing.model_copy(update=update))
     dataset = Dataset.open(folder)
-    _log(dataset, existed=existing is not None)
+    _log(dataset, source, existed=existing is not None)
     return dataset
 
 
@@ -82,9 +107,17 @@ def open_source(config: PrepareConfig) -> Source:
         config.path,
         train=config.train,
         test=config.test or None,
-        resize=config.resize,
-        max_side=config.max_side,
+        rule=PixelRule(
+            resize=config.resize,
+            max_side=config.max_side,
+            exif_orientation=config.exif_orientation,
+        ),
     )
+
+
+def _preprocessing(config: PrepareConfig) -> Preprocessing:
+    names = Preprocessing.model_fields
+    return Preprocessing.model_validate({name: getattr(config, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +131,18 @@ class _Plan:
     eval: ReadSplit
     held_out: NDArray[np.int64]
     held_out_seed: int
+    notes: tuple[Finding, ...]
+    preprocessing: Preprocessing
+
+
+def _facts(plan: _Plan) -> dict[str, object]:
+    """Fields of the record that say what was seen in the source and how."""
+    return {
+        "request": plan.request,
+        "left_out": plan.source.left_out,
+        "notes": plan.notes,
+        "preprocessing": plan.preprocessing,
+    }
 
 
 def _request(source: Source, config: PrepareConfig) -> str:
@@ -122,6 +167,7 @@ def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool
             f"{by_pixels(train.sizes[0])}, as the training images). Set `prepare.resize`, or "
             '`views.kind = "rrc-flip"`.'
         )
+    train, shared = _without_shared(source, train, test, config)
     held_out = dataset_format.stratified_rows(
         train.samples,
         fraction=config.held_out_fraction,
@@ -132,6 +178,7 @@ def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool
     identity_ = dataset_format.dataset_id(
         train.samples, test.samples, class_names=source.class_names, held_out=held_out
     )
+    whole = (train.notes,) if source.test is None else (train.notes, test.notes)
     return _Plan(
         id=identity_,
         request=request,
@@ -140,7 +187,56 @@ def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool
         eval=test,
         held_out=held_out,
         held_out_seed=config.held_out_seed,
+        notes=(*findings.merged(*whole), *shared, *_copies(train, test, held_out)),
+        preprocessing=_preprocessing(config),
     )
+
+
+def _without_shared(
+    source: Source, train: ReadSplit, test: ReadSplit, config: PrepareConfig
+) -> tuple[ReadSplit, list[Finding]]:
+    """The training images, by default with an error if a test image is one of them."""
+    of_train, of_test = copies.image_numbers(train.samples, test.samples)
+    shared = np.flatnonzero(np.isin(of_test, of_train))
+    pairs = [
+        f"{test.name(row)} = {train.name(copies.first_equal(of_train, of_test[row]))}"
+        for row in shared[:3].tolist()
+    ]
+    if source.published or config.duplicates == "allow" or not len(shared):
+        return train, finding(findings.SHARED, len(shared), pairs)
+    if config.duplicates == "drop":
+        kept = ~np.isin(of_train, of_test)
+        left = finding(findings.DROPPED, int((~kept).sum()), pairs)
+        return train.rows(np.flatnonzero(kept)), left
+    raise ArtefactMismatch(
+        f"{worded(finding(findings.SHARED, len(shared), pairs)[0])}, for example "
+        f"{', '.join(pairs)} (expected none, because the test accuracy would be too high). Remove "
+        'them from one of the two, or set `prepare.duplicates = "drop"`, which leaves them out of '
+        'the training images, or "allow", which keeps them.'
+    )
+
+
+def _copies(train: ReadSplit, test: ReadSplit, held_out: NDArray[np.int64]) -> list[Finding]:
+    """Copies of images within the training images and within the test images."""
+    of_train, of_test = copies.image_numbers(train.samples, test.samples)
+    contradictory = copies.rows_of_two_labels(of_train, train.samples.labels)
+    known = np.isin(of_train[held_out], np.delete(of_train, held_out))
+
+    def pairs(read: ReadSplit, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> list[str]:
+        return [
+            f"{read.name(row)} = {read.name(copies.first_equal(numbers, numbers[row], but=row))}"
+            for row in rows[:3].tolist()
+        ]
+
+    found = finding(findings.TWO_LABELS, len(contradictory), pairs(train, of_train, contradictory))
+    for what, read, numbers in (
+        (findings.COPY_IN_TRAINING, train, of_train),
+        (findings.COPY_IN_TEST, test, of_test),
+    ):
+        later = copies.later_copies(numbers)
+        found += finding(what, len(later), pairs(read, numbers, later))
+    rows = held_out[known]
+    return found + finding(findings.HELD_OUT_COPY, len(rows), pairs(train, of_train, rows))
 
 
 def _require_all_classes(
@@ -180,7 +276,8 @@ def _write(folder: Path, plan: _Plan) -> None:
     records = {}
     for name, read in (("train", plan.train), ("eval", plan.eval)):
         path = dataset_format.beton_path(folder, name)
-        betons.write_beton(path, second_reading(read, name), num_samples=len(read.samples))
+        with strict_decoding():
+            betons.write_beton(path, second_reading(read, name), num_samples=len(read.samples))
         dataset_format.write_samples(folder, name, read.samples)
         records[name] = dataset_format.split_record(
             folder, name, read.samples, num_classes=len(plan.source.class_names)
@@ -206,6 +303,9 @@ def _write(folder: Path, plan: _Plan) -> None:
         train=records["train"],
         eval=records["eval"],
         skipped=sorted({*plan.train.skipped, *plan.eval.skipped}),
+        left_out=plan.source.left_out,
+        notes=plan.notes,
+        preprocessing=plan.preprocessing,
     )
     write_record(folder, record)
 
@@ -218,7 +318,7 @@ def _sizes(record: DatasetRecord) -> str:
     return f"{smallest} to {largest}"
 
 
-def _log(dataset: Dataset, *, existed: bool) -> None:
+def _log(dataset: Dataset, source: Source, *, existed: bool) -> None:
     record = dataset.record
     logger.info(
         "%s%s: %s, %s, %s, %s held-out samples, %s, %s pixels",
@@ -238,4 +338,18 @@ def _log(dataset: Dataset, *, existed: bool) -> None:
             counted(len(record.skipped), "unreadable file"),
             dataset.folder / "dataset.json",
             ", ".join(record.skipped[:3]),
+        )
+    if source.left_out:
+        examples = [example for one in source.left_out for example in one.examples]
+        logger.warning("left out %s: %s", listed(source.left_out), ", ".join(examples[:3]))
+    for note in record.notes:
+        logger.warning(
+            "%s: %s%s", worded(note), ", ".join(note.examples), _REMEDIES.get(note.what, "")
+        )
+    alike = folding_alike(record.class_names)
+    if alike:
+        logger.warning(
+            "classes %s and %s differ only in case, spaces or Unicode form: make one folder of "
+            "them if they are one class",
+            *map(repr, alike),
         )

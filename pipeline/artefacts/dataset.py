@@ -63,6 +63,33 @@ class SplitRecord(Record):
     beton: FileRecord
 
 
+class Finding(Record):
+    """Files of the source that have something in common, such as the reason to leave them out."""
+
+    what: str
+    """What one of them is."""
+    count: int
+    kinds: tuple[str, ...] = ()
+    """Some of their suffixes or names."""
+    examples: tuple[str, ...]
+    """At most three of their paths, or of pairs of paths."""
+
+
+class Preprocessing(Record):
+    """How the stored pixels are made from an image file."""
+
+    resize: int | None
+    """Side in pixels of the central square; the shorter side is resized to it."""
+    max_side: int | None
+    """Longest side in pixels; larger images are shrunk to it."""
+    exif_orientation: Literal["ignore", "apply"]
+    store: Literal["raw", "jpeg", "mixed"]
+    """Pixels, JPEGs, or JPEGs only for images of more than ``raw_pixels`` pixels."""
+    raw_pixels: int
+    quality: int
+    """JPEG quality, 1 to 100."""
+
+
 class DatasetRecord(Record):
     """dataset.json."""
 
@@ -91,6 +118,12 @@ class DatasetRecord(Record):
     eval: SplitRecord
     skipped: list[str]
     """Source files left out by --skip-corrupt."""
+    left_out: tuple[Finding, ...] = ()
+    """Files and folders of the source that are not images or not of a class, by reason."""
+    notes: tuple[Finding, ...] = ()
+    """Images that are unusual, by what is unusual about them, such as copies."""
+    preprocessing: Preprocessing | None = None
+    """None if it was not recorded, as by earlier releases."""
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -27,8 +27,8 @@ from pipeline.data.ffcv_compat import (
     RGBImageField,
     handle_sample,
 )
-from pipeline.data.image_files import Pixels
 from pipeline.data.image_kernels import decode_jpeg
+from pipeline.data.images.files import Pixels
 from pipeline.errors import PipelineError
 
 _PAGE_BYTES = 1 << 23  # FFCV keeps an image within one page,

@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.dataset import Samples
+from pipeline.artefacts.dataset import Finding, Samples
 from pipeline.data.betons import Jpeg, Storage, StoredImage, is_storable
-from pipeline.data.image_files import UnreadableImage
+from pipeline.data.images.files import UnreadableImage, strict_decoding
+from pipeline.data.images.findings import Tally
 from pipeline.data.sources import Split
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import pixel_key
@@ -41,14 +42,20 @@ class ReadSplit:
     are_jpeg: NDArray[np.bool_]
     """True for images that are stored as JPEGs, (N,)."""
     skipped: list[str]
+    notes: tuple[Finding, ...]
+    """Unusual images of the whole pass, also of rows that were taken out since."""
     storage: Storage
+
+    def name(self, row: int) -> str:
+        """Readable name of the sample in a row."""
+        return self.split.name(int(self.sources[row]))
 
     def as_listed(self) -> "ReadSplit":
         """The samples in the order of their source."""
         return self.rows(np.argsort(self.sources))
 
     def rows(self, order: NDArray[np.int64]) -> "ReadSplit":
-        """The rows at ``order``; skipped files are listed once, with the training rows."""
+        """The rows at ``order``; skipped files and notes stay those of the whole pass."""
         return replace(
             self,
             sources=self.sources[order],
@@ -68,6 +75,7 @@ class _Seen:
     sums: NDArray[np.float64]
     size: tuple[int, int]
     is_jpeg: bool
+    notes: frozenset[str]
 
 
 def read_split(
@@ -94,8 +102,9 @@ def read_split(
     seen: list[_Seen] = []
     kept: list[int] = []
     skipped: list[str] = []
+    notes = Tally()
     num_samples = len(split.labels)
-    with progress(f"read {name}", total=num_samples, unit="images") as bar:
+    with strict_decoding(), progress(f"read {name}", total=num_samples, unit="images") as bar:
         found = _in_threads(lambda i: _look(split, i, storage), range(num_samples))
         for i, image in enumerate(found):
             bar.advance(1)
@@ -106,6 +115,8 @@ def read_split(
                 continue
             if seen and not any_size:
                 _require_size(split.name(i), image.size, seen[0].size, split.name(kept[0]))
+            for note in sorted(image.notes):
+                notes.add(note, split.name(i))
             seen.append(image)
             kept.append(i)
     if not seen:
@@ -123,6 +134,7 @@ def read_split(
         sizes=np.array([image.size for image in seen]),
         are_jpeg=np.array([image.is_jpeg for image in seen]),
         skipped=skipped,
+        notes=tuple(notes.findings()),
         storage=storage,
     )
     return listed.rows(samples.canonical_order())
@@ -131,38 +143,45 @@ def read_split(
 def _look(split: Split, i: int, storage: Storage) -> _Seen | UnreadableImage:
     """Facts of sample i as it will be stored, without the image itself."""
     try:
-        key, pixels = split.read(i)
-        image, shown = storage.stored(pixels, split.jpeg(i))
+        source = split.load(i)
+        image, shown = storage.stored(source.pixels, source.jpeg)
     except UnreadableImage as error:
         return error
     _require_room(split.name(i), image)
     return _Seen(
-        key=key,
+        key=source.key,
         pixels=pixel_key(shown),
         sums=_channel_sums(shown),
         size=(shown.shape[0], shown.shape[1]),
         is_jpeg=isinstance(image, Jpeg),
+        notes=source.notes,
     )
 
 
 def second_reading(read: ReadSplit, name: str) -> Iterator[tuple[StoredImage, int]]:
-    """Yield the samples in their order, checked against the first pass."""
+    """Yield the samples in their order, checked against the first pass.
 
-    def store(i: int) -> tuple[StoredImage, bytes]:
-        _, pixels = read.split.read(i)
-        image, shown = read.storage.stored(pixels, read.split.jpeg(i))
+    Call it within `strict_decoding`, as the first pass was.
+    """
+
+    def store(i: int) -> tuple[StoredImage, bytes] | None:
+        try:
+            source = read.split.load(i)
+        except UnreadableImage:  # it was readable before
+            return None
+        image, shown = read.storage.stored(source.pixels, source.jpeg)
         return image, pixel_key(shown)
 
     total = len(read.samples)
     with progress(f"write {name}", total=total, unit="images") as bar:
-        for row, (image, pixels) in enumerate(_in_threads(store, read.sources.tolist())):
-            if pixels != read.samples.pixels[row].tobytes():
+        for row, stored in enumerate(_in_threads(store, read.sources.tolist())):
+            if stored is None or stored[1] != read.samples.pixels[row].tobytes():
                 raise ArtefactMismatch(
-                    f"{read.split.name(int(read.sources[row]))} changed while it was being read. "
+                    f"{read.name(row)} changed while it was being read. "
                     "Run `heartcut prepare` again when nothing writes to the images."
                 )
             bar.advance(1)
-            yield image, int(read.samples.labels[row])
+            yield stored[0], int(read.samples.labels[row])
 
 
 def statistics(

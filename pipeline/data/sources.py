@@ -13,21 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.image_files import (
-    Pixels,
-    SizeRule,
-    decode_file,
-    is_plain_jpeg,
-    read_file,
-    resize_and_crop,
-)
+from pipeline.artefacts.dataset import Finding
+from pipeline.data.images.files import PixelRule, Pixels, decode_file, read_file, resize_and_crop
+from pipeline.data.images.findings import shown
+from pipeline.data.images.folders import FolderReader, folding_alike
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.provenance import Json, array_sha256, pixel_key, sample_key
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST")
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # torchvision's
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """One image of a source."""
+
+    key: bytes
+    """Sample key, 16 bytes."""
+    pixels: Pixels
+    jpeg: bytes | None = None
+    """Content of the image's file if it is a JPEG of exactly these pixels."""
+    notes: frozenset[str] = frozenset()
+    """What is unusual about the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +44,15 @@ class Split:
     """Class ids, (N,)."""
     name: Callable[[int], str]
     """Readable name of sample i: its path, or its position in the data set."""
-    read: Callable[[int], tuple[bytes, Pixels]]
-    """Sample key, 16 bytes, and pixels, (H, W, 3) uint8, of sample i."""
-    jpeg: Callable[[int], bytes | None]
-    """Content of the file of sample i if it is a JPEG of exactly the pixels of ``read``."""
+    load: Callable[[int], SourceImage]
+    """Sample i."""
     listing: Callable[[], Json]
     """State of the files, which differs if the split may have changed; decodes no image."""
+
+    def read(self, i: int) -> tuple[bytes, Pixels]:
+        """Key, 16 bytes, and pixels, (H, W, 3) uint8, of sample i."""
+        image = self.load(i)
+        return image.key, image.pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,45 +64,43 @@ class Source:
     train: Split
     test: Split | None
     """None if the source has only one split."""
+    left_out: tuple[Finding, ...] = ()
+    """Files and folders that are not images or not of a class."""
+    published: bool = True
+    """True for a data set with published splits, which are used as they are."""
 
 
-def image_folder(
-    root: Path,
-    *,
-    train: str,
-    test: str | None,
-    resize: int | None,
-    max_side: int | None = None,
-) -> Source:
+def image_folder(root: Path, *, train: str, test: str | None, rule: PixelRule) -> Source:
     """Images in torchvision's layout, ``root/split/class/image``.
 
     Args:
         root: folder that holds the split folders.
-        train: name of the training split's folder.
+        train: name of the training split's folder; empty if ``root`` holds the class folders.
         test: name of the test split's folder, or None.
-        resize: side in pixels; the shorter side is resized to it and the centre is kept.
-        max_side: longest side in pixels; larger images are shrunk to it, others are unchanged.
+        rule: how pixels are made from the files.
     Raises:
         ArtefactNotFound: if a folder is missing.
         ArtefactMismatch: if a class folder is empty, or the splits have different classes.
     """
-    classes = _class_folders(root / train)
+    folders = FolderReader(root)
+    classes = folders.class_folders(train, key="train")
     splits = [train] if test is None else [train, test]
     for split in splits[1:]:
-        found = _class_folders(root / split)
+        found = folders.class_folders(split, key="test")
         if found != classes:
-            differing = sorted(set(found) ^ set(classes))
             raise ArtefactMismatch(
-                f"{root / split} has other classes than {root / train}: {_some(differing)} in only "
-                "one of the two (expected the same class folders). Rename or add the folders."
+                f"{shown(root / split)} has other classes than {shown(root / train)}: "
+                f"{_differences(classes, found)} (expected the same class folders). Rename or add "
+                "the folders."
             )
-    size = SizeRule(resize=resize, max_side=max_side)
-    read = [_folder_split(root / split, classes, size) for split in splits]
+    read = [_folder_split(folders, root / split, classes, rule) for split in splits]
     return Source(
-        description=f"folder {root.name}",
+        description=f"folder {shown(root.name)}",
         class_names=classes,
         train=read[0],
         test=None if test is None else read[1],
+        left_out=folders.left_out,
+        published=False,
     )
 
 
@@ -148,49 +155,44 @@ def digits(*, resize: int | None = None) -> Source:
     )
 
 
-def _class_folders(split: Path) -> tuple[str, ...]:
-    if not split.is_dir():
-        raise ArtefactNotFound(
-            f"{split} is not a folder. Expected one folder per class in it, as "
-            f"{split}/<class>/<image>; check `prepare.path`, `prepare.train` and `prepare.test`."
-        )
-    classes = tuple(sorted(p.name for p in split.iterdir() if p.is_dir()))
-    if len(classes) < 2:
-        raise ArtefactMismatch(
-            f"{split} has {len(classes)} class folders (expected at least 2, one per class). "
-            "Put the images into one folder per class."
-        )
-    return classes
+def _differences(train: Sequence[str], test: Sequence[str]) -> str:
+    """Classes that only one of two splits has, for a message."""
+    only = [sorted(set(one) - set(other)) for one, other in ((train, test), (test, train))]
+    parts = [
+        f"{_some(names)} only in the {split} images"
+        for names, split in zip(only, ("training", "test"), strict=True)
+        if names
+    ]
+    alike = folding_alike([*only[0], *only[1]])
+    if alike:
+        parts.append(f"{alike[0]!a} and {alike[1]!a} differ in case, spaces or Unicode form")
+    return ", ".join(parts)
 
 
-def _folder_split(split: Path, classes: Sequence[str], size: SizeRule) -> Split:
+def _folder_split(
+    folders: FolderReader, split: Path, classes: Sequence[str], rule: PixelRule
+) -> Split:
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        images = sorted(
-            p for p in (split / class_name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
-        )
-        if not images:
-            raise ArtefactMismatch(
-                f"{split / class_name} holds no image (expected at least one of "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}). Add images or remove the class folder."
-            )
+        images = folders.images(split / class_name)
         paths += images
         labels += [label] * len(images)
 
-    def read(i: int) -> tuple[bytes, Pixels]:
+    def load(i: int) -> SourceImage:
         content = read_file(paths[i])
-        return sample_key(content), decode_file(content, paths[i], size)
-
-    def jpeg(i: int) -> bytes | None:
-        content = read_file(paths[i])
-        return content if is_plain_jpeg(content, size) else None
+        image = decode_file(content, paths[i], rule)
+        return SourceImage(
+            key=sample_key(content),
+            pixels=image.pixels,
+            jpeg=content if image.is_plain_jpeg else None,
+            notes=image.notes,
+        )
 
     return Split(
         labels=np.array(labels, dtype=np.int64),
-        name=lambda i: str(paths[i]),
-        read=read,
-        jpeg=jpeg,
+        name=lambda i: shown(paths[i]),
+        load=load,
         listing=lambda: [_stat(path) for path in paths],
     )
 
@@ -211,24 +213,26 @@ def _array_split(
     Keys are hashes of the source's pixels before resizing, as a file's keys are of its bytes.
     """
 
-    def read(i: int) -> tuple[bytes, Pixels]:
+    def load(i: int) -> SourceImage:
         image = images[i]
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, axis=2)
         key = pixel_key(image)
         if resize is None:
-            return key, image
-        return key, np.asarray(resize_and_crop(Image.fromarray(image), resize))
+            return SourceImage(key=key, pixels=image)
+        resized = resize_and_crop(Image.fromarray(image), resize)
+        return SourceImage(key=key, pixels=np.asarray(resized))
 
     return Split(
         labels=labels.astype(np.int64),
         name=lambda i: f"{name} sample {i}",
-        read=read,
-        jpeg=lambda _: None,
+        load=load,
         listing=lambda: array_sha256(images),
     )
 
 
 def _some(names: Sequence[str]) -> str:
     """At most three names, for a message."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )

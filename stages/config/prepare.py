@@ -36,7 +36,9 @@ class PrepareConfig(Section):
 
     By default a missing data set is an error."""
     train: str = "train"
-    """Name of the folder of training images below `path`, for `source = "folder"`."""
+    """Name of the folder of training images below `path`, for `source = "folder"`.
+
+    Set it and `test` to "" if `path` itself holds the class folders."""
     test: str = "test"
     """Name of the folder of test images below `path`, for `source = "folder"`.
 
@@ -51,6 +53,17 @@ class PrepareConfig(Section):
 
     Larger images are shrunk to it; others are not changed. Unset, nothing is shrunk. It cannot be
     combined with `resize`."""
+    exif_orientation: Literal["ignore", "apply"] = "ignore"
+    """Treatment of photos that their EXIF data says are turned, for `source = "folder"`.
+
+    "ignore" stores pixels as the file has them, as torchvision does, and counts such photos.
+    "apply" turns them upright. Use the setting that the teacher's training used."""
+    duplicates: Literal["reject", "drop", "allow"] = "reject"
+    """Treatment of training images that are test images too, for `source = "folder"`.
+
+    Images are equal if their stored pixels are. "reject" is an error that counts them. "drop"
+    leaves them out of the training images. "allow" keeps them, and the test accuracy is then too
+    high."""
     store: Literal["raw", "jpeg", "mixed"] = "raw"
     """Format of the stored images.
 
@@ -97,6 +110,8 @@ class PrepareConfig(Section):
             "name": self.source != "torchvision",
             "download": self.source != "torchvision",
             "skip_corrupt": self.source != "folder",
+            "exif_orientation": self.source != "folder",
+            "duplicates": self.source != "folder",
             "train": self.source != "folder",
             "test": self.source != "folder",
             "test_fraction": not (

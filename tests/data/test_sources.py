@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import sources
-from pipeline.data.image_files import UnreadableImage
+from pipeline.data.images.files import PixelRule, UnreadableImage, strict_decoding
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from tests.support.image_folders import (
     CLASSES,
@@ -21,7 +21,7 @@ from tests.support.image_folders import (
 
 
 def open_folder(root, *, train="train", test="test", resize=None):
-    return sources.image_folder(root, train=train, test=test, resize=resize)
+    return sources.image_folder(root, train=train, test=test, rule=PixelRule(resize=resize))
 
 
 def encoded(image, kind):
@@ -102,7 +102,6 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(tmp_path, content, me
     assert_one_line(caught, "000.png", message, "--skip-corrupt")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @given(data=st.data(), content=st.sampled_from([PNG, JPEG]))
 def test_no_damage_to_an_image_is_anything_but_pixels_or_one_line(data, content, tmp_path_factory):
     damaged = bytearray(content[: data.draw(st.integers(1, len(content)))])
@@ -110,7 +109,8 @@ def test_no_damage_to_an_image_is_anything_but_pixels_or_one_line(data, content,
         damaged[position] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.png"
     try:
-        pixels = sources.decode_file(bytes(damaged), path, sources.SizeRule())
+        with strict_decoding():
+            pixels = sources.decode_file(bytes(damaged), path, PixelRule()).pixels
     except UnreadableImage as error:
         message = str(error)
     else:
@@ -143,11 +143,15 @@ def test_a_file_removed_after_the_listing_is_reported_in_one_line(tmp_path):
     assert_one_line(caught, "000.png", "--skip-corrupt")
 
 
-def test_a_folder_named_like_an_image_is_reported_in_one_line(tmp_path):
+def test_a_folder_named_like_an_image_is_a_folder_of_images(tmp_path):
     root = save_folder(tmp_path, train=6, test=3)
-    (root / "train" / "ant" / "0.png").mkdir()
-    with pytest.raises(UnreadableImage, match="Is a directory"):
-        open_folder(root).train.read(0)
+    below = root / "train" / "ant" / "0.png"
+    below.mkdir()
+    assert len(open_folder(root).train.labels) == 6
+    (root / "train" / "ant" / "000.png").rename(below / "1.png")
+    split = open_folder(root).train
+    assert len(split.labels) == 6
+    assert split.name(0) == str(below / "1.png")
 
 
 def test_the_listing_differs_once_a_file_has_changed(tmp_path):

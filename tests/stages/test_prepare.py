@@ -343,7 +343,8 @@ def test_equal_images_are_all_kept_and_fall_on_the_same_side(tmp_path):
     images = textures(20, seed=1)
     save_split(tmp_path / "images" / "train", [image for image in images for _ in range(3)])
     save_split(tmp_path / "images" / "test", images[:3])
-    dataset = prepare.execute(folder_config(tmp_path / "work", tmp_path / "images"))
+    config = folder_config(tmp_path / "work", tmp_path / "images", duplicates="allow")
+    dataset = prepare.execute(config)
     assert dataset.train.num_samples == 60
     held_out = {key.tobytes() for key in dataset.train.samples.keys[dataset.held_out]}
     assert len(held_out) == 2  # of each class 2 of 20, and every image is in every class
