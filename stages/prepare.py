@@ -16,12 +16,11 @@ from pipeline.artefacts import dataset as dataset_format
 from pipeline.artefacts.dataset import (
     Dataset,
     DatasetRecord,
-    Finding,
-    Preprocessing,
     Samples,
     read_record,
     write_record,
 )
+from pipeline.artefacts.preparation import Finding, Preprocessing
 from pipeline.artefacts.publishing import publishing_folder
 from pipeline.data import betons, copies, sources
 from pipeline.data.betons import Storage

@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.dataset import Finding, Samples
+from pipeline.artefacts.dataset import Samples
+from pipeline.artefacts.preparation import Finding
 from pipeline.data.betons import Jpeg, Storage, StoredImage, is_storable
 from pipeline.data.images.files import UnreadableImage, strict_decoding
 from pipeline.data.images.findings import Tally

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.artefacts.dataset import Finding
+from pipeline.artefacts.preparation import Finding
 from pipeline.data.images.files import PixelRule, Pixels, decode_file, read_file, resize_and_crop
 from pipeline.data.images.findings import shown
 from pipeline.data.images.folders import FolderReader, folding_alike

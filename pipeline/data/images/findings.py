@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.artefacts.dataset import Finding
+from pipeline.artefacts.preparation import Finding
 
 OTHER_IMAGE: Final = "image in a format that is not read"
 OUTSIDE: Final = "image outside the class folders"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from pipeline.artefacts.dataset import Finding
+from pipeline.artefacts.preparation import Finding
 from pipeline.data.images.findings import (
     BROKEN_LINK,
     CLOSED,
