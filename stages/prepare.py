@@ -130,6 +130,7 @@ class _Plan:
     eval: ReadSplit
     held_out: NDArray[np.int64]
     held_out_seed: int
+    left_out: tuple[Finding, ...]
     notes: tuple[Finding, ...]
     preprocessing: Preprocessing
 
@@ -138,7 +139,7 @@ def _facts(plan: _Plan) -> dict[str, object]:
     """Fields of the record that say what was seen in the source and how."""
     return {
         "request": plan.request,
-        "left_out": plan.source.left_out,
+        "left_out": plan.left_out,
         "notes": plan.notes,
         "preprocessing": plan.preprocessing,
     }
@@ -177,7 +178,9 @@ def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool
     identity_ = dataset_format.dataset_id(
         train.samples, test.samples, class_names=source.class_names, held_out=held_out
     )
-    whole = (train.notes,) if source.test is None else (train.notes, test.notes)
+    passes = [train] if source.test is None else [train, test]
+    unreadable = findings.merged(*(one.unreadable for one in passes))
+    noted = findings.merged(*(one.notes for one in passes))
     return _Plan(
         id=identity_,
         request=request,
@@ -186,7 +189,8 @@ def _plan(source: Source, config: PrepareConfig, request: str, *, any_size: bool
         eval=test,
         held_out=held_out,
         held_out_seed=config.held_out_seed,
-        notes=(*findings.merged(*whole), *shared, *_copies(train, test, held_out)),
+        left_out=(*source.left_out, *unreadable),
+        notes=(*noted, *shared, *_copies(train, test, held_out)),
         preprocessing=_preprocessing(config),
     )
 
@@ -248,7 +252,8 @@ def _require_all_classes(
         if not counts.all():
             raise ArtefactMismatch(
                 f"class {source.class_names[int(counts.argmin())]} has 0 {part} images after some "
-                "were held out or skipped (expected at least 1). Add images, or remove the class."
+                "were held out, skipped or dropped (expected at least 1). Add images, or remove "
+                "the class."
             )
 
 
@@ -302,7 +307,7 @@ def _write(folder: Path, plan: _Plan) -> None:
         train=records["train"],
         eval=records["eval"],
         skipped=sorted({*plan.train.skipped, *plan.eval.skipped}),
-        left_out=plan.source.left_out,
+        left_out=plan.left_out,
         notes=plan.notes,
         preprocessing=plan.preprocessing,
     )
@@ -332,11 +337,13 @@ def _log(dataset: Dataset, source: Source, *, existed: bool) -> None:
     )
     logger.debug("data set id %s", record.id)
     if record.skipped:
+        reasons = [one for one in record.left_out if one.what.startswith(findings.UNREADABLE)]
         logger.warning(
-            "left out %s, listed under `skipped` in %s: %s",
+            "left out %s, listed under `skipped` in %s: %s%s",
             counted(len(record.skipped), "unreadable file"),
             dataset.folder / "dataset.json",
             ", ".join(record.skipped[:3]),
+            f" ({listed(reasons)})" if reasons else "",
         )
     if source.left_out:
         examples = [example for one in source.left_out for example in one.examples]

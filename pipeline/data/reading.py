@@ -14,7 +14,7 @@ from pipeline.artefacts.dataset import Samples
 from pipeline.artefacts.preparation import Finding
 from pipeline.data.betons import Jpeg, Storage, StoredImage, is_storable
 from pipeline.data.images.files import UnreadableImage, strict_decoding
-from pipeline.data.images.findings import Tally
+from pipeline.data.images.findings import UNREADABLE, Tally
 from pipeline.data.sources import Split
 from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import pixel_key
@@ -43,6 +43,8 @@ class ReadSplit:
     are_jpeg: NDArray[np.bool_]
     """True for images that are stored as JPEGs, (N,)."""
     skipped: list[str]
+    unreadable: tuple[Finding, ...]
+    """The skipped files by reason."""
     notes: tuple[Finding, ...]
     """Unusual images of the whole pass, also of rows that were taken out since."""
     storage: Storage
@@ -103,7 +105,7 @@ def read_split(
     seen: list[_Seen] = []
     kept: list[int] = []
     skipped: list[str] = []
-    notes = Tally()
+    notes, unreadable = Tally(), Tally()
     num_samples = len(split.labels)
     with strict_decoding(), progress(f"read {name}", total=num_samples, unit="images") as bar:
         found = _in_threads(lambda i: _look(split, i, storage), range(num_samples))
@@ -113,6 +115,7 @@ def read_split(
                 if not skip_corrupt:
                     raise image
                 skipped.append(split.name(i))
+                unreadable.add(f"{UNREADABLE}{image.reason}", split.name(i))
                 continue
             if seen and not any_size:
                 _require_size(split.name(i), image.size, seen[0].size, split.name(kept[0]))
@@ -135,6 +138,7 @@ def read_split(
         sizes=np.array([image.size for image in seen]),
         are_jpeg=np.array([image.is_jpeg for image in seen]),
         skipped=skipped,
+        unreadable=tuple(unreadable.findings()),
         notes=tuple(notes.findings()),
         storage=storage,
     )

@@ -5,6 +5,7 @@ a count and a few names for the user, instead of Pillow's warnings, which do not
 """
 
 import os
+import re
 import stat
 import threading
 import warnings
@@ -58,7 +59,11 @@ _DRAWN_BY_OTHERS: Final = frozenset({"EPS", "WMF"})
 
 
 class UnreadableImage(ArtefactMismatch):
-    """A source file cannot be decoded as an image."""
+    """A source file cannot be decoded as an image; ``reason`` says why in a few words."""
+
+    def __init__(self, message: str, *, reason: str = "it cannot be decoded") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def read_file(path: Path) -> bytes:
@@ -68,7 +73,8 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         raise UnreadableImage(
             f"{shown(path)} could not be read: {error.strerror} (expected the image that was "
-            "listed). Restore it, or pass --skip-corrupt to leave it out."
+            "listed). Restore it, or pass --skip-corrupt to leave it out.",
+            reason=str(error.strerror),
         ) from error
 
 
@@ -184,14 +190,16 @@ def decode_file(content: bytes, path: Path, rule: PixelRule) -> DecodedImage:
         raise
     except WidePixels as error:
         raise UnreadableImage(
-            f"{shown(path)} {error}. Convert it, or pass --skip-corrupt to leave it out."
+            f"{shown(path)} {error}. Convert it, or pass --skip-corrupt to leave it out.",
+            reason="more than 8 bits per channel",
         ) from error
     # Decoders raise errors of any kind for damaged files: AVIF's raises RuntimeError.
     except Exception as error:
+        reason = _reason(content, error)
         raise UnreadableImage(
-            f"{shown(path)} is not a readable image: {_reason(content, error)} "
-            f"({len(content):,} bytes). "
-            "Repair or remove it, or pass --skip-corrupt to leave it out."
+            f"{shown(path)} is not a readable image: {reason} ({len(content):,} bytes). "
+            "Repair or remove it, or pass --skip-corrupt to leave it out.",
+            reason=re.sub(r" ?\([^)]*\d[^)]*\)", "", reason),  # one reason for all numbers in it
         ) from error
     finally:
         _current.notes = None

@@ -40,6 +40,8 @@ FRAMES: Final = "image with several frames or pages, of which the first is store
 TRANSPARENT: Final = "image with transparent pixels, stored without transparency"
 BROKEN_EXIF: Final = "image with damaged EXIF data"
 HUGE: Final = "image with more than 89 million pixels"
+UNREADABLE: Final = "unreadable image: "
+"""Begins what is followed by the reason."""
 SHARED: Final = "test image that is a training image too"
 DROPPED: Final = "training image that is a test image too, and was left out"
 TWO_LABELS: Final = "training image with a copy of another class"
@@ -58,6 +60,8 @@ _PLURALS: Final = {
 }
 _EXAMPLES: Final = 3
 _KINDS: Final = 6
+_MOST: Final = 40
+"""Reasons that are counted apart; those in words of decoders could be many."""
 
 
 def shown(path: os.PathLike[str] | str) -> str:
@@ -73,7 +77,7 @@ def finding(what: str, count: int, examples: Iterable[str]) -> list[Finding]:
 
 def worded(found: Finding) -> str:
     """A count with its noun, and with the kinds of files if there are any."""
-    plural = _PLURALS.get(found.what) or found.what.replace("image ", "images ", 1)
+    plural = _PLURALS.get(found.what) or found.what.replace("image", "images", 1)
     kinds = f" ({', '.join(found.kinds)})" if found.kinds else ""
     return f"{found.count:,} {found.what if found.count == 1 else plural}{kinds}"
 
@@ -112,6 +116,8 @@ class Tally:
 
     def add(self, what: str, name: str, *, kind: str | None = None) -> None:
         """Count one file; the first ones become examples."""
+        if what not in self._counts and len(self._counts) >= _MOST:
+            what = f"{what.partition(':')[0]}: other reasons"
         found = self._counts.setdefault(what, _Count())
         found.count += 1
         if len(found.examples) < _EXAMPLES:
