@@ -142,7 +142,7 @@ def test_dropping_the_images_of_a_whole_class_is_rejected(root, tmp_path):
     for path in (root / "train" / "cat").iterdir():
         shutil.copy(path, root / "test" / "cat" / f"too-{path.name}")
     config = folder_config(tmp_path / "work", root, duplicates="drop")
-    with pytest.raises(ArtefactMismatch, match="class cat has 0 training images after .* dropped"):
+    with pytest.raises(ArtefactMismatch, match=r"class cat has 0 training images after .* dropped"):
         prepare.execute(config)
 
 
