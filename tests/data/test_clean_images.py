@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline.artefacts.dataset import Dataset
-from pipeline.data.images.clean import CleanImage
+from pipeline.data.clean_images import CleanImage
 from pipeline.data.images.files import UnreadableImage
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.provenance import sample_key

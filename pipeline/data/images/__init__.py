@@ -1,1 +1,1 @@
-"""Images from files: which files of a folder are images, their pixels, and network inputs."""
+"""Images from files: which files of a folder are images, and their pixels."""
