@@ -18,7 +18,13 @@ from PIL import Image, ImageFile
 
 from pipeline.data import sources
 from pipeline.data.images import findings
-from pipeline.data.images.files import PixelRule, UnreadableImage, decode_file, strict_decoding
+from pipeline.data.images.files import (
+    PixelRule,
+    UnreadableImage,
+    decode_file,
+    read_file,
+    strict_decoding,
+)
 from pipeline.errors import ArtefactMismatch
 from stages import prepare
 from tests.support.image_folders import folder_config, photographs, save_folder, textures
@@ -378,6 +384,30 @@ def test_other_warnings_stay_warnings():
 
     with pytest.warns(UserWarning, match="of its own"):
         work()
+
+
+def test_log_lines_of_pillow_are_not_shown(caplog):
+    log = logging.getLogger("PIL.TiffImagePlugin")
+    with strict_decoding():
+        log.error("More samples per pixel than can be decoded: 9")
+    assert not caplog.records
+    log.error("outside")
+    assert [record.message for record in caplog.records] == ["outside"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "large"])
+def test_what_took_the_place_of_a_file_is_never_waited_for(tmp_path, kind):
+    path = tmp_path / "0.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate((1 << 30) + 1)
+    reason = {"pipe": "it is a pipe", "folder": "Is a directory", "large": "more than 1 GiB"}
+    with pytest.raises(UnreadableImage, match=reason[kind]):
+        read_file(path)
 
 
 def test_an_image_that_resizing_would_blow_up_is_unreadable():

@@ -4,6 +4,7 @@ A file is decoded whole or not at all. What is unusual about an image that can b
 a count and a few names for the user, instead of Pillow's warnings, which do not name the file.
 """
 
+import logging
 import os
 import re
 import stat
@@ -54,6 +55,7 @@ _TURNS: Final = {
 }
 _MOST_PIXELS: Final = 1 << 28
 """Pixels to which an image may be enlarged: one of 1 x 60,000 pixels would fill the memory."""
+_SILENT: Final = logging.NullHandler()
 _DRAWN_BY_OTHERS: Final = frozenset({"EPS", "WMF"})
 """Formats that Pillow hands to another program."""
 
@@ -135,9 +137,13 @@ _current = threading.local()
 def strict_decoding() -> Iterator[None]:
     """Turn Pillow's warnings into notes, and reject truncated files whatever other code has set.
 
-    Warnings belong to the process, so one thread enters this around the work of all.
+    Warnings belong to the process, so one thread enters this around the work of all. Pillow's log
+    lines do not name the file either; what they report is raised too.
     """
     truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    log = logging.getLogger("PIL")
+    propagates, log.propagate = log.propagate, False
+    log.addHandler(_SILENT)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("always", module=r"PIL(\.|$)")
@@ -145,6 +151,8 @@ def strict_decoding() -> Iterator[None]:
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+        log.propagate = propagates
+        log.removeHandler(_SILENT)
 
 
 def _noting(show: Callable[..., None]) -> Callable[..., None]:
