@@ -14,13 +14,16 @@ from pipeline.artefacts.soft_labels import RepairIdentity, SoftLabelIdentity
 from pipeline.errors import ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime.device import resolve_runtime
-from stages.config.root import Config
+from stages.config.root import CacheTeacherConfig, Config
 from stages.config.select import INFLUENCE_STRATEGIES, SelectConfig
 from stages.config.training import METHOD_TABLES, OptimiserConfig, TrainStudentConfig
 from stages.views import fresh_views, view_spec
 
 _WITHOUT_QUOTA = ("class-balanced", "all", "none")
 _WITHOUT_EFFECT_ON_NUMBERS = {"workers", "name", "selection", "soft_labels", "checkpoint_minutes"}
+_WITHOUT_EFFECT_ON_CACHE = {"workers", "batch_size", "shard_rows", "compression", "check_teacher"}
+_ADDED_TO_CACHE = {"checkpoint_key": "", "class_order": "", "channels": "rgb"}
+"""Settings added later, with their defaults; older requests keep their hash."""
 _WEIGHTS = ("lambda_ce", "lambda_kd", "lambda_feature")
 
 
@@ -29,7 +32,7 @@ def cache_request(config: Config, dataset: Dataset) -> str:
     settings = config.cache_teacher
     parts: dict[str, Json] = {
         "teacher": settings.model_dump(
-            mode="json", exclude={"workers", "batch_size", "shard_rows", "compression"}
+            mode="json", exclude=_WITHOUT_EFFECT_ON_CACHE | _at_default(settings)
         ),
         "precision": resolve_runtime(settings.precision).precision,
         "views": view_spec(config.views).as_json(),
@@ -38,6 +41,10 @@ def cache_request(config: Config, dataset: Dataset) -> str:
     if settings.checkpoint is None:
         parts["run"] = teacher_run_path(config, dataset).name
     return identity("cache_request", parts)
+
+
+def _at_default(settings: CacheTeacherConfig) -> set[str]:
+    return {n for n, default in _ADDED_TO_CACHE.items() if getattr(settings, n) == default}
 
 
 @dataclass(frozen=True, kw_only=True)

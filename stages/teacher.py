@@ -8,10 +8,12 @@ import torch
 
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
+from pipeline.errors import ConfigError
 from pipeline.models.checkpoints import load_into, load_weights, weights_digest
 from pipeline.models.class_map import keep_classes, read_class_names, teacher_rows
 from pipeline.models.probing import require_image_size
 from pipeline.models.zoo import build
+from pipeline.provenance import identity
 from pipeline.runtime.device import Runtime
 from pipeline.teacher.frozen import Teacher
 from stages.config.root import CacheTeacherConfig, Config
@@ -29,14 +31,16 @@ def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
         ArtefactMismatch: if the checkpoint does not fit.
     """
     origin = _origin(config, dataset)
-    weights = load_weights(origin.source)
+    settings = config.cache_teacher
+    weights = load_weights(origin.source, key=settings.checkpoint_key)
     model = build(origin.arch, num_classes=origin.num_classes, head=origin.head)
     require_image_size(model, seen_size(view_spec(config.views), dataset))
-    load_into(model, weights, source=origin.source)
-    digest = weights_digest(weights)
+    digest = weights_digest(load_into(model, weights, source=origin.source))
     if list(origin.rows) != list(range(origin.num_classes)):
         keep_classes(model, origin.rows)
         digest = weights_digest(model.state_dict())
+    if settings.channels == "bgr":
+        digest = identity("teacher.bgr", digest)
     model = model.eval().requires_grad_(False).to(runtime.device)
     return Teacher(
         model=model.to(memory_format=torch.channels_last),
@@ -45,6 +49,7 @@ def load_teacher(config: Config, dataset: Dataset, runtime: Runtime) -> Teacher:
         std=origin.std,
         target_in_sample=origin.saw_held_out,
         description=origin.description,
+        is_bgr=settings.channels == "bgr",
     )
 
 
@@ -69,6 +74,7 @@ def _origin(config: Config, dataset: Dataset) -> _Origin:
     settings = config.cache_teacher
     if settings.checkpoint is None:
         return _own_run(config, dataset)
+    _require_unit_pixels(settings)
     num_classes, rows = _classes(settings, dataset)
     return _Origin(
         source=settings.checkpoint,
@@ -98,6 +104,37 @@ def _own_run(config: Config, dataset: Dataset) -> _Origin:
     )
 
 
+def _require_unit_pixels(settings: CacheTeacherConfig) -> None:
+    """Reject a normalisation that is not for pixels from 0 to 1.
+
+    Raises:
+        ConfigError: if a mean is not from 0 to 1, or a deviation not above 0 and at most 1.
+    """
+    if settings.mean is None or settings.std is None:
+        return
+    wrong = {
+        "mean": None if all(0 <= value <= 1 for value in settings.mean) else settings.mean,
+        "std": None if all(0 < value <= 1 for value in settings.std) else settings.std,
+    }
+    found = {f"cache_teacher.{name}": list(part) for name, part in wrong.items() if part}
+    if found:
+        larger = {name: part for name, part in found.items() if min(part) >= 0 and max(part) > 1}
+        divided = " and ".join(
+            f"`{name} = {[round(value / 255, 5) for value in part]}`"
+            for name, part in larger.items()
+        )
+        raise ConfigError(
+            f"{' and '.join(f'{name} is {part}' for name, part in found.items())} (expected "
+            "numbers for pixels from 0 to 1: a mean from 0 to 1, a deviation above 0 and at most "
+            "1). "
+            + (
+                f"For pixels from 0 to 255 divide by 255: set {divided}."
+                if divided
+                else "Correct it."
+            )
+        )
+
+
 def _classes(settings: CacheTeacherConfig, dataset: Dataset) -> tuple[int, list[int]]:
     """Number of rows of the checkpoint's head, and the rows of the data set's classes."""
     names = [] if settings.class_names is None else read_class_names(settings.class_names)
@@ -107,5 +144,6 @@ def _classes(settings: CacheTeacherConfig, dataset: Dataset) -> tuple[int, list[
         num_classes=num_classes,
         teacher_names=names,
         class_map=settings.class_map,
+        order=settings.class_order,
     )
     return num_classes, rows

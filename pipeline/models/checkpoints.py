@@ -1,73 +1,58 @@
 """Checkpoints: the weights of a network, read from the files of the field and checked.
 
-    *.safetensors       names and tensors, as `save_weights` writes them
-    any other name      torch.save of a state dict, or of a dict that holds one under
-                        "state_dict", "model" or "model_state_dict"
+    safetensors         names and tensors, as `save_weights` writes them
+    torch.save          a state dict, bare or in a container (`state_dicts`)
 
-Files are untrusted: pickled code is rejected and never run. Names lose the prefixes that wrappers
-add ("module.", "_orig_mod."). If a file holds a whole distiller, as mdistiller saves under `latest`
-and `best`, only the student is loaded: the names that begin with "student.". Nothing is guessed:
-weights that do not fit the architecture exactly are rejected.
+Files are untrusted: pickled code is rejected and never run (`checkpoint_files`). Names lose the
+prefixes that wrappers add ("module.", "_orig_mod."). If a file holds a whole distiller, as
+mdistiller saves under `latest` and `best`, only the student is loaded: the names that begin with
+"student.". Nothing is guessed: names may lose or gain one more prefix only where the weights then
+fit the architecture exactly, and all other weights are rejected.
 """
 
 import hashlib
-import io
 import json
+import logging
 import re
-import struct
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TypeGuard
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.errors import ArtefactMismatch
+from pipeline.models.checkpoint_files import printable, read_checkpoint
 from pipeline.models.networks.classifier import Classifier
+from pipeline.models.state_dicts import KEY, is_average, state_dict_of
 
-CONTAINERS = ("state_dict", "model", "model_state_dict")
-WRAPPER_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
+logger = logging.getLogger(__name__)
+
+WRAPPERS = r"(?:module|_orig_mod)\."
+WRAPPER_PREFIXES = re.compile(rf"^(?:{WRAPPERS})+")
+INNER_WRAPPERS = re.compile(rf"(?<![^.]){WRAPPERS}")
 STUDENT = "student."
 BATCH_COUNTER = "num_batches_tracked"
 """Batch counter of batch normalisation, which checkpoints from before torch 0.4.1 lack."""
+COUNTS = ("total_ops", "total_params", "n_averaged")
+"""Buffers of profilers and of averaging, which do not change what a network computes."""
 
-UNREADABLE = (
-    SafetensorError,
-    UnpicklingError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    OSError,
-    struct.error,
-)
-"""Errors of the two readers on damaged bytes, which they hardly check before use."""
-
-REFUSED_CODE = re.compile(
-    r"GLOBAL (?P<name>\S+) (?:was not an allowed global|whose module)"
-    r"|Trying to call reduce|Can only create new object|Can only build|TorchScript archives"
-    r"|Unsupported operand 14[0-9]\b"  # the opcodes of pickle protocol 4, which torch never writes
-)
+Weights = Mapping[str, Tensor]
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, *, key: str = "") -> dict[str, Tensor]:
     """Read a checkpoint as finite dense CPU tensors by name, wrapper prefixes stripped.
+
+    Args:
+        path: the file.
+        key: key of the state dict, for files with several networks; see `state_dict_of`.
 
     Raises:
         ArtefactNotFound: if there is no such file.
         ArtefactMismatch: if it is damaged, or holds pickled code or values that are not finite.
     """
-    state = state_dict_of(read_checkpoint(path), path)
-    kept = [key for key in state if plain_name(key).startswith(STUDENT)] or list(state)
+    state = state_dict_of(read_checkpoint(path), path, key=key)
+    kept = [name for name in state if plain_name(name).startswith(STUDENT)] or list(state)
     weights = {plain_name(plain_name(key).removeprefix(STUDENT)): state[key] for key in kept}
     if len(weights) < len(kept):
         raise ArtefactMismatch(
@@ -83,27 +68,99 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in weights.items()}
 
 
-def load_into(model: Classifier, weights: Mapping[str, Tensor], *, source: Path) -> None:
+def load_into(model: Classifier, weights: Weights, *, source: Path) -> dict[str, Tensor]:
     """Copy weights into the model, all or none; names and shapes must agree exactly.
 
-    Batch counters may be missing if all of them are; the model then keeps its own.
+    One more prefix of all names does not count as a difference, neither do wrappers within names.
+    Counters that do not change what a network computes may be missing, added or of another kind.
 
     Args:
         model: the network to load into.
         weights: result of `load_weights`.
         source: path of the checkpoint, for messages.
 
+    Returns:
+        The loaded weights, under the names of the model.
+
     Raises:
         ArtefactMismatch: if a key is missing, unexpected or of another shape or kind.
     """
-    expected = model.state_dict()
-    if not any(is_batch_counter(key) for key in weights):
-        expected = {key: value for key, value in expected.items() if not is_batch_counter(key)}
-    keys = dict.fromkeys([*expected, *weights])
-    differing = [key for key in keys if not are_alike(weights.get(key), expected.get(key))]
-    if differing:
-        raise ArtefactMismatch(misfit(model, weights, expected, differing, source=source))
-    model.load_state_dict(weights, strict=False)
+    own = model.state_dict()
+    expected = {key: value for key, value in own.items() if not is_batch_counter(key)}
+    weights = {key: value for key, value in weights.items() if key in own or not is_count(key)}
+    named = [dict(weights), *renamed(weights, expected)]
+    fitting = [w for w in named if not differing_keys(w, expected)]
+    if not fitting:
+        best = min(named, key=lambda w: len(differing_keys(w, expected)))
+        raise ArtefactMismatch(misfit(model, best, source=source))
+    fitted = one_of(fitting, weights, source=source)
+    if len(fitted) < len(weights):
+        logger.info(
+            "%s: %d of %d tensors belong to %s and are loaded, the others are left out",
+            *(source, len(fitted), len(weights), model.arch),
+        )
+    counters = {key: value for key, value in fitted.items() if is_batch_counter(key)}
+    unlike = {key for key, value in counters.items() if not are_alike(value, own.get(key))}
+    fitted = {key: value for key, value in fitted.items() if key not in unlike}
+    model.load_state_dict(fitted, strict=False)
+    return fitted
+
+
+def renamed(weights: Weights, expected: Weights) -> Iterator[dict[str, Tensor]]:
+    """The weights with other prefixes: without wrappers, with one prefix less, or with one more."""
+    bare = {INNER_WRAPPERS.sub("", name): value for name, value in weights.items()}
+    if len(bare) == len(weights):
+        if bare.keys() != weights.keys():
+            yield bare
+        weights = bare
+    for start in sorted(prefixes(weights), key=len):
+        yield {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
+    for start in sorted(prefixes(expected), key=len):
+        if all(name.startswith(start) for name in expected):
+            yield {start + name: value for name, value in weights.items()}
+
+
+def prefixes(weights: Weights) -> set[str]:
+    """All first parts of names, with their last dot."""
+    return {
+        name[: place + 1] for name in weights for place, letter in enumerate(name) if letter == "."
+    }
+
+
+def one_of(
+    fitting: list[dict[str, Tensor]], weights: Weights, *, source: Path
+) -> dict[str, Tensor]:
+    """The only fitting part of the weights, or the only one that is not a moving average.
+
+    Raises:
+        ArtefactMismatch: if there are several.
+    """
+    if len(fitting) > 1 and len(fitting[0]) < len(weights):
+        names = {id(value): name for name, value in weights.items()}
+        firsts = [names[id(next(iter(state.values())))] for state in fitting]
+        plain = [s for s, name in zip(fitting, firsts, strict=True) if not is_average(name)]
+        if len(plain) != 1:
+            raise ArtefactMismatch(
+                f"{source} holds {len(fitting)} networks that fit, beginning with the names "
+                f"{', '.join(map(printable, firsts[:4]))} (expected one). Set `{KEY}` to the first "
+                "part of the names of one."
+            )
+        return plain[0]
+    return fitting[0]
+
+
+def differing_keys(weights: Weights, expected: Weights, *, counters: bool = False) -> list[str]:
+    """Names that are missing, unexpected or of another shape or kind.
+
+    Batch counters are never compared; those on one side only are listed if ``counters``.
+    """
+
+    def differs(name: str) -> bool:
+        if is_batch_counter(name):
+            return counters and (name in weights) != (name in expected)
+        return not are_alike(weights.get(name), expected.get(name))
+
+    return [name for name in dict.fromkeys([*expected, *weights]) if differs(name)]
 
 
 def save_weights(model: Classifier, path: Path) -> None:
@@ -130,83 +187,6 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: Path) -> object:
-    """Read the content of a file without running code from it."""
-    try:
-        data = path.read_bytes()  # not mapped: a later change of the file must not change weights
-    except FileNotFoundError as error:
-        raise ArtefactNotFound(
-            f"{path} was not found (expected a checkpoint). Check the path, which "
-            "is `cache_teacher.checkpoint`."
-        ) from error
-    except OSError as error:
-        raise ArtefactMismatch(
-            f"{path} cannot be read: {error.strerror} (expected a checkpoint file). Check the path."
-        ) from error
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load(data)
-        return read_tensors_only(data)
-    except UNREADABLE as error:
-        raise ArtefactMismatch(unreadable(path, len(data), error)) from error
-
-
-def read_tensors_only(data: bytes) -> object:
-    """Read a torch file with an unpickler that allows only tensors and containers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about odd protocols before it raises
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def unreadable(path: Path, num_bytes: int, error: BaseException) -> str:
-    """Message for a file that the readers reject; their own messages advise to run its code."""
-    code = REFUSED_CODE.search(str(error))
-    if code is None:
-        return (
-            f"{path} is not a readable checkpoint: {num_bytes:,} bytes, damaged or of another kind "
-            "(expected safetensors, or tensors written by torch.save). Download or save it again."
-        )
-    name = f" ({printable(code['name'])})" if code["name"] else ""
-    return (
-        f"{path} holds pickled code{name} and was not loaded (expected tensors only). If you trust "
-        "it, save model.state_dict() with safetensors, or with torch.save as tensors only."
-    )
-
-
-def state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
-    """The only state dict in the content of a checkpoint, bare or in a container."""
-    if is_state_dict(content):
-        return content
-    nested = [content.get(key) for key in CONTAINERS] if isinstance(content, dict) else []
-    found = [value for value in nested if is_state_dict(value)]
-    if len(found) != 1:
-        raise ArtefactMismatch(
-            f"{path} is not a checkpoint of one network: {len(found)} state dicts in "
-            f"{summary(content)} (expected a dict of named dense tensors, bare or under one of "
-            f"{', '.join(CONTAINERS)}). Save model.state_dict()."
-        )
-    return found[0]
-
-
-def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
-    """True for a non-empty dict of dense tensors by name."""
-    return (
-        isinstance(content, dict)
-        and len(content) > 0
-        and all(isinstance(key, str) and is_dense(value) for key, value in content.items())
-    )
-
-
-def is_dense(value: object) -> bool:
-    """True for a tensor with plain numbers in memory: not sparse, quantised or meta."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-    )
-
-
 def is_finite(tensor: Tensor) -> bool:
     """True if all numbers are finite in float32, the type of the networks."""
     return not tensor.is_floating_point() or bool(tensor.float().isfinite().all())
@@ -214,6 +194,10 @@ def is_finite(tensor: Tensor) -> bool:
 
 def is_batch_counter(key: str) -> bool:
     return key.rpartition(".")[2] == BATCH_COUNTER
+
+
+def is_count(key: str) -> bool:
+    return key.rpartition(".")[2] in COUNTS
 
 
 def plain_name(key: str) -> str:
@@ -231,37 +215,46 @@ def are_alike(found: Tensor | None, wanted: Tensor | None) -> bool:
     )
 
 
-def misfit(
-    model: Classifier,
-    weights: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    differing: list[str],
-    *,
-    source: Path,
-) -> str:
+def misfit(model: Classifier, weights: Weights, *, source: Path) -> str:
     """Message with the number of differing keys and three of them, or with the class counts."""
+    has_counters = any(is_batch_counter(key) for key in weights)
+    expected = {
+        k: v for k, v in model.state_dict().items() if has_counters or not is_batch_counter(k)
+    }
+    differing = differing_keys(weights, expected, counters=True)
     head = next(name for name, module in model.named_modules() if module is model.head)
     head_keys = {f"{head}.weight", f"{head}.bias"}
     num_classes = classes_of(weights, head, in_features=model.head.in_features)
+    wanted = model.head.out_features
     sentences = []
-    if num_classes not in (None, model.head.out_features):
+    if num_classes not in (None, wanted):
         differing = [key for key in differing if key not in head_keys]
-        sentences = [
-            f"{source} has a head for {num_classes} classes (expected {model.head.out_features})."
-        ]
+        sentences = [f"{source} has a head for {num_classes} classes (expected {wanted})."]
     if differing:
         num_keys = len(expected.keys() | weights.keys())
         shown = "; ".join(difference(key, weights, expected) for key in differing[:3])
         sentences += [
             f"{source} does not fit {model.arch} in {len(differing)} of {num_keys} keys: {shown}.",
+            *_names_of_the_file(weights, expected, differing[:3]),
             "Set the architecture that it was trained with.",
         ]
     else:
+        one_more = "often one more is a background class; " if num_classes == wanted + 1 else ""
         sentences += [
-            "Pass the checkpoint of a model trained on these classes, or map its classes by "
-            "`cache_teacher.num_classes` and `class_map` (docs/models.md)."
+            f"Set `cache_teacher.num_classes = {num_classes}` and map your classes to the head's "
+            f"by `cache_teacher.class_names` or `cache_teacher.class_map` ({one_more}see "
+            "docs/models.md), or pass the checkpoint of a model trained on these classes."
         ]
     return " ".join(sentences)
+
+
+def _names_of_the_file(weights: Weights, expected: Weights, shown: list[str]) -> list[str]:
+    """A sentence with the first unexpected names of the file, unless such a name was shown."""
+    unexpected = [name for name in weights if name not in expected and not is_batch_counter(name)]
+    if not unexpected or not set(unexpected).isdisjoint(shown):
+        return []
+    names = ", ".join(printable(name) for name in unexpected[:3])
+    return [f"Names of the file that the network lacks begin with {names}."]
 
 
 def classes_of(weights: Mapping[str, Tensor], head: str, *, in_features: int) -> int | None:
@@ -281,16 +274,3 @@ def difference(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, T
 
 def kind(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def summary(content: object) -> str:
-    """Describe unexpected content by its type and first keys."""
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    keys = ", ".join(printable(str(key)) for key in list(content)[:3])
-    return f"a dict of {len(content)} keys ({keys})" if content else "an empty dict"
-
-
-def printable(text: str) -> str:
-    """A name from an untrusted file, made safe to print on one line."""
-    return text if text.isprintable() else ascii(text)

@@ -5,8 +5,10 @@ position if there are neither names nor a table. The other rows are left out, so
 the data set's classes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -55,6 +57,7 @@ def teacher_rows(
     num_classes: int,
     teacher_names: Sequence[str] = (),
     class_map: Mapping[str, int | str] | None = None,
+    order: Literal["", "text", "natural"] = "",
 ) -> list[int]:
     """Row of the teacher's head for each class of the data set.
 
@@ -67,6 +70,8 @@ def teacher_rows(
             their position.
         class_map: class of the data set to a row, or to a teacher's name; it has precedence over
             names.
+        order: order of the rows if there are neither names nor a table: of the data set ("text"),
+            or with numbers by value ("natural"); empty: of the data set, unless it is doubtful.
 
     Returns:
         Rows, one for each class of the data set.
@@ -82,7 +87,7 @@ def teacher_rows(
     mapped = dict(class_map or {})
     _require_known(mapped, class_names)
     if not mapped and not teacher_names:
-        return _by_place(class_names, num_classes)
+        return _by_place(class_names, num_classes, order)
     rows = [_row(name, mapped, teacher_names) for name in class_names]
     _require_found(class_names, rows)
     found = [row for row in rows if row is not None]
@@ -99,14 +104,48 @@ def keep_classes(model: Classifier, rows: Sequence[int]) -> None:
     head.out_features = len(rows)
 
 
-def _by_place(class_names: Sequence[str], num_classes: int) -> list[int]:
+def natural_rows(class_names: Sequence[str]) -> list[int]:
+    """Row of each class in a head whose classes are in natural order, as timm sorts folders."""
+    order = sorted(range(len(class_names)), key=lambda number: _natural(class_names[number]))
+    rows = [0] * len(order)
+    for row, number in enumerate(order):
+        rows[number] = row
+    return rows
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key: numbers within a name by their value, everything else without regard to case."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [
+        (False, int(part), "") if number % 2 else (True, 0, part)
+        for number, part in enumerate(parts)
+        if part
+    ]
+
+
+def _by_place(class_names: Sequence[str], num_classes: int, order: str) -> list[int]:
     if num_classes != len(class_names):
         raise ConfigError(
             f"the teacher knows {num_classes:,} classes and the data set has "
             f"{len(class_names):,} (expected as many). Set `cache_teacher.class_names` or "
             "`cache_teacher.class_map`, which map the data set's classes to the teacher's."
         )
+    rows = natural_rows(class_names)
+    if order == "natural":
+        return rows
+    if not order and rows != sorted(rows) and all(map(_is_number, class_names)):
+        first = ", ".join(class_names[:4])
+        raise ConfigError(
+            f"the class names are numbers in the order of text: {first}, ... (expected a setting "
+            'for the order of the teacher\'s head). Set `cache_teacher.class_order = "natural"` '
+            'for a head in the order of the numbers, `cache_teacher.class_order = "text"` for '
+            "this order, as torchvision's ImageFolder gives, or `cache_teacher.class_names`."
+        )
     return list(range(num_classes))
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]+(?:\.[0-9]+)?", name) is not None
 
 
 def _row(name: str, mapped: Mapping[str, int | str], teacher_names: Sequence[str]) -> int | None:

@@ -6,10 +6,12 @@ the installed packages.
 """
 
 import importlib
+import importlib.util
 import inspect
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pipeline.errors import ConfigError
 TORCHVISION, TIMM = "torchvision", "timm"
 _OWN = ("cli", "commands", "pipeline", "stages")
 """Names of heartcut's own modules, which are found first."""
+_REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
 
 def foreign_network(arch: str, *, num_classes: int) -> nn.Module:
@@ -111,9 +114,38 @@ def _module(arch: str, name: str) -> object:
 
 
 def _unknown(source: str, name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known)
+    close = spelt_alike(name, known) or get_close_matches(name, known)
     advice = f"Did you mean {' or '.join(close)}?" if close else "Choose one of them."
     return (
         f"{source} has no network {name!r} (expected one of the {len(known):,} in "
         f"{source}'s list_models()). {advice}"
     )
+
+
+def spelt_alike(name: str, known: Iterable[str]) -> list[str]:
+    """Names that differ from ``name`` in case, hyphens and underscores at most."""
+    return [other for other in known if _bare(other) == _bare(name)]
+
+
+def suggestions(name: str) -> list[str]:
+    """Networks of torchvision and timm under this name, as `build` takes them.
+
+    The packages' sources are searched, because importing them takes seconds.
+    """
+    return [
+        f"{source}:{known}"
+        for source in (TORCHVISION, TIMM)
+        for known in spelt_alike(name, _registered(source))
+    ]
+
+
+def _registered(source: str) -> Iterator[str]:
+    """Names of the networks in the sources of a package; none if it is not installed."""
+    spec = importlib.util.find_spec(source)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in sorted(Path(folder, "models").glob("*.py")):
+            yield from _REGISTERED.findall(file.read_text(encoding="utf-8", errors="replace"))
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name).casefold()

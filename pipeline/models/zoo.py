@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.models.foreign_networks import foreign_network
+from pipeline.models.foreign_networks import foreign_network, spelt_alike, suggestions
 from pipeline.models.headed_network import HeadedNetwork, found_head
 from pipeline.models.networks.cifar_resnet import CifarResNet
 from pipeline.models.networks.classifier import Classifier
@@ -95,7 +95,8 @@ def _of_zoo(arch: str, *, num_classes: int, head: str) -> Classifier:
 
 def unknown_architecture(arch: str) -> str:
     """Message that lists the close matches and every architecture."""
-    close = get_close_matches(arch, architectures())
+    alike = [*spelt_alike(arch, architectures()), *suggestions(arch)]
+    close = alike or get_close_matches(arch, architectures())
     advice = f"Did you mean {' or '.join(close)}?" if close else "Choose one of them."
     names = ", ".join(architectures())
     return (

@@ -22,7 +22,7 @@ class Teacher:
 
     model: Classifier
     digest: str
-    """Digest of its weights."""
+    """Digest of its weights, and of the order of its channels unless that is red, green, blue."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """The normalisation that it was trained with, pixels / 255."""
@@ -30,10 +30,12 @@ class Teacher:
     """True if its own training saw the held-out images."""
     description: str
     """Readable name."""
+    is_bgr: bool = False
+    """True if it takes blue, green, red; ``mean`` and ``std`` are of red, green, blue anyway."""
 
     def normaliser(self, device: torch.device) -> Normaliser:
         """Converter from uint8 images to its inputs."""
-        return Normaliser(mean=self.mean, std=self.std, device=device)
+        return Normaliser(mean=self.mean, std=self.std, device=device, is_bgr=self.is_bgr)
 
 
 @dataclass(frozen=True, kw_only=True)

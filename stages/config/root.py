@@ -36,6 +36,11 @@ class CacheTeacherConfig(Section):
     """File with the teacher's weights.
 
     Unset, the teacher is the one that `heartcut train-teacher` trains with this configuration."""
+    checkpoint_key: str = ""
+    """Key of the network in `checkpoint`, for files that hold several, such as "state_dict_ema".
+
+    Dots separate levels. The first part of the network's names works as well. Empty, heartcut takes
+    the only network, or the plain one before a moving average of it."""
     arch: str = ""
     """Architecture of `checkpoint`; required with a checkpoint.
 
@@ -59,16 +64,33 @@ class CacheTeacherConfig(Section):
 
     A value is a row of the head, counted from 0, or a name of `class_names`. It is needed only
     where the names differ."""
+    class_order: Literal["", "text", "natural"] = ""
+    """Order of the head's classes, for a head with the classes of the data set.
+
+    "text" is the order of the data set, as torchvision's ImageFolder sorts folders: 1, 10, 2.
+    "natural" is timm's order, which sorts numbers by value and ignores case: 1, 2, 10. Empty is
+    "text", and an error where all class names are numbers that the two sort differently."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of the colour channels that the teacher was trained with.
+
+    Networks trained on images from OpenCV or Caffe often expect "bgr". `mean` and `std` are always
+    of red, green and blue."""
     mean: Triple | None = None
     """Mean of red, green and blue that the teacher's inputs are normalised with, for pixels from 0
-    to 1.
+    to 1: three numbers from 0 to 1.
 
     Unset, it is the mean of the data set. Set it together with `std`."""
     std: Triple | None = None
     """Standard deviation of red, green and blue that the teacher's inputs are normalised with, for
-    pixels from 0 to 1.
+    pixels from 0 to 1: three numbers above 0, at most 1.
 
     Unset, it is the deviation of the data set. Set it together with `mean`."""
+    check_teacher: Literal["stop", "warn", "off"] = "stop"
+    """Reaction to a teacher that would be clearly better with another setting.
+
+    Before the teacher runs, heartcut compares its accuracy on a few hundred images with a guess and
+    with the usual mistakes: order of classes, order of channels, normalisation, size. "stop" ends
+    with an error that names the setting, "warn" prints it and continues, "off" skips the check."""
     trained_on_held_out: bool = True
     """State that the checkpoint may have been trained on the held-out images.
 
@@ -114,6 +136,8 @@ class CacheTeacherConfig(Section):
             raise ValueError("arch must be set where checkpoint is")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be set together")
+        if self.class_order and (self.class_map or self.class_names is not None):
+            raise ValueError("class_order has no effect with class_names or class_map; remove it")
         if self.class_map and self.class_names is None:
             if self.num_classes is None:
                 raise ValueError("num_classes or class_names must be set where class_map is")
@@ -129,8 +153,8 @@ class CacheTeacherConfig(Section):
 
 
 _OF_A_CHECKPOINT = (
-    *("arch", "head", "num_classes", "class_names", "class_map"),
-    *("mean", "std", "trained_on_held_out"),
+    *("checkpoint_key", "arch", "head", "num_classes", "class_names", "class_map", "class_order"),
+    *("channels", "mean", "std", "trained_on_held_out"),
 )
 
 
