@@ -30,11 +30,13 @@ from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.ranks import ALONE, Ranks
 from pipeline.teacher.caching import TeacherPass, cache_views
 from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity
+from pipeline.teacher.stored_outputs import require_same_network
 from stages.caches import cache_layout, cache_place, caches_of, is_sealed
 from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.identities import cache_request
 from stages.teacher import load_teacher
+from stages.teacher_check import check_teacher
 from stages.text import counted, duration, percent
 from stages.views import view_spec
 
@@ -75,6 +77,8 @@ def execute(
     first_of_test = train.num_units(config)
     _require_shards(shards, first_of_test + test.num_units(config))
     exist = all(is_sealed(cache_place(caches_of(config), w.identity.id)) for w in (train, test))
+    if not exist:
+        check_teacher(config, dataset, teacher, runtime, ranks=ranks)
     cached = _cache(job, train, mine=mine)
     tested = _cache(job, test, mine=None if mine is None else lambda n: mine(first_of_test + n))
     if cached is not None:
@@ -147,10 +151,13 @@ def _cache(job: _Job, wanted: _Wanted, *, mine: OwnShard | None) -> TeacherCache
     if ranks.any(is_sealed(place)):
         cache = TeacherCache.open(place)
         _require_id(cache, wanted.identity)
+        _require_same_code(job, wanted, place)
         logger.debug("%s exists: %s", cache.path, _details(cache))
         return cache
     require_conditional_create(caches_of(job.config))
-    fetched = _fetched(job.config, wanted.identity, place) if ranks.is_first else None
+    if place.size(MANIFEST) is not None:
+        _require_same_code(job, wanted, place)
+    fetched = _fetched(job, wanted, place) if ranks.is_first else None
     if ranks.any(fetched is not None):
         return fetched or TeacherCache.open(place)
     left = _computed(job, wanted, mine=mine, place=place)
@@ -201,8 +208,19 @@ def _held_out(dataset: Dataset, beton: Beton) -> NDArray[np.int64]:
     return dataset.held_out if beton is dataset.train else np.zeros(0, dtype=np.int64)
 
 
-def _fetched(config: Config, identity: CacheIdentity, place: ObjectStore) -> TeacherCache | None:
+def _require_same_code(job: _Job, wanted: _Wanted, place: ObjectStore) -> None:
+    """Reject a cache of a network from elsewhere whose code has changed; the id does not hold it.
+
+    Raises:
+        ArtefactMismatch: if the outputs are not those that are stored.
+    """
+    if ":" in job.teacher.model.arch and job.ranks.is_first:
+        require_same_network(place, job.teacher, wanted.beton, job.runtime)
+
+
+def _fetched(job: _Job, wanted: _Wanted, place: ObjectStore) -> TeacherCache | None:
     """Fetch the same cache from the team's place, if it is there."""
+    config, identity = job.config, wanted.identity
     if not config.share:
         return None
     shared = cache_place(open_objects(config.share), identity.id)
@@ -219,6 +237,7 @@ def _fetched(config: Config, identity: CacheIdentity, place: ObjectStore) -> Tea
         return None
     cache = TeacherCache.open(shared)
     _require_id(cache, identity)
+    _require_same_code(job, wanted, shared)
     copy = copy_cache(cache, place)
     logger.info("%s fetched from %s", copy.path, shared.url)
     return copy

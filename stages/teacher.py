@@ -75,7 +75,7 @@ def _origin(config: Config, dataset: Dataset) -> _Origin:
     if settings.checkpoint is None:
         return _own_run(config, dataset)
     _require_unit_pixels(settings)
-    num_classes, rows = _classes(settings, dataset)
+    num_classes, rows = classes_of_head(settings, dataset)
     return _Origin(
         source=settings.checkpoint,
         arch=settings.arch,
@@ -135,7 +135,7 @@ def _require_unit_pixels(settings: CacheTeacherConfig) -> None:
         )
 
 
-def _classes(settings: CacheTeacherConfig, dataset: Dataset) -> tuple[int, list[int]]:
+def classes_of_head(settings: CacheTeacherConfig, dataset: Dataset) -> tuple[int, list[int]]:
     """Number of rows of the checkpoint's head, and the rows of the data set's classes."""
     names = [] if settings.class_names is None else read_class_names(settings.class_names)
     num_classes = settings.num_classes or len(names) or dataset.num_classes

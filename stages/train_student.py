@@ -40,6 +40,7 @@ from stages.config.root import Config
 from stages.config.training import TrainStudentConfig
 from stages.identities import student_settings
 from stages.teacher import load_teacher
+from stages.teacher_check import check_teacher
 from stages.training.distillation_inputs import (
     DistillationInputs,
     TeacherFeatures,
@@ -91,6 +92,8 @@ def execute(
         if log_result:
             logger.info("%s exists, nothing to do: %s", path, describe(run.result))
         return run
+    if plan.online is not None:
+        check_teacher(config, dataset, plan.online.teacher, plan.online.runtime, ranks=ranks)
     training = ranks.first_before_others(lambda: _training(caches, plan))
     return train(training, path, plan.runtime, ranks=ranks, log_result=log_result)
 

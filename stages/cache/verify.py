@@ -19,18 +19,12 @@ from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.runtime.progress import progress
 from pipeline.teacher.frozen import Teacher, teacher_outputs
+from pipeline.teacher.stored_outputs import TOLERANCES
 from stages.caches import Caches
 from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.teacher import load_teacher
 from stages.text import percent
-
-TOLERANCES = {"fp32": 0.005, "bf16": 0.05}
-"""Largest difference of a recomputed logit, relative to the largest |logit|.
-
-On the machine that made the cache, the difference is the rounding to float16 (0.0003 for a
-resnet56). Between bf16 and fp32 it is 0.02, so other hardware with the same precision stays below.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from pipeline.provenance import Json, file_sha256
 from pipeline.runtime.device import Runtime, versions
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages.text import duration, percent
+from stages.training.chance import warn_of_chance
 from stages.training.predictions import write_predictions
 from stages.training.trainer import Trainer, Training
 
@@ -54,6 +55,9 @@ def train(
     if log_result:
         logger.info("%s: %s", path, describe(run.result))
         logger.debug("%s: %s", path, _details(run.result))
+        if ranks.is_first:
+            steps = trainer.learner.num_steps
+            warn_of_chance(training.settings, run.result, training.dataset, num_steps=steps)
     return run
 
 

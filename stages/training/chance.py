@@ -1,0 +1,42 @@
+"""Warning about a training that ended no better than a guess, as one of very few steps does."""
+
+import logging
+
+import numpy as np
+
+from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.run import RunResult
+from pipeline.teacher.diagnosis import highest_guess
+from stages.config.training import OptimiserConfig, TrainTeacherConfig
+from stages.text import counted, percent
+
+logger = logging.getLogger(__name__)
+
+FEW_STEPS = 200
+
+
+def warn_of_chance(
+    settings: OptimiserConfig, result: RunResult, dataset: Dataset, *, num_steps: int
+) -> None:
+    """Warn if the test accuracy is no better than a guess, with the steps and the settings."""
+    labels = dataset.eval.samples.labels
+    guess = max(1 / dataset.num_classes, float(np.bincount(labels).max() / len(labels)))
+    if result.test_accuracy > highest_guess(guess, len(labels)):
+        return
+    table = "train_teacher" if isinstance(settings, TrainTeacherConfig) else "train_student"
+    if num_steps < FEW_STEPS:
+        advice = (
+            f"Set `{table}.batch_size` below {settings.batch_size} or `{table}.epochs` above "
+            f"{settings.epochs} for more steps."
+        )
+    else:
+        advice = f"Set another `{table}.lr` (now {settings.lr:g}) or `{table}.schedule`."
+    logger.warning(
+        "%s is no better than a guess after %s of %s: test accuracy %s (a guess: %s). %s",
+        result.arch,
+        counted(num_steps, "step"),
+        counted(settings.batch_size, "image"),
+        percent(result.test_accuracy),
+        percent(guess),
+        advice,
+    )
