@@ -10,11 +10,11 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.errors import ConfigError
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.teacher.class_orders import Order
 from pipeline.teacher.diagnosis import (
     Better,
     Diagnosis,
     Images,
-    Order,
     balanced_rows,
     diagnose,
 )

@@ -91,7 +91,7 @@ def load_into(model: Classifier, weights: Weights, *, source: Path) -> dict[str,
     named = [dict(weights), *renamed(weights, expected)]
     fitting = [w for w in named if not differing_keys(w, expected)]
     if not fitting:
-        best = min(named, key=lambda w: len(differing_keys(w, expected)))
+        best = max(named, key=lambda w: sum(are_alike(w.get(k), v) for k, v in expected.items()))
         raise ArtefactMismatch(misfit(model, best, source=source))
     fitted = one_of(fitting, weights, source=source)
     if len(fitted) < len(weights):

@@ -15,13 +15,13 @@ from typing import Final, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.supervision import Batch
 from pipeline.models.probing import UNFIT
 from pipeline.runtime.device import Runtime
+from pipeline.teacher.class_orders import Order, best_order, fitted_hits, hits_of
 from pipeline.teacher.frozen import Teacher, teacher_outputs
 
 GOOD: Final = 0.9
@@ -40,6 +40,8 @@ CLEAR_OF_A_GOOD_ONE: Final = 0.15
 """The accuracy for a teacher that is better than a guess: it may suit these images less."""
 NEARLY_ALL: Final = (0.05, 0.8)
 """Accuracy, and part of the mistakes that it corrects, that are a hint as well."""
+MOST: Final = 0.6
+"""Part of the mistakes that a normalisation which may suit any teacher must correct for a hint."""
 CLEAR_OF_IMAGES, HINT_OF_IMAGES = 0.25, 0.15
 """Accuracy by which other images must be better: smoother ones suit any teacher of noisy images."""
 CONVINCING: Final = 0.4
@@ -48,8 +50,6 @@ CONVINCING_IF_FITTED: Final = 0.6
 """The same for a fitted order together with another change, of which many are tried."""
 ERRORS_OF_A_GUESS: Final = 2.0
 
-Order: TypeAlias = NDArray[np.int64]
-"""Column of the logits for each class, (C,)."""
 Change: TypeAlias = Callable[[Tensor], Tensor]
 """Change of uint8 images (B, 3, H, W)."""
 
@@ -173,7 +173,7 @@ def diagnose(
     """
     case = _Case(teacher=teacher, images=images, runtime=runtime, orders=orders)
     now = case.logits(None)
-    hits = _hits(now, images.labels)
+    hits = hits_of(now, images.labels)
     counts = images.labels.bincount(minlength=now.shape[1])
     guess = max(1 / now.shape[1], float(counts.max()) / len(images.labels))
     accuracy = float(hits.mean())
@@ -273,7 +273,7 @@ class _Case:
                 logits = self.logits(alternative, count=count)
             except UNFIT:
                 continue  # the network does not take such images
-            gain = float(_hits(logits, labels).sum()) - now
+            gain = float(hits_of(logits, labels).sum()) - now
             if not self.is_a_guess and gain < LEAST_ON_FIRST_LOOK:
                 continue
             ranked.append((max(_rank(logits, labels, order) for order in orders), alternative))
@@ -281,7 +281,7 @@ class _Case:
         found: list[tuple[tuple[float, float], Better]] = []
         for _, alternative in ranked[:NUM_FINALISTS]:
             logits = self.logits(alternative)
-            better = self._judged(_hits(logits, self.images.labels), alternative)
+            better = self._judged(hits_of(logits, self.images.labels), alternative)
             if self.is_a_guess:
                 better += self.better_orders(logits, alternative)
             found += [(_rank(logits, self.images.labels, one.order), one) for one in better]
@@ -291,7 +291,7 @@ class _Case:
         """Orders of the classes with which the logits are right more often: known, then fitted."""
         labels, found = self.images.labels, []
         for known in self.orders:
-            hits = _hits(logits[:, known.order], labels)
+            hits = hits_of(logits[:, known.order], labels)
             found += self._judged(hits, alternative, known)
         fitted = KnownOrder(what="another order of its classes", order=best_order(logits, labels))
         return [*found, *self._judged(fitted_hits(logits, labels), alternative, fitted)]
@@ -307,7 +307,7 @@ class _Case:
         is_doubtful = is_of_images or (alternative is not None and known is not None)
         least = CONVINCING_IF_FITTED if is_doubtful else CONVINCING
         is_convincing = accuracy >= self.guess + least * (1 - self.guess)
-        clear, hint = (CLEAR_OF_IMAGES, HINT_OF_IMAGES) if is_of_images else (CLEAR[1], HINT[1])
+        clear, hint = self._least_gains(gain, alternative)
         is_clear = errors >= CLEAR[0] and gain >= clear and is_convincing
         is_hint = errors >= HINT[0] and gain >= hint and not self.is_a_guess and not is_doubtful
         is_hint |= is_of_images and errors >= HINT[0] and gain >= hint and is_convincing
@@ -323,17 +323,23 @@ class _Case:
             )
         ]
 
+    def _least_gains(self, gain: float, alternative: Alternative | None) -> tuple[float, float]:
+        """Accuracy by which an alternative must be better, to be clear and to be a hint."""
+        if alternative is not None and alternative.concerns_images:
+            return CLEAR_OF_IMAGES, HINT_OF_IMAGES
+        if self.is_a_guess:
+            return CLEAR[1], HINT[1]
+        corrected = gain / max(1 - float(self.now.mean()), 1e-9)
+        if corrected >= NEARLY_ALL[1]:
+            return CLEAR[1], NEARLY_ALL[0]
+        if alternative is not None and alternative.may_adapt:
+            return 1.0, HINT[1] if corrected >= MOST else 1.0
+        return CLEAR_OF_A_GOOD_ONE, HINT[1]
+
 
 def _is_settled(found: Sequence[Better]) -> bool:
     """True if the best that was found leaves little to find."""
     return any(one.is_clear and one.accuracy >= GOOD for one in found)
-
-
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 where the label is on top, 0 where it is not; a tie gives each of the k on top 1 / k."""
-    is_top = logits == logits.amax(dim=1, keepdim=True)
-    own = is_top.gather(1, labels[:, None]).squeeze(1)
-    return own.double() / is_top.sum(dim=1)
 
 
 def _rank(logits: Tensor, labels: Tensor, order: Order | None = None) -> tuple[float, float]:
@@ -341,37 +347,7 @@ def _rank(logits: Tensor, labels: Tensor, order: Order | None = None) -> tuple[f
     if order is not None:
         logits = logits[:, order]
     likely = logits.log_softmax(dim=1).gather(1, labels[:, None]).clamp_min(-10.0)
-    return round(float(_hits(logits, labels).mean()) / 0.03), float(likely.mean())
-
-
-def best_order(logits: Tensor, labels: Tensor) -> Order:
-    """The order of the classes with which the logits are right most often, (C,)."""
-    num_classes = logits.shape[1]
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.float64)
-    counts.index_put_((labels, logits.argmax(dim=1)), torch.tensor(1.0).double(), accumulate=True)
-    counts += 1e-3 * torch.eye(num_classes, dtype=torch.float64)  # as it is, where nothing is known
-    order: Order = linear_sum_assignment(-counts.numpy())[1].astype(np.int64)
-    return order
-
-
-def fitted_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Hits of each half of the images with the best order for the other half."""
-    hits = torch.zeros(len(labels), dtype=torch.float64)
-    halves = _halves(labels)
-    for half in (0, 1):
-        order = best_order(logits[halves != half], labels[halves != half])
-        mine = halves == half
-        hits[mine] = _hits(logits[mine][:, order], labels[mine])
-    return hits
-
-
-def _halves(labels: Tensor) -> Tensor:
-    """0 and 1 in turn within each class."""
-    halves = torch.zeros_like(labels)
-    for label in range(int(labels.max()) + 1):
-        own = labels == label
-        halves[own] = torch.arange(int(own.sum())) % 2
-    return halves
+    return round(float(hits_of(logits, labels).mean()) / 0.03), float(likely.mean())
 
 
 class _Statistics:

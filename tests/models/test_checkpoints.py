@@ -1,17 +1,23 @@
+import argparse
+import datetime
 import io
 import os
 import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
+import types
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
 import torch
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.models.checkpoint_files import Inert, _stand_ins, empty_dict
 from pipeline.models.checkpoints import load_into, load_weights, save_weights, weights_digest
 from pipeline.models.zoo import build
 from tests.support.cases import looped, mentions
@@ -449,3 +455,333 @@ def test_two_networks_in_a_file_are_rejected(tmp_path):
 def test_names_that_collide_without_their_prefix_are_rejected(tmp_path):
     path = saved({"a": torch.zeros(1), "module.a": torch.ones(1)}, tmp_path / "w.pt")
     assert "w.pt is ambiguous: 2 names" in error_line(lambda: load_weights(path))
+
+
+# Checkpoints as people have them
+
+
+def wrapped_names(state, wrap):
+    return {wrap(name): value for name, value in state.items()}
+
+
+PREFIXES = [
+    *("model.", "net.", "backbone.", "encoder.model.", "model._orig_mod.", "module.model."),
+    *("_orig_mod.module.net.", "student_model.", "a.b.c."),
+]
+
+
+@looped("prefix", PREFIXES)
+def test_one_more_prefix_of_all_names_is_removed_where_the_rest_fits(tmp_path, prefix):
+    state = network().state_dict()
+    path = saved({"state_dict": wrapped_names(state, lambda n: prefix + n)}, tmp_path / "w.ckpt")
+    model = network(seed=4)
+    loaded = load_into(model, load_weights(path), source=path)
+    assert_same_weights(model.state_dict(), state)
+    assert weights_digest(loaded) == weights_digest(state)
+
+
+def test_wrappers_within_names_are_removed(tmp_path):
+    state = network().state_dict()
+    inner = wrapped_names(state, lambda n: n.replace("layer1.", "layer1.module."))
+    model = network(seed=4)
+    load_into(model, load_weights(saved({"net": inner}, tmp_path / "w.pth")), source=SOURCE)
+    assert_same_weights(model.state_dict(), state)
+
+
+def test_a_prefix_of_the_network_itself_may_be_missing_in_the_file():
+    class Wrapped(torch.nn.Module):
+        arch = "wrapped"
+
+        def __init__(self, seed):
+            super().__init__()
+            self.model = network(seed=seed)
+
+        @property
+        def head(self):
+            return self.model.head
+
+    wrapped, bare = Wrapped(3), network(seed=4).state_dict()
+    load_into(wrapped, bare, source=SOURCE)
+    assert_same_weights(wrapped.model.state_dict(), bare)
+
+
+def test_what_is_beside_the_network_under_other_names_is_left_out(tmp_path):
+    state = network().state_dict()
+    content = wrapped_names(state, lambda n: "model." + n) | {"loss.weight": torch.ones(10)}
+    model = network(seed=4)
+    loaded = load_into(model, load_weights(saved(content, tmp_path / "w.pt")), source=SOURCE)
+    assert_same_weights(model.state_dict(), state)
+    assert weights_digest(loaded) == weights_digest(state)
+
+
+def test_of_two_networks_by_prefix_the_plain_one_is_taken_and_equals_are_rejected(tmp_path):
+    plain, other = network(seed=5).state_dict(), network(seed=6).state_dict()
+
+    def path(first, second):
+        content = wrapped_names(plain, lambda n: first + n)
+        return saved(content | wrapped_names(other, lambda n: second + n), tmp_path / "w.pt")
+
+    model = network(seed=4)
+    load_into(model, load_weights(path("model.", "ema_model.")), source=SOURCE)
+    assert_same_weights(model.state_dict(), plain)
+    twice = load_weights(path("net_a.", "net_b."))
+    line = error_line(lambda: load_into(model, twice, source=SOURCE))
+    assert mentions(line, 2, "networks", "net_a.conv1.weight", "net_b.conv1.weight")
+    assert "`cache_teacher.checkpoint_key`" in line
+    chosen = load_weights(path("net_a.", "net_b."), key="net_b")
+    load_into(model, chosen, source=SOURCE)
+    assert_same_weights(model.state_dict(), other)
+
+
+def test_other_names_are_shown_where_nothing_fits():
+    state = wrapped_names(network().state_dict(), lambda n: n.replace("layer", "stage"))
+    line = error_line(lambda: load_into(network(), state, source=SOURCE))
+    assert mentions(line, "layer1.0.conv1.weight", "missing")
+    assert "stage1.0.conv1.weight" in line
+
+
+CONTAINERS = [
+    *(("net",), ("weights",), ("params",), ("model_state",), ("generator",), ("0",)),
+    *(("checkpoint", "model"), ("state", "net"), ("ema",), ("model_ema",), ("ema", "module")),
+]
+
+
+@looped("keys", CONTAINERS)
+def test_a_container_may_have_any_key(tmp_path, keys):
+    state = network().state_dict()
+    content = state
+    for key in reversed(keys):
+        content = {key: content, "epoch": 3}
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3, 3)}}, "param_groups": [{"lr": 1}]}
+    content |= {
+        "optimizer": optimizer,
+        "optim_state": {"a.weight": torch.ones(2, 2)},
+        "lr_scheduler": {"w": torch.ones(2, 2)},
+        "metrics": {"accuracy": torch.tensor(0.9)},
+        "acc": 93.1,
+    }
+    assert_same_weights(load_weights(saved(content, tmp_path / "w.pth")), state)
+
+
+def test_the_plain_network_comes_before_its_average_and_a_key_chooses(tmp_path, caplog):
+    plain, average = network(seed=5).state_dict(), network(seed=6).state_dict()
+    for names in (("state_dict", "state_dict_ema"), ("net", "net_ema"), ("model", "modelEMA")):
+        path = saved({names[0]: plain, names[1]: average}, tmp_path / "w.pth")
+        with caplog.at_level("INFO"):
+            assert_same_weights(load_weights(path), plain)
+        assert f'"{names[0]}" is loaded' in caplog.text
+        assert f'"{names[1]}"' in caplog.text
+        assert "cache_teacher.checkpoint_key" in caplog.text
+        assert_same_weights(load_weights(path, key=names[1]), average)
+
+
+def test_several_networks_without_a_rule_need_a_key(tmp_path):
+    states = {name: network(seed=seed).state_dict() for seed, name in enumerate(("gen", "dis"))}
+    path = saved(states, tmp_path / "w.pth")
+    line = error_line(lambda: load_weights(path))
+    assert mentions(line, 2, "state dicts", "gen", "dis")
+    assert '`cache_teacher.checkpoint_key = "gen"`' in line
+    assert_same_weights(load_weights(path, key="dis"), states["dis"])
+    line = error_line(lambda: load_weights(path, key="other"))
+    assert mentions(line, 0, "networks", "other", "gen", "dis")
+
+
+def test_counters_and_counts_never_matter(tmp_path):
+    state = network().state_dict()
+    counters = [name for name in state if "num_batches" in name]
+    variants = {
+        "half": {name: value.half() for name, value in state.items()},
+        "some": {n: v for n, v in state.items() if n not in counters[2:]},
+        "shape": state | {counters[0]: torch.zeros(1)},
+        "thop": state
+        | {"total_ops": torch.zeros(1).double(), "layer1.total_params": torch.zeros(1).double()},
+        "averaged": {"n_averaged": torch.tensor(5)} | wrapped_names(state, lambda n: f"module.{n}"),
+    }
+    for name, content in variants.items():
+        model = network(seed=4)
+        loaded = load_into(model, load_weights(saved(content, tmp_path / "w.pt")), source=SOURCE)
+        expected = without_counters(state)
+        for key, value in without_counters(model.state_dict()).items():
+            close = expected[key].half().float() if name == "half" else expected[key]
+            assert torch.equal(value, close), (name, key)
+        if name != "half":
+            assert weights_digest(loaded) == weights_digest(state)
+
+
+def test_a_head_of_other_classes_names_the_settings_that_map_them():
+    weights = network(num_classes=1000).state_dict()
+    line = error_line(lambda: load_into(network(num_classes=2), weights, source=SOURCE))
+    assert "`cache_teacher.num_classes = 1000`" in line
+    assert "`cache_teacher.class_names`" in line
+    assert "`cache_teacher.class_map`" in line
+    lightning = wrapped_names(weights, lambda n: "model." + n)
+    line = error_line(lambda: load_into(network(num_classes=999), lightning, source=SOURCE))
+    assert "head for 1000 classes (expected 999)" in line
+    assert "background class" in line
+
+
+@looped("name", ["w.bin", "w.SAFETENSORS", "w.pth", "w.ckpt", "noname"])
+def test_safetensors_load_under_any_name(tmp_path, name):
+    save_weights(network(), tmp_path / "w")
+    (tmp_path / name).write_bytes((tmp_path / "w").read_bytes())
+    assert_same_weights(load_weights(tmp_path / name), network().state_dict())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_torch_files_load_under_the_name_of_safetensors(tmp_path, zipped):
+    path = tmp_path / "w.safetensors"
+    torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
+    assert_same_weights(load_weights(path), network().state_dict())
+
+
+@looped(
+    "data, kind",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
+        (b"\x1f\x8b\x08\x00" + bytes(64), "gzip"),
+        (b'{"weight_map": {}}', "JSON"),
+    ],
+)
+def test_files_that_people_take_for_checkpoints_are_named(tmp_path, data, kind):
+    (tmp_path / "w.pth").write_bytes(data)
+    assert kind in error_line(lambda: load_weights(tmp_path / "w.pth"))
+
+
+# Values beside the weights
+
+
+class ChildOfNamespace(argparse.Namespace):
+    """A class of one's own, which no list names."""
+
+
+BESIDE = {
+    "opt": argparse.Namespace(lr=0.1, milestones=[1, 2], name="x", path=Path("a/b")),
+    "simple": types.SimpleNamespace(a=1),
+    "best_acc": np.float64(93.1),
+    "best": np.float32(1.5),
+    "epoch": np.int64(3),
+    "flag": np.bool_(True),
+    "text": np.str_("a"),
+    "curve": np.arange(12.0).reshape(3, 4),
+    "counts": np.arange(3),
+    "path": Path("runs/a"),
+    "pure": PurePosixPath("a"),
+    "log": defaultdict(list, {"loss": [0.1]}),
+    "nested": defaultdict(dict),
+    "order": OrderedDict(a=1),
+    "seen": Counter("aab"),
+    "when": datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC),
+    "took": datetime.timedelta(seconds=3),
+    "random": np.random.RandomState(0).get_state(),
+    "size": torch.Size([1, 2]),
+    "dtype": np.dtype("float32"),
+}
+
+
+@looped("name", BESIDE)
+@looped("zipped", [True, False])
+def test_plain_values_beside_the_weights_load(tmp_path, name, zipped):
+    state = network().state_dict()
+    content = {"model": state, name: BESIDE[name]}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert_same_weights(load_weights(tmp_path / "w.pth"), state)
+
+
+def test_weights_in_a_defaultdict_load(tmp_path):
+    state = network().state_dict()
+    assert_same_weights(load_weights(saved(defaultdict(list, net=state), tmp_path / "w.pt")), state)
+
+
+def test_reading_allows_nothing_to_the_rest_of_the_process(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    load_weights(saved({"model": network().state_dict(), **BESIDE}, tmp_path / "w.pth"))
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_stand_in_is_made_of_anything_and_keeps_nothing():
+    made = Inert(np.dtype("O"), b"bytes", os.system)
+    made.__setstate__({"a": os.system})
+    assert vars(made) == {}
+    assert empty_dict(os.system, {"a": 1}) == {}
+    assert {stand_in for stand_in, _ in _stand_ins()} == {Inert, empty_dict}
+
+
+def test_no_listed_class_is_ever_called(tmp_path, monkeypatch):
+    """The real classes raise here, and all values beside the weights are read all the same."""
+
+    def called(*_, **__):
+        raise AssertionError("a class from the file was called")
+
+    path = saved({"model": network().state_dict(), **BESIDE}, tmp_path / "w.pth")
+    for owner, name in ((argparse.Namespace, "__init__"), (types, "SimpleNamespace")):
+        monkeypatch.setattr(owner, name, called)
+    monkeypatch.setattr(np._core.multiarray, "scalar", called)
+    monkeypatch.setattr(np._core.multiarray, "_reconstruct", called)
+    load_weights(path)
+
+
+def forged(opcodes):
+    """A legacy torch file, or a bare pickle, with these opcodes for its content."""
+    return b"\x80\x02" + opcodes + b"."
+
+
+FORGERIES = {
+    # dtype('V8') whose state claims to hold objects, and bytes in place of pointers
+    "object scalar": b"cnumpy._core.multiarray\nscalar\n"
+    b"cnumpy\ndtype\nX\x01\x00\x00\x00O\x89\x88\x87R"
+    b"c_codecs\nencode\nX\x08\x00\x00\x00AAAAAAAAX\x06\x00\x00\x00latin1\x86R\x86R",
+    "huge array": b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+    b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86c_codecs\nencode\nX\x01\x00\x00\x00bX\x06\x00\x00\x00"
+    b"latin1\x86R\x87R",
+    "namespace state": b"cargparse\nNamespace\n)\x81"
+    b"}X\x09\x00\x00\x00__class__cargparse\nNamespace\nsb",
+}
+
+
+@looped("name", FORGERIES)
+def test_forged_values_reach_no_class(tmp_path, name):
+    (tmp_path / "w.pth").write_bytes(forged(FORGERIES[name]))
+    line = error_line(lambda: load_weights(tmp_path / "w.pth"))
+    assert "w.pth" in line
+
+
+CALLS = [
+    *("os\nsystem", "posix\nsystem", "nt\nsystem", "sys\nexit", "subprocess\nPopen"),
+    *("builtins\neval", "builtins\nexec", "builtins\ngetattr", "builtins\n__import__"),
+    *("__builtin__\neval", "builtins\nopen", "builtins\ncompile", "builtins\nobject"),
+    *("numpy\nload", "numpy\nfromfile", "numpy\nmemmap", "numpy.lib.npyio\nload"),
+    *("numpy.testing._private.utils\nrunstring", "numpy.core.multiarray\nfromfile"),
+    *("pathlib\nPath.unlink", "pathlib\nos.system", "argparse\nFileType", "argparse\n_sys.exit"),
+    *("argparse\nNamespace.__init__.__globals__", "types\nFunctionType", "types\nCodeType"),
+    *(
+        "datetime\nsys.exit",
+        "collections\nnamedtuple",
+        "functools\npartial",
+        "operator\nmethodcaller",
+    ),
+    *("torch\nload", "torch.hub\nload", "torch.storage\n_load_from_bytes", "pickle\nloads"),
+    *("torch.jit\nload", "runpy\nrun_path", "importlib\nimport_module", "webbrowser\nopen"),
+    *("pipeline.models.checkpoint_files\nInert", "pipeline.models.zoo\nbuild"),
+]
+
+
+@looped("call", CALLS)
+def test_every_other_name_stays_rejected(tmp_path, call):
+    """Names that run code, lead to such, or only look like a listed one."""
+    created = tmp_path / "created"
+    argument = f"touch {created}".encode()
+    opcodes = (
+        f"c{call}\n".encode() + b"X" + len(argument).to_bytes(4, "little") + argument + b"\x85R"
+    )
+    for data in (forged(opcodes), forged(b"}X\x05\x00\x00\x00model" + opcodes + b"s")):
+        (tmp_path / "w.pth").write_bytes(data)
+        line = error_line(lambda: load_weights(tmp_path / "w.pth"))
+        assert "holds pickled code" in line
+        assert not created.exists()
+
+
+def test_a_class_that_inherits_from_a_listed_one_stays_rejected(tmp_path):
+    path = saved({"model": network().state_dict(), "opt": ChildOfNamespace()}, tmp_path / "w.pt")
+    assert "ChildOfNamespace" in error_line(lambda: load_weights(path))

@@ -7,10 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from timm.utils import natural_key
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
 from pipeline.models.checkpoints import load_weights, save_weights, weights_digest
-from pipeline.models.class_map import keep_classes, read_class_names, teacher_rows
+from pipeline.models.class_map import (
+    keep_classes,
+    natural_rows,
+    read_class_names,
+    teacher_rows,
+)
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from stages.config.root import CacheTeacherConfig, Config
@@ -258,3 +264,40 @@ def test_settings_that_say_too_little_are_rejected(settings, message):
 def test_settings_of_a_checkpoint_have_no_effect_without_one(settings):
     with pytest.raises(ValidationError, match=r"no effect .*checkpoint"):
         CacheTeacherConfig.model_validate(settings)
+
+
+# Order of a head that goes by position
+
+
+@looped(
+    "names, rows",
+    [
+        (sorted(map(str, range(1, 13))), [0, 9, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (["B", "C", "a"], [1, 2, 0]),
+        (["c1", "c10", "c2"], [0, 2, 1]),
+        (["0", "1", "2"], [0, 1, 2]),
+        (["01", "02", "10"], [0, 1, 2]),
+        (["a", "b"], [0, 1]),
+    ],
+)
+def test_natural_order_sorts_numbers_by_value_and_ignores_case(names, rows):
+    """The oracle is timm's own order of class folders."""
+    expected = sorted(names, key=natural_key)
+    assert natural_rows(names) == rows == [expected.index(name) for name in names]
+
+
+def test_numbers_that_text_sorts_otherwise_need_an_order():
+    names = ["1", "10", "2"]
+    with pytest.raises(ConfigError, match=r'class_order = "natural"') as caught:
+        teacher_rows(names, num_classes=3)
+    assert mentions(str(caught.value), "1, 10, 2", "cache_teacher.class_names")
+    assert teacher_rows(names, num_classes=3, order="text") == [0, 1, 2]
+    assert teacher_rows(names, num_classes=3, order="natural") == [0, 2, 1]
+    assert teacher_rows(names, num_classes=3, teacher_names=["1", "2", "10"]) == [0, 2, 1]
+    table = {"1": 0, "10": 2, "2": 1}
+    assert teacher_rows(names, num_classes=3, class_map=table) == [0, 2, 1]
+
+
+@looped("names", [["0", "1", "9"], ["01", "02", "10"], ["c1", "c10", "c2"], ["a1", "b"]])
+def test_an_order_without_doubt_needs_no_setting(names):
+    assert teacher_rows(names, num_classes=len(names)) == list(range(len(names)))

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.models.checkpoints import load_into, load_weights, save_weights
 from pipeline.models.headed_network import HeadedNetwork, found_head
 from pipeline.models.probing import evaluating, require_image_size
 from pipeline.models.zoo import build
-from tests.support.cases import mentions
+from tests.support.cases import looped, mentions
 
 HERE = __name__
 
@@ -419,3 +420,35 @@ def test_a_network_that_keeps_its_statistics_frozen_still_does():
     before = model.state_dict()["features.1.running_mean"].clone()
     model(images_of(8))
     assert torch.equal(model.state_dict()["features.1.running_mean"], before)
+
+
+@looped(
+    "arch, wanted",
+    [
+        ("resnet18", ["ResNet18", "torchvision:resnet18", "timm:resnet18"]),
+        ("ResNet-34", ["torchvision:resnet34", "timm:resnet34"]),
+        ("MobileNet_V3_Small", ["torchvision:mobilenet_v3_small"]),
+        ("VIT_base_patch16_224", ["timm:vit_base_patch16_224"]),
+        ("WRN-40-2", ["wrn_40_2"]),
+        ("torchvision:ResNet18", ["resnet18"]),
+        ("timm:ResNet18", ["resnet18"]),
+    ],
+)
+def test_an_unknown_name_suggests_the_networks_that_are_spelt_alike(arch, wanted):
+    with pytest.raises(ConfigError) as caught:
+        build(arch, num_classes=3)
+    advice = str(caught.value).rpartition("Did you mean ")[2]
+    assert advice == " or ".join(wanted) + "?"
+
+
+def test_suggestions_name_what_the_packages_build_and_import_neither():
+    code = (
+        "import sys; from pipeline.models.foreign_networks import suggestions; "
+        "print(suggestions('resnet18'), 'torchvision' in sys.modules, 'timm' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.split("]") == ["['torchvision:resnet18', 'timm:resnet18'", " False False\n"]
+    for arch in ("torchvision:resnet18", "timm:resnet18"):
+        assert build(arch, num_classes=3).arch == arch

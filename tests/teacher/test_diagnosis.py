@@ -8,13 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.runtime.device import resolve_runtime
+from pipeline.teacher.class_orders import best_order, fitted_hits
 from pipeline.teacher.diagnosis import (
     Diagnosis,
     Images,
     balanced_rows,
-    best_order,
     diagnose,
-    fitted_hits,
     highest_guess,
 )
 from pipeline.teacher.usual_mistakes import usual_mistakes, usual_orders
