@@ -22,12 +22,15 @@ from pipeline.artefacts.dataset import Beton, Dataset
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.artefacts.objects.remote import require_conditional_create
+from pipeline.artefacts.unfinished_rows import UNFINISHED, UnfinishedRows
 from pipeline.data.loaders import BatchLoader
 from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch, ConfigError
 from pipeline.provenance import short
-from pipeline.runtime.device import Runtime, resolve_runtime
+from pipeline.runtime.device import Runtime, resolve_runtime, versions
+from pipeline.runtime.memory import reuse_freed_memory
 from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.teacher.batches import fitting_batch
 from pipeline.teacher.caching import TeacherPass, cache_views
 from pipeline.teacher.frozen import KeptOutputs, Teacher, cache_identity
 from pipeline.teacher.stored_outputs import require_same_network
@@ -38,7 +41,7 @@ from stages.identities import cache_request
 from stages.teacher import load_teacher
 from stages.teacher_check import check_teacher
 from stages.text import counted, duration, percent
-from stages.views import view_spec
+from stages.views import seen_size, view_spec
 
 logger = logging.getLogger(__name__)
 
@@ -174,13 +177,17 @@ def _cache(job: _Job, wanted: _Wanted, *, mine: OwnShard | None) -> TeacherCache
 
 def _computed(job: _Job, wanted: _Wanted, *, mine: OwnShard | None, place: ObjectStore) -> int:
     """Compute the shards of this process; return the number of shards that are still missing."""
+    if job.runtime.device.type == "cpu":
+        reuse_freed_memory()
+    batch_size = _batch_size(job, wanted)
     planned = TeacherPass(
         teacher=job.teacher,
-        loader=_loader(job, wanted),
+        loader=_loader(job, wanted, batch_size),
         beton=wanted.beton,
         views=wanted.views,
         runtime=job.runtime,
         held_out=_held_out(job.dataset, wanted.beton),
+        unfinished=_unfinished(job, wanted, batch_size),
     )
     return cache_views(
         place,
@@ -193,11 +200,32 @@ def _computed(job: _Job, wanted: _Wanted, *, mine: OwnShard | None, place: Objec
     )
 
 
-def _loader(job: _Job, wanted: _Wanted) -> BatchLoader:
+def _batch_size(job: _Job, wanted: _Wanted) -> int:
+    """The configured number of images of a forward pass, or one that suits the network."""
+    size = seen_size(wanted.views, job.dataset)
+    chosen = job.config.cache_teacher.batch_size
+    return chosen or fitting_batch(job.teacher.model, size, job.runtime)
+
+
+def _unfinished(job: _Job, wanted: _Wanted, batch_size: int) -> UnfinishedRows:
+    """The local place for the rows of unfinished shards, next to a cache in the workspace."""
+    cache_id = wanted.identity.id
+    return UnfinishedRows(
+        folder=job.config.caches_folder / (short(cache_id) + UNFINISHED),
+        made_by={
+            "cache": cache_id,
+            "batch_size": batch_size,
+            "device": job.runtime.description,
+            **versions(),
+        },
+    )
+
+
+def _loader(job: _Job, wanted: _Wanted, batch_size: int) -> BatchLoader:
     settings = job.config.cache_teacher
     return BatchLoader(
         wanted.beton,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         view_spec=wanted.views,
         workers=job.runtime.loader_workers(settings.workers),
         device=job.runtime.device,

@@ -17,6 +17,7 @@ from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.run import Run
 from pipeline.errors import ConfigError
 from pipeline.methods.paired_differences import paired_difference, spread
+from pipeline.runtime.progress import naming
 from pipeline.runtime.ranks import ALONE, Ranks
 from stages import prepare
 from stages.caches import Caches
@@ -110,7 +111,10 @@ def _train(
         steps.begin(f"{name}: {which} of {total}")
         for seed in seeds:
             number += 1
-            run = students.train(with_seed(variant, seed))
+            left = students.time_left(total - number + 1)
+            logger.info("run %d of %d: %s, seed %d%s", number, total, name, seed, left)
+            with naming(f"run {number} of {total}"):
+                run = students.train(with_seed(variant, seed))
             logger.info("student %d of %d: %s, seed %d: %s", number, total, name, seed, _line(run))
             runs[name].append(run)
     return runs

@@ -111,6 +111,11 @@ class BatchLoader:
         return len(self._rows) - self._skips_single
 
     @property
+    def batch_size(self) -> int:
+        """Samples in a batch, over all ranks."""
+        return self._batch_size
+
+    @property
     def name(self) -> str:
         """Readable name of the beton."""
         return self._beton.path.name

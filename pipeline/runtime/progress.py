@@ -25,6 +25,8 @@ _MOST_SECONDS = 300.0
 _SHARE_OF_ELAPSED = 0.05
 """Time between lines of long work, as a share of the time that it has taken so far."""
 _ONE_BAR = threading.Lock()
+_named: str = ""
+"""The run that all work belongs to, for its descriptions."""
 _shown: "Bars | None" = None
 """The bar on the terminal; `_ONE_BAR` is held while there is one."""
 
@@ -32,7 +34,11 @@ _shown: "Bars | None" = None
 class Progress(Protocol):
     """A counter of finished work."""
 
-    def advance(self, count: int, *, note: str = "") -> None: ...
+    def advance(self, count: int, *, note: str = "") -> None:
+        """Count finished units; ``note`` names the part at work."""
+
+    def skip(self, count: int) -> None:
+        """Leave units out that need no work, so that they do not change the rate."""
 
 
 @contextmanager
@@ -42,6 +48,7 @@ def progress(description: str, *, total: int, unit: str, done: int = 0) -> Itera
     ``done`` units were finished before: they count as work, but not for the rate.
     Work inside other work that has a bar gets lines: a terminal shows one bar at a time.
     """
+    description = f"{_named}: {description}" if _named else description
     is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if is_shown and _ONE_BAR.acquire(blocking=False):
         try:
@@ -51,6 +58,17 @@ def progress(description: str, *, total: int, unit: str, done: int = 0) -> Itera
             _ONE_BAR.release()
     else:
         yield _Lines(description=description, total=total, unit=unit, done=done, before=done)
+
+
+@contextmanager
+def naming(run: str) -> Iterator[None]:
+    """Begin the descriptions of all work inside with the name of a run, one of several."""
+    global _named
+    before, _named = _named, run
+    try:
+        yield
+    finally:
+        _named = before
 
 
 def write_above_bar(line: str) -> bool:
@@ -83,10 +101,16 @@ def _bar(description: str, *, total: int, unit: str, done: int) -> Iterator[Prog
     console = Console(stderr=True)
     with rich.Progress(*columns, console=console, transient=True, expand=True) as bars:
         task = bars.add_task(description, total=total, completed=done, note="")
+        left_out = 0
 
         class Bar:
             def advance(self, count: int, *, note: str = "") -> None:
                 bars.update(task, advance=count, note=note)
+
+            def skip(self, count: int) -> None:
+                nonlocal left_out
+                left_out += count
+                bars.update(task, total=total - left_out)
 
         _shown = bars
         try:
@@ -144,6 +168,9 @@ class _Lines:
             left,
             f", {note}" if note else "",
         )
+
+    def skip(self, count: int) -> None:
+        self.total -= count
 
     def _seconds_between(self, elapsed: float) -> float:
         """Time from one line to the next: about 80 lines in the first hour, 12 in a later one."""

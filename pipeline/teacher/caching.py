@@ -7,9 +7,8 @@ with bit-identical results on the same hardware, and the last one to finish seal
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from time import monotonic
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -37,13 +36,17 @@ from pipeline.artefacts.cache.writer import (
 )
 from pipeline.artefacts.dataset import Beton
 from pipeline.artefacts.objects.protocol import ObjectStore
+from pipeline.artefacts.unfinished_rows import KeptRows, ShardRows, UnfinishedRows
 from pipeline.data.loaders import BatchLoader
+from pipeline.data.supervision import Batch
 from pipeline.data.view_specs import Views
 from pipeline.errors import ArtefactMismatch, PipelineError
 from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.progress import Progress, progress
-from pipeline.teacher.frozen import Teacher, teacher_outputs
+from pipeline.runtime.stopping import catching_stop_signals
+from pipeline.teacher.computed_rows import ComputedRows
+from pipeline.teacher.frozen import Teacher, head_logits, teacher_features
 from pipeline.teacher.summary import storage_fidelity, summarise_cache
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,16 @@ Arrays: TypeAlias = dict[str, NDArray[np.generic]]
 FIDELITY_ROWS = 1024
 """Rows of each unit that fidelity is measured on."""
 FIDELITY_TEMPERATURES = (1.0, 4.0)
+HEAD_ROWS = 512
+"""Rows that the head is run on at once, counted from the start of a unit.
+
+A matrix product rounds differently for other numbers of rows, so the number is independent of the
+network's batch."""
+LEAST_IMAGES = 16
+"""Images that a small batch is filled up to, but not above the usual batch.
+
+A CPU runs few images with other kernels, which round differently. A last batch of one image would
+have other bits than the same image among others."""
 HEAD_TOLERANCE = 0.02
 """Allowed error of the head of the stored features, as a share of the largest logit."""
 
@@ -72,6 +85,8 @@ class TeacherPass:
     runtime: Runtime
     held_out: NDArray[np.int64]
     """Sample indices whose accuracy is computed separately, (M,) int64; may be empty."""
+    unfinished: UnfinishedRows | None = None
+    """Place for the rows of units that are not finished; None: they are lost at a stop."""
 
 
 def cache_shape(teacher: Teacher, *, beton: Beton, views: Views) -> CacheShape:
@@ -128,8 +143,9 @@ def cache_views(
         layout=layout,
         contents=cache_contents(teacher, beton),
     )
-    with _reporting_missing_shards(writer):
-        _Worker(planned=planned, writer=writer).compute(share)
+    worker = _Worker(planned=planned, writer=writer)
+    with _reporting_what_is_kept(worker):
+        worker.compute(share)
         left = len(writer.missing())
         if left == 0:
             summary = summarise_cache(
@@ -140,23 +156,29 @@ def cache_views(
                 description=teacher.description,
             )
             writer.seal(summary)
+            if planned.unfinished is not None:
+                planned.unfinished.remove()
     return left
 
 
 @contextmanager
-def _reporting_missing_shards(writer: CacheWriter) -> Iterator[None]:
+def _reporting_what_is_kept(worker: "_Worker") -> Iterator[None]:
+    writer = worker.writer
     try:
         yield
     except BaseException:
         total = left = len(writer.units)
         with suppress(PipelineError):  # the store itself may have failed
             left = len(writer.missing())
-        if 0 < left < total:
+        place = worker.planned.unfinished
+        kept = 0 if place is None else place.num_rows
+        if 0 < left < total or kept:
             logger.warning(
-                "%s keeps %d of %d shards: run the same command again to compute the %d left",
+                "%s keeps %d of %d shards%s: run the same command again to compute the %d left",
                 writer.store.url,
                 total - left,
                 total,
+                f" and {kept:,} images of unfinished ones" if kept else "",
                 left,
             )
         raise
@@ -181,14 +203,15 @@ class _Worker:
                 len(self.writer.units) - len(missing),
                 len(self.writer.units),
             )
-        total = sum(self._num_rows(unit) for unit in todo)
+        total = sum(len(self._rows(unit)) for unit in todo)
         with (
             progress(f"teacher on {self.planned.loader.name}", total=total, unit="images") as bar,
-            writing_behind(self.writer) as write,
+            writing_behind(self.writer, written=self._forget) as write,
         ):
             for unit in todo:
                 if self.writer.has(unit):  # another worker was faster
-                    bar.advance(self._num_rows(unit))
+                    bar.skip(len(self._rows(unit)))
+                    self._forget(unit)
                 else:
                     write(unit, *self._outputs(unit, bar))
 
@@ -198,34 +221,84 @@ class _Worker:
             return random.Random().sample(missing, len(missing))
         return missing
 
-    def _num_rows(self, unit: Unit) -> int:
+    def _rows(self, unit: Unit) -> ShardRows:
         start, stop = self.writer.manifest.rows_of(unit.shard)
-        return stop - start
+        return ShardRows(view=unit.view, start=start, stop=stop)
+
+    def _forget(self, unit: Unit) -> None:
+        if self.planned.unfinished is not None:
+            self.planned.unfinished.forget(self._rows(unit))
 
     @torch.inference_mode()
     def _outputs(self, unit: Unit, bar: Progress) -> tuple[Arrays, Note]:
         """Arrays to store for a unit, and its note."""
-        started = monotonic()
-        start, stop = self.writer.manifest.rows_of(unit.shard)
+        rows = self._rows(unit)
+        computed = self._features(rows, bar)
+        features = computed.features
+        logits = self._logits(features)
+        targets = torch.from_numpy(self.planned.beton.samples.labels[rows.start : rows.stop])
+        arrays, fidelity = self._stored(unit, logits, features, targets)
+        return arrays, Note(
+            device=self.planned.runtime.description,
+            seconds=computed.seconds,
+            fidelity=fidelity,
+            head_error=self._head_error(logits[:FIDELITY_ROWS], features[:FIDELITY_ROWS]),
+        )
+
+    def _features(self, rows: ShardRows, bar: Progress) -> KeptRows:
+        """Features of all rows of a unit: those that are kept, and the others computed now."""
         teacher, runtime = self.planned.teacher, self.planned.runtime
         normalise = teacher.normaliser(runtime.device)
-        logits, features = [], []
-        for batch in self.planned.loader.view(unit.view, rows=slice(start, stop)):
-            some_logits, some_features = teacher_outputs(
-                teacher.model, normalise, batch, runtime=runtime
+        with self._keeping(rows, bar) as unit, catching_stop_signals() as request:
+            batches = self.planned.loader.view(
+                rows.view, rows=slice(rows.start + unit.num_rows, rows.stop)
             )
-            logits.append(some_logits.cpu())
-            features.append(some_features.cpu())
-            bar.advance(len(batch), note=f"view {unit.view}")
-        all_logits, all_features = torch.cat(logits), torch.cat(features)
-        targets = torch.from_numpy(self.planned.beton.samples.labels[start:stop])
-        arrays, fidelity = self._stored(unit, all_logits, all_features, targets)
-        return arrays, Note(
-            device=runtime.description,
-            seconds=monotonic() - started,
-            fidelity=fidelity,
-            head_error=self._head_error(all_logits[:FIDELITY_ROWS], all_features[:FIDELITY_ROWS]),
-        )
+            with closing(batches):
+                for batch in batches if unit.num_rows < len(rows) else ():
+                    whole = self._filled_up(batch)
+                    features = teacher_features(teacher.model, normalise, whole, runtime=runtime)
+                    unit.add(features[: len(batch)].cpu())
+                    bar.advance(len(batch), note=self._place(rows))
+                    request.raise_if_stopped()
+        return unit.all_rows()
+
+    def _filled_up(self, batch: Batch) -> Batch:
+        """The batch, or its images again and again if it is a small one."""
+        least = min(LEAST_IMAGES, max(2, self.planned.loader.batch_size))
+        if len(batch) >= least:
+            return batch
+        images = torch.cat([batch.images] * -(-least // len(batch)))[:least]
+        return replace(batch, images=images)
+
+    def _place(self, rows: ShardRows) -> str:
+        """The view at work, counted from 1, for the bar."""
+        return f"view {rows.view + 1} of {self.writer.manifest.shape.num_views}"
+
+    @contextmanager
+    def _keeping(self, rows: ShardRows, bar: Progress) -> Iterator[ComputedRows]:
+        """Rows of a unit that are written to a file now and then, and at a stop."""
+        place = self.planned.unfinished
+        unit = ComputedRows(rows, place, [] if place is None else place.read(rows))
+        if unit.num_rows:
+            bar.skip(unit.num_rows)
+            logger.info(
+                "view %d, samples %s to %s: %s images are kept already",
+                rows.view,
+                f"{rows.start:,}",
+                f"{rows.stop - 1:,}",
+                f"{unit.num_rows:,}",
+            )
+        try:
+            yield unit
+        except BaseException:
+            unit.keep()
+            raise
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Logits of all rows of a unit."""
+        model, device = self.planned.teacher.model, self.planned.runtime.device
+        blocks = torch.split(features, HEAD_ROWS)
+        return torch.cat([head_logits(model, block.to(device)).cpu() for block in blocks])
 
     def _stored(
         self, unit: Unit, logits: Tensor, features: Tensor, labels: Tensor

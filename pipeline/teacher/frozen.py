@@ -72,11 +72,23 @@ def cache_identity(
 def teacher_outputs(
     model: Classifier, normalise: Normaliser, batch: Batch, *, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and features (B, D) of a batch, float32.
+    """Logits (B, C) and features (B, D) of a batch, float32."""
+    features = teacher_features(model, normalise, batch, runtime=runtime)
+    return head_logits(model, features), features
+
+
+def teacher_features(
+    model: Classifier, normalise: Normaliser, batch: Batch, *, runtime: Runtime
+) -> Tensor:
+    """Features (B, D) of a batch, float32."""
+    with runtime.autocast():
+        features: Tensor = model.features(normalise(batch.images))
+    return features.float()
+
+
+def head_logits(model: Classifier, features: Tensor) -> Tensor:
+    """Logits (B, C) of features (B, D).
 
     The head always runs in float32, so logits can be recomputed from the features.
     """
-    with runtime.autocast():
-        features = model.features(normalise(batch.images))
-    features = features.float()
-    return F.linear(features, model.head.weight, model.head.bias), features
+    return F.linear(features, model.head.weight, model.head.bias)

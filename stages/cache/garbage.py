@@ -12,6 +12,7 @@ from pipeline.artefacts.cache.hydration import HYDRATED
 from pipeline.artefacts.cache.receipts import MANIFEST, SEAL, read_manifest, receipt_key
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.publishing import PARTIAL, one_line_disk_errors
+from pipeline.artefacts.unfinished_rows import UNFINISHED
 from pipeline.errors import ArtefactNotFound, ConfigError
 
 
@@ -60,7 +61,8 @@ def _candidates(folder: Path, *, unsealed: bool, hydrated: bool) -> Iterator[Pat
         if child.is_symlink() or not child.is_dir():
             continue
         is_unsealed = (child / MANIFEST).exists() and not (child / SEAL).exists()
-        if (unsealed and is_unsealed) or (hydrated and child.suffix == HYDRATED):
+        is_local = child.suffix == UNFINISHED or (hydrated and child.suffix == HYDRATED)
+        if is_local or (unsealed and is_unsealed):
             gone.add(child)
             yield child
         elif is_unsealed:

@@ -17,7 +17,8 @@ from pipeline.data.view_specs import views_from_json
 from pipeline.errors import ArtefactMismatch, ConfigError, Damaged
 from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
-from pipeline.runtime.progress import progress
+from pipeline.runtime.progress import Progress, progress
+from pipeline.teacher.batches import fitting_batch
 from pipeline.teacher.frozen import Teacher, teacher_outputs
 from pipeline.teacher.stored_outputs import TOLERANCES
 from stages.caches import Caches
@@ -25,6 +26,7 @@ from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.teacher import load_teacher
 from stages.text import percent
+from stages.views import seen_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,10 @@ def recompute(config: Config, *, share: float, tolerance: float | None) -> Findi
         runtime = resolve_runtime(cache.manifest.identity.precision)
         teacher = load_teacher(config, dataset, runtime)
         _require_same_teacher(cache, teacher)
-        found = _compare(cache, beton, teacher, runtime, share=share)
+        spec = views_from_json(cache.manifest.identity.views)
+        batch_size = fitting_batch(teacher.model, seen_size(spec, dataset), runtime)
+        again = _Again(teacher=teacher, runtime=runtime, batch_size=batch_size)
+        found = _compare(cache, beton, again, share=share)
         limit = tolerance
         if limit is None:
             limit = TOLERANCES[cache.manifest.identity.precision] * found.largest
@@ -133,23 +138,41 @@ def _brief(value: object) -> str:
     return short(str(value)) if len(str(value)) == 64 else str(value)
 
 
-def _compare(
-    cache: TeacherCache, beton: Beton, teacher: Teacher, runtime: Runtime, *, share: float
-) -> _Compared:
+@dataclass(frozen=True, kw_only=True)
+class _Again:
+    """The teacher that runs again, and its batch."""
+
+    teacher: Teacher
+    runtime: Runtime
+    batch_size: int
+
+    @torch.inference_mode()
+    def logits(self, loader: BatchLoader, view: int, bar: Progress) -> NDArray[np.float32]:
+        """Logits of all rows of a loader."""
+        teacher, runtime = self.teacher, self.runtime
+        normalise = teacher.normaliser(runtime.device)
+        found = []
+        for batch in loader.view(view):
+            logits, _ = teacher_outputs(teacher.model, normalise, batch, runtime=runtime)
+            found.append(logits.cpu().numpy())
+            bar.advance(len(batch), note=f"view {view + 1}")
+        return np.concatenate(found)
+
+
+def _compare(cache: TeacherCache, beton: Beton, again: _Again, *, share: float) -> _Compared:
     joined = join_samples(cache, beton.samples, place=str(beton.path), accept=ANY_LABELS)
     known = np.flatnonzero(joined.known)
     size = max(1, round(share * len(known)))
     chosen = np.sort(np.random.default_rng().choice(known, size=size, replace=False))
     spec = views_from_json(cache.manifest.identity.views)
-    loader = BatchLoader(beton, batch_size=512, view_spec=spec, rows=chosen)
+    loader = BatchLoader(beton, batch_size=again.batch_size, view_spec=spec, rows=chosen)
     total, largest, worst, same, count = 0.0, 0.0, 0.0, 0, 0
     num_views = cache.shape.num_views
     with progress("recompute", total=size * num_views, unit="images") as bar:
         for view in range(num_views):
-            logits = _logits(teacher, loader, runtime, view)
-            bar.advance(size, note=f"view {view}")
-            again, stored, classes = _pairs(cache, view, joined.rows[chosen], logits)
-            difference = np.nan_to_num(np.abs(stored - again), nan=np.inf)
+            logits = again.logits(loader, view, bar)
+            computed, stored, classes = _pairs(cache, view, joined.rows[chosen], logits)
+            difference = np.nan_to_num(np.abs(stored - computed), nan=np.inf)
             total, count = total + float(difference.sum()), count + difference.size
             worst = max(worst, float(difference.max()))
             largest = max(largest, float(np.abs(stored).max()))
@@ -162,18 +185,6 @@ def _compare(
         agreement=same / (size * num_views),
         largest=largest,
     )
-
-
-@torch.inference_mode()
-def _logits(
-    teacher: Teacher, loader: BatchLoader, runtime: Runtime, view: int
-) -> NDArray[np.float32]:
-    normalise = teacher.normaliser(runtime.device)
-    found = [
-        teacher_outputs(teacher.model, normalise, batch, runtime=runtime)[0].cpu().numpy()
-        for batch in loader.view(view)
-    ]
-    return np.concatenate(found)
 
 
 def _pairs(

@@ -100,8 +100,11 @@ class CacheTeacherConfig(Section):
     """Numeric precision of the teacher's forward passes.
 
     "auto" is bf16 where the hardware supports it, else fp32."""
-    batch_size: Count = 512
-    """Images per forward pass of the teacher. It does not change what is cached."""
+    batch_size: Count | None = None
+    """Images per forward pass of the teacher. It does not change what is cached.
+
+    Unset, it is the largest power of two up to 512 with which the largest output of a layer stays
+    below 32 MiB on a CPU, or 1 GiB on an accelerator."""
     features: bool = True
     """Cache the teacher's penultimate features as well as its logits.
 
@@ -117,8 +120,10 @@ class CacheTeacherConfig(Section):
 
     It must include 1 and the temperatures of `select`. It has no effect with `top_k = 0`."""
     shard_rows: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    """Samples per stored object, from 1 to 1,048,576. An interrupted command loses at most the
-    objects that it was computing.
+    """Samples per stored object, from 1 to 1,048,576.
+
+    A command that is stopped keeps the finished objects. It also keeps the images of the object at
+    work, except for those of the last 30 seconds before a kill.
 
     Unset, it is 16,384, or fewer such that an object has at most 64 MiB."""
     compression: Literal["zstd", "none"] = "zstd"

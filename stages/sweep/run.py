@@ -135,8 +135,14 @@ class _Table:
 
     def fill(self, tasks: Sequence[Task]) -> None:
         """Run these tasks in turn."""
+        from pipeline.runtime.progress import naming
+
         for number, task in enumerate(tasks, start=1):
-            row = self._try(task)
+            run = f"run {number} of {len(tasks)}"
+            if task.config is not None:
+                logger.info("%s: %s, seed %d", run, task.point.name, task.seed)
+            with naming(run):
+                row = self._try(task)
             self._rows[task.key] = row
             rows = self.rows
             self._folder.write_results(self._record, rows, statistics(self._record, rows))

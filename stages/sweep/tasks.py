@@ -14,6 +14,7 @@ from pipeline.artefacts.sweep import FAILED, OK, SweepFolder, SweepRow
 from pipeline.errors import ConfigError, PipelineError, Terminated
 from stages.config.root import Config
 from stages.sweep.points import Point, settings_id, with_seed
+from stages.text import duration
 
 if TYPE_CHECKING:
     from pipeline.runtime.ranks import Ranks
@@ -156,6 +157,7 @@ class Students:
         """Training time of the runs that were trained here, as their records have it."""
         self.wall_seconds = 0.0
         """Total time of these runs, with evaluation."""
+        self.num_trained = 0
 
     def train(self, config: Config) -> Run:
         """Train the run of ``config``, or find it."""
@@ -168,7 +170,14 @@ class Students:
         if run.path not in before:
             self.wall_seconds += time.monotonic() - started
             self.training_seconds += run.result.cost.seconds
+            self.num_trained += 1
         return run
+
+    def time_left(self, num_runs: int) -> str:
+        """Estimate the time of runs like those trained here, in words; empty before the first."""
+        if not self.num_trained:
+            return ""
+        return f" (about {duration(num_runs * self.wall_seconds / self.num_trained)} left)"
 
     def train_teacher(self, config: Config) -> None:
         """Train the teacher, unless the configuration has a checkpoint."""

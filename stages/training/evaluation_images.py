@@ -12,7 +12,9 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from stages.views import seen_size
 
 EVALUATION_BATCH = 1000
-"""Images in a batch, for up to 64 x 64 pixels; larger images have smaller batches."""
+"""Images in a batch, for up to 64 x 64 pixels."""
+EVALUATION_PIXELS = 16 * 224**2
+"""Pixels in a batch of larger images: with more, memory grows and a CPU is slower, not faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,9 @@ class EvaluationImages:
         """The held-out samples or the test images, in the order of their indices."""
         dataset, clean = self.dataset, self.views.clean
         height, width = seen_size(clean, dataset)
-        most = max(1, EVALUATION_BATCH * 64**2 // max(height * width, 64**2))
+        most = EVALUATION_BATCH
+        if height * width > 64**2:
+            most = max(1, EVALUATION_PIXELS // (height * width))
         return BatchLoader(
             dataset.train if split == "held_out" else dataset.eval,
             batch_size=self.ranks.world * most,

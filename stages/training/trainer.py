@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ from pipeline.training.optimisation import (
 from pipeline.training.student_loss import StudentLoss
 from pipeline.training.tensorboard_log import events_into
 from stages.config.training import OptimiserConfig
+from stages.text import percent
 from stages.training.evaluation_images import EvaluationImages, normaliser
 from stages.training.single_samples import skips_single
 from stages.views import seen_size
@@ -161,7 +162,7 @@ class Trainer:
                 record(self.metrics[-1])
                 request.settle()
                 self._stop_if_asked(request, unfinished)
-        return self._last or self._evaluate(self._held_out)
+        return self._last or self._evaluate(self._held_out, "held-out images")
 
     @property
     def device(self) -> str:
@@ -171,15 +172,17 @@ class Trainer:
 
     def test(self) -> Evaluation:
         """Evaluate on the test images."""
-        return self._evaluate(self._test)
+        return self._evaluate(self._test, "test images")
 
     def _train_epoch(
         self, unfinished: UnfinishedRun, request: SharedStopRequest, bar: Progress
     ) -> None:
         """Train the rest of the epoch, evaluate, and write a checkpoint."""
 
+        place = self._place_in_words
+
         def on_step(num_samples: int) -> None:
-            bar.advance(num_samples, note=f"epoch {self._epoch + 1}")
+            bar.advance(num_samples, note=place)
             is_due = request.ask(self._is_due)
             if request.is_there or is_due:
                 self._keep(unfinished)
@@ -194,7 +197,7 @@ class Trainer:
             ),
             on_step=on_step,
         )
-        held_out = self._evaluate(self._held_out)
+        held_out = self._evaluate(self._held_out, "held-out images")
         self.metrics.append(
             {
                 "epoch": self._epoch + 1,
@@ -237,18 +240,29 @@ class Trainer:
         online = self.training.online
         return batches if online is None else online.taught(batches)
 
-    def _evaluate(self, loader: BatchLoader) -> Evaluation:
-        return evaluate(
-            self.learner.evaluated,
-            loader.view(0),
-            normalise=self.learner.normalise,
-            runtime=self.runtime,
-            ranks=self._ranks,
-        )
+    def _evaluate(self, loader: BatchLoader, images: str) -> Evaluation:
+        with (
+            progress(f"evaluate {images}", total=loader.num_samples, unit="images") as bar,
+            closing(loader.view(0)) as batches,
+        ):
+            return evaluate(
+                self.learner.evaluated,
+                _counted(batches, bar, world=self._ranks.world),
+                normalise=self.learner.normalise,
+                runtime=self.runtime,
+                ranks=self._ranks,
+            )
 
     @property
     def _is_due(self) -> bool:
         return time.monotonic() - self._kept > 60.0 * self._settings.checkpoint_minutes
+
+    @property
+    def _place_in_words(self) -> str:
+        """The epoch at work, and the last accuracy on the held-out samples."""
+        done = self.metrics[-1] if self.metrics else None
+        accuracy = "" if done is None else f", held out {percent(done['held_out_accuracy'])}"
+        return f"epoch {self._epoch + 1} of {self._settings.epochs}{accuracy}"
 
     @property
     def _place(self) -> str:
@@ -281,6 +295,13 @@ class Trainer:
             step = self.learner.num_steps
             seed = random_stream(self._settings.seed, self._ranks.rank, step=step)
             torch.manual_seed(seed)
+
+
+def _counted(batches: Iterable[Batch], bar: Progress, *, world: int) -> Iterator[Batch]:
+    """The batches of this rank; each stands for those of all ranks."""
+    for batch in batches:
+        yield batch
+        bar.advance(len(batch) * world)
 
 
 def make_learner(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runtime import progress as module
-from pipeline.runtime.progress import per_second, progress
+from pipeline.runtime.progress import naming, per_second, progress
 
 ROOT = Path(__file__).parents[2]
 WORK = """
@@ -186,3 +186,50 @@ def test_a_pipe_gets_no_bar():
 def test_an_error_inside_is_raised():
     with pytest.raises(KeyError), progress("x", total=1, unit="images"):
         raise KeyError
+
+
+def test_work_that_needs_no_doing_changes_neither_rate_nor_what_is_left(caplog, monkeypatch):
+    monkeypatch.setattr(module, "LINE_EVERY_SECONDS", 0.0)
+    with (
+        caplog.at_level(logging.INFO),
+        progress("teacher", total=2000, unit="images") as lines,
+    ):
+        lines.started -= 10.0
+        lines.logged -= 10.0
+        lines.skip(900)
+        lines.advance(100)
+    assert caplog.messages == ["teacher: 100 of 1,100 images, 10 images/s, 100 s left"]
+
+
+SKIPPING = """
+import time
+from pipeline.runtime.progress import naming, progress
+with naming("run 2 of 9"), progress("teacher", total=40, unit="images") as bar:
+    bar.skip(10)
+    for _ in range(3):
+        bar.advance(10)
+        time.sleep(0.15)
+"""
+
+
+def test_a_bar_has_the_name_of_the_run_and_leaves_out_what_needs_no_doing():
+    shown, code = on_a_terminal(SKIPPING)
+    assert code == 0, shown
+    assert "run 2 of 9: teacher" in shown
+    assert "30/30 images" in shown
+    assert "/40" not in shown.replace("0/40", "", 1)  # of the first frame, before the skip
+
+
+def test_work_is_named_by_the_run_around_it_only(caplog, monkeypatch):
+    monkeypatch.setattr(module, "LINE_EVERY_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO):
+        with naming("run 7 of 15"), progress("train", total=1, unit="images") as lines:
+            lines.advance(1)
+        with pytest.raises(ValueError, match="a mistake"), naming("run 8 of 15"):
+            raise ValueError("a mistake")
+        with progress("train", total=1, unit="images") as lines:
+            lines.advance(1)
+    assert [message.partition(": 1 of")[0] for message in caplog.messages] == [
+        "run 7 of 15: train",
+        "train",
+    ]

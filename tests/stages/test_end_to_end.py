@@ -203,7 +203,9 @@ def test_compare_prints_every_variant_with_its_seeds(digits_copy, tiny_toml, tmp
         "[4/5] plain: students 1 to 2 of 4",
         "[5/5] all of it: students 3 to 4 of 4",
     ]
+    begun = re.findall(r"^run (\d) of 4: (.*?), seed (\d)", again.err, re.M)
     students = re.findall(r"^student (\d) of 4: (.*?), seed (\d): test accuracy", again.err, re.M)
+    assert begun == students
     assert students == [
         ("1", "plain", "0"),
         ("2", "plain", "1"),

@@ -57,9 +57,11 @@ class Job:
 class Server:
     """Forks a process, or one for every rank, for each command."""
 
-    def __init__(self) -> None:
+    def __init__(self, setup: str = "") -> None:
+        """``setup`` is Python code that runs first, to set a constant of the product."""
+        serving = "import runpy; runpy.run_module('tests.support.command_server', None, '__main__')"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.command_server"],
+            [sys.executable, "-c", f"{setup}\n{serving}"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             text=True,

@@ -304,19 +304,26 @@ def _manifest(
 
 
 @contextmanager
-def writing_behind(writer: CacheWriter) -> Iterator[Callable[..., None]]:
+def writing_behind(
+    writer: CacheWriter, *, written: Callable[[Unit], None] = lambda _: None
+) -> Iterator[Callable[..., None]]:
     """Yield a `CacheWriter.write` that returns at once; at most three units wait to be written.
 
     So the teacher computes while its last outputs are compressed and stored. An error of the writer
-    is raised by the next call, or at the end.
+    is raised by the next call, or at the end. ``written`` is called with each unit that was stored.
     """
+
+    def store(unit: Unit, arrays: Mapping[str, NDArray[np.generic]], note: Note) -> None:
+        writer.write(unit, arrays, note)
+        written(unit)
+
     with ThreadPoolExecutor(max_workers=_QUEUED, thread_name_prefix="cache-writer") as pool:
         waiting: list[Future[None]] = []
 
         def write(unit: Unit, arrays: Mapping[str, NDArray[np.generic]], note: Note) -> None:
             while len(waiting) >= _QUEUED or (waiting and waiting[0].done()):
                 waiting.pop(0).result()
-            waiting.append(pool.submit(writer.write, unit, arrays, note))
+            waiting.append(pool.submit(store, unit, arrays, note))
 
         yield write
         for future in waiting:

@@ -672,8 +672,8 @@ def test_an_interrupt_reports_what_is_kept_and_a_later_run_resumes(
         kept_line, last = done.err.splitlines()
         assert last == INTERRUPTED
         found = re.fullmatch(
-            r"(\S+) keeps (\d+) of (\d+) shards: run the same command again to compute the "
-            r"(\d+) left",
+            r"(\S+) keeps (\d+) of (\d+) shards(?: and \d+ images of unfinished ones)?: "
+            r"run the same command again to compute the (\d+) left",
             kept_line,
         )
         assert found is not None, kept_line
