@@ -48,7 +48,6 @@ def progress(description: str, *, total: int, unit: str, done: int = 0) -> Itera
     ``done`` units were finished before: they count as work, but not for the rate.
     Work inside other work that has a bar gets lines: a terminal shows one bar at a time.
     """
-    description = f"{_named}: {description}" if _named else description
     is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if is_shown and _ONE_BAR.acquire(blocking=False):
         try:
@@ -57,12 +56,14 @@ def progress(description: str, *, total: int, unit: str, done: int = 0) -> Itera
         finally:
             _ONE_BAR.release()
     else:
+        if _named:  # a bar stands below the line that names the run, and has little room
+            description = f"{_named}: {description}"
         yield _Lines(description=description, total=total, unit=unit, done=done, before=done)
 
 
 @contextmanager
 def naming(run: str) -> Iterator[None]:
-    """Begin the descriptions of all work inside with the name of a run, one of several."""
+    """Begin the log lines of all work inside with the name of a run, one of several."""
     global _named
     before, _named = _named, run
     try:
@@ -92,7 +93,7 @@ def _bar(description: str, *, total: int, unit: str, done: int) -> Iterator[Prog
         rich.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         rich.BarColumn(bar_width=None, table_column=Column(ratio=1)),
         rich.TextColumn(
-            "{task.completed:,.0f}/{task.total:,.0f} " + unit, table_column=Column(no_wrap=True)
+            "{task.completed:,.0f}/{task.total:,.0f}", table_column=Column(no_wrap=True)
         ),
         _rate_column(unit),
         rich.TimeRemainingColumn(table_column=Column(no_wrap=True)),

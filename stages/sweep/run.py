@@ -138,10 +138,10 @@ class _Table:
         from pipeline.runtime.progress import naming
 
         for number, task in enumerate(tasks, start=1):
-            run = f"run {number} of {len(tasks)}"
             if task.config is not None:
-                logger.info("%s: %s, seed %d", run, task.point.name, task.seed)
-            with naming(run):
+                begun = (number, len(tasks), task.point.name, task.seed)
+                logger.info("run %d of %d: %s, seed %d", *begun)
+            with naming(f"run {number} of {len(tasks)}"):
                 row = self._try(task)
             self._rows[task.key] = row
             rows = self.rows

@@ -261,8 +261,8 @@ class Trainer:
     def _place_in_words(self) -> str:
         """The epoch at work, and the last accuracy on the held-out samples."""
         done = self.metrics[-1] if self.metrics else None
-        accuracy = "" if done is None else f", held out {percent(done['held_out_accuracy'])}"
-        return f"epoch {self._epoch + 1} of {self._settings.epochs}{accuracy}"
+        accuracy = done and f", held out {percent(done['held_out_accuracy'], digits=1)}"
+        return f"epoch {self._epoch + 1}/{self._settings.epochs}{accuracy or ''}"
 
     @property
     def _place(self) -> str:

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.data.views import ALL, ViewSpec
 from pipeline.errors import PipelineError
 from pipeline.methods.sparse_labels import pack
 from pipeline.models.zoo import build
+from pipeline.runtime import progress
 from pipeline.training.student_loss import Outputs, PlainLoss
 from stages import train_student
 from stages.config.file import with_overrides
@@ -173,6 +175,23 @@ def student(digits: Config, workspace: Path, precision: str, *, seed: int) -> Ru
         "train_student.epochs=2",
     ]
     return train_student.execute(with_overrides(digits, changes))
+
+
+def test_a_training_shows_the_held_out_accuracy_as_it_goes(digits, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO):
+        run = student(digits, tmp_path / "work", "fp32", seed=5)
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    shown = f", held out {100 * json.loads(lines[0])['held_out_accuracy']:.1f} %"
+    trained = [line for line in caplog.messages if line.startswith("train resnet8a: ")]
+    assert {line.rpartition(" s left, ")[2] for line in trained} == {
+        "epoch 1/2",
+        f"epoch 2/2{shown}",
+    }
+    evaluated = [line.partition(", ")[0] for line in caplog.messages if "evaluate " in line]
+    assert evaluated[-1] == "evaluate test images: 1,347 of 1,347 images"
+    count = len(Dataset.open(digits.data_folder).held_out)
+    assert evaluated.count(f"evaluate held-out images: {count} of {count} images") == 2
 
 
 def curve(run: Run) -> list[float]:
