@@ -11,10 +11,11 @@
 
     file metadata, key `heartcut`: `SelectionRecord` as JSON
                    key `PANDAS_ATTRS`: the same record, so that pandas keeps it
+    a seal of all bytes (`sealed_parquet`)
 
-Any parquet reader opens it. A user may edit `selected` and train on the result: opening checks
-rows, keys and ids, but not the values, and only candidates are distilled. The influence columns are
-copies of the score file's (`scores`).
+Any parquet reader opens it. A user may edit `selected` and train on the result: the program that
+writes the edited table leaves out the seal. Opening checks rows, keys and ids, but not the values,
+and only candidates are distilled. The influence columns are copies of the score file's (`scores`).
 """
 
 from contextlib import suppress
@@ -250,7 +251,13 @@ def key_text(keys: NDArray[np.uint8]) -> list[str]:
 
 
 def _read_record(path: Path, stored: pa.Table) -> SelectionRecord:
-    text = tables.metadata_text(stored, tables.RECORD) or tables.carried_by_pandas(stored)
+    own, carried = tables.metadata_text(stored, tables.RECORD), tables.carried_by_pandas(stored)
+    if own is not None and carried is not None and own != carried:
+        raise ArtefactMismatch(
+            f"{path} has two records that differ, under `{tables.RECORD}` and in what pandas "
+            f"keeps (expected the same one). {tables.REMEDY}"
+        )
+    text = own or carried
     if text is None:
         raise ArtefactMismatch(
             f"{path} is not a selection table: its metadata has no `heartcut` entry. If it was "

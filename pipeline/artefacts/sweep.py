@@ -30,7 +30,7 @@
                               for each of the three accuracies of the point: over its seeds; point
                               minus baseline over common seeds, with a 95 % confidence interval
 
-    file metadata, key `heartcut`: `SweepRecord` as JSON
+    file metadata, key `heartcut`: `SweepRecord` as JSON; a seal (`sealed_parquet`)
 
 Unknown values are null. No column has accuracies on test images, so that nobody chooses a row by
 them.
@@ -44,9 +44,8 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.artefacts import tables
+from pipeline.artefacts import sealed_parquet, tables
 from pipeline.artefacts.publishing import locked_folder, publish_json, publishing_file
 from pipeline.artefacts.records import Record, parse_record
 from pipeline.errors import ArtefactMismatch
@@ -240,8 +239,7 @@ class SweepFolder:
         if self.results.exists() and _read(self.results).equals(table, check_metadata=True):
             return
         self.chosen.unlink(missing_ok=True)
-        with publishing_file(self.results) as partial:
-            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        sealed_parquet.write(self.results, table)
 
     def write_chosen(self, chosen: Chosen | None) -> None:
         """Write chosen.json, or remove it if ``chosen`` is None."""
@@ -320,14 +318,9 @@ def _axis_columns(record: SweepRecord, rows: Sequence[SweepRow]) -> dict[str, pa
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ArtefactMismatch(
-            f"{path} is not a readable parquet file: {reason}. {_remedy(path)}"
-        ) from error
+    remedy = _remedy(path)
+    with sealed_parquet.opened(path, whole=True, made_by=_MADE_BY, remedy=remedy) as file:
+        return file.read()
 
 
 def _require_format(path: Path, table: pa.Table) -> None:

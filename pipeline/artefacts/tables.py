@@ -2,13 +2,14 @@
 
     one file, one row per sample in the order of `sample_index`, the columns that its owner names
     file metadata, key `heartcut`: the owner's record as JSON
+    a seal (`sealed_parquet`), until another program writes the table again
 
 `selection` and `scores` own columns and records; this module reads, writes and checks them.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -18,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artefacts.publishing import publishing_file
+from pipeline.artefacts import sealed_parquet
 from pipeline.artefacts.records import AnyRecord, parse_record, printable
-from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.errors import ArtefactMismatch
 from pipeline.provenance import Json, array_sha256, identity, short
 
 MADE_BY: Final = "heartcut select"
@@ -31,7 +32,6 @@ NULLABLE: Final = frozenset({"label_issue"})
 REMEDY: Final = f"Run `{MADE_BY}` again."
 _PANDAS: Final = "PANDAS_ATTRS"
 """Metadata key in which pandas stores `DataFrame.attrs`."""
-_ROW_GROUP: Final = 65_536
 
 Kinds: TypeAlias = dict[str, pa.DataType]
 Columns: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -45,15 +45,8 @@ def as_table(columns: Columns, kinds: Kinds) -> pa.Table:
 
 
 def write(path: Path, table: pa.Table, *, metadata: Mapping[str, str]) -> None:
-    """Write a table and publish it under ``path`` when it is complete."""
-    with publishing_file(path) as partial:
-        pq.write_table(
-            table.replace_schema_metadata(dict(metadata)),
-            partial,
-            compression="zstd",
-            row_group_size=_ROW_GROUP,
-            write_page_checksum=True,
-        )
+    """Write a table with a seal and publish it under ``path`` when it is complete."""
+    sealed_parquet.write(path, table.replace_schema_metadata(dict(metadata)))
 
 
 def for_pandas(record: str) -> dict[str, str]:
@@ -70,7 +63,7 @@ def read(path: Path) -> pa.Table:
         ArtefactNotFound: if there is none.
         ArtefactMismatch: if it is not a parquet file, or is damaged.
     """
-    with _opened(path) as file:
+    with _opened(path, whole=True) as file:
         table = file.read()
         _ = table.column_names  # decodes the names, so damaged ones raise here
     return table
@@ -83,24 +76,13 @@ def read_head(path: Path) -> pa.Table:
         ArtefactNotFound: if there is none.
         ArtefactMismatch: if it is not a parquet file, or its metadata are damaged.
     """
-    with _opened(path) as file:
+    with _opened(path, whole=False) as file:
         return file.schema_arrow.empty_table()
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    if path.is_dir():
-        raise ArtefactMismatch(f"{path} is a folder (expected a parquet file of `{MADE_BY}`).")
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
-    except FileNotFoundError as error:
-        raise ArtefactNotFound(f"{path} does not exist. Make it with `{MADE_BY}`.") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ArtefactMismatch(
-            f"{path} is not a readable parquet file: {reason}. Remove it and run `{MADE_BY}` again."
-        ) from error
+def _opened(path: Path, *, whole: bool) -> AbstractContextManager[pq.ParquetFile]:
+    remedy = f"Remove it and run `{MADE_BY}` again."
+    return sealed_parquet.opened(path, whole=whole, made_by=MADE_BY, remedy=remedy)
 
 
 def metadata_text(stored: pa.Table, key: str) -> str | None:
