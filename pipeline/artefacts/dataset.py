@@ -35,7 +35,7 @@ from pipeline.artefacts.preparation import Finding, Preprocessing
 from pipeline.artefacts.publishing import publish_json
 from pipeline.artefacts.records import Record
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.provenance import array_sha256, file_sha256, identity, short
+from pipeline.provenance import array_sha256, file_sha256, identity, large_file_sha256, short
 
 FORMAT_VERSION: Final = 3
 MADE_BY = "heartcut prepare"
@@ -127,7 +127,7 @@ def read_record(folder: Path) -> DatasetRecord:
 
 
 def write_record(folder: Path, record: DatasetRecord) -> None:
-    """Write dataset.json."""
+    """Write dataset.json and the digest of its contents."""
     publish_json(folder / "dataset.json", record.model_dump(mode="json"))
 
 
@@ -231,7 +231,7 @@ class Dataset:
         """Open a data set; every byte of its betons is checked against dataset.json.
 
         A beton has no checksum of its own: a flipped bit or a short file would read as wrong
-        numbers without any error.
+        numbers without any error. A process checks a beton of 1 GiB or more once.
 
         Raises:
             ArtefactNotFound: if it was not prepared.
@@ -336,7 +336,20 @@ def open_samples(folder: Path, split: str, record: SplitRecord) -> Samples:
             f"{short(samples.in_order)} (expected {short(record.samples)}). "
             f"Remove {folder} and run `{MADE_BY}` again."
         )
+    counts = np.bincount(samples.labels, minlength=len(record.class_counts)).tolist()
+    if (len(samples), counts) != (record.num_samples, record.class_counts):
+        raise ArtefactMismatch(
+            f"{folder / 'dataset.json'} counts {record.num_samples:,} samples of {split}.beton, by "
+            f"class {_few(record.class_counts)} (expected {len(samples):,}, by class "
+            f"{_few(counts)}). Remove {folder} and run `{MADE_BY}` again."
+        )
     return samples
+
+
+def _few(counts: Sequence[int]) -> str:
+    """The first counts, for a message."""
+    shown = ", ".join(str(count) for count in counts[:4])
+    return f"{shown}, ..." if len(counts) > 4 else shown
 
 
 def _open_split(folder: Path, split: str, record: SplitRecord) -> Beton:
@@ -355,7 +368,7 @@ def _check_beton(path: Path, expected: FileRecord) -> None:
         raise ArtefactMismatch(
             f"{path} has {found_bytes:,} bytes (expected {expected.bytes:,}). {remedy}"
         )
-    found = file_sha256(path)
+    found = large_file_sha256(path)
     if found != expected.sha256:
         raise ArtefactMismatch(
             f"{path} has other contents than were written: sha256 {short(found)} "

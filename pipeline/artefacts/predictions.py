@@ -83,6 +83,11 @@ class Predictions:
         tables.require_columns(path, stored, COLUMNS, joined=tuple(COLUMNS))
         return cls(record=record, frame=stored.replace_schema_metadata(None).to_pandas())
 
+    def accuracy(self, split: Literal["held_out", "test"]) -> float:
+        """Share of the images of one split whose predicted class is the label."""
+        rows = self.of(split)
+        return float((rows["predicted"] == rows["label"]).mean())
+
     def of(self, split: Literal["held_out", "test"]) -> pd.DataFrame:
         """The rows of one split."""
         return self.frame[self.frame["split"] == split]

@@ -1,7 +1,8 @@
 """Durable publishing, so that a file or folder under its final name is complete; folder locks.
 
 Everything is written under a temporary name, synced to the disk and renamed last. So a kill or a
-full disk at any moment leaves nothing incomplete under a final name.
+full disk at any moment leaves nothing incomplete under a final name. A JSON file also has a digest
+of its contents, which is checked when it is read.
 """
 
 import errno
@@ -13,21 +14,25 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
-from pipeline.provenance import Json
+from pipeline.provenance import Json, identity, short
 
 Data: TypeAlias = bytes | memoryview
 """Bytes of a new file or object; a memory view saves a copy."""
 PARTIAL = ".partial"
 """Suffix of unfinished files and folders. A reader never opens such a name."""
+DIGEST: Final = "digest"
+"""Key of the digest of a JSON file's other contents. Earlier versions wrote none, and whoever edits
+a file on purpose removes it."""
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _COUNTER = itertools.count()
+_QUOTE = "'"
 
 
 @contextmanager
@@ -69,30 +74,58 @@ def publishing_file(final: Path) -> Iterator[Path]:
         _sync_folder(final.parent)
 
 
-def publish_json(final: Path, value: Json) -> None:
-    """Write ``value`` as indented JSON, all or nothing."""
+def publish_json(final: Path, value: Mapping[str, Json]) -> None:
+    """Write ``value`` and its digest as indented JSON, all or nothing."""
+    contents: dict[str, Json] = json.loads(json.dumps(value, allow_nan=False))
+    assert DIGEST not in contents, "the digest is added here"
+    described = {**contents, DIGEST: identity("record", contents)}
     with publishing_file(final) as partial:
-        partial.write_text(
-            json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(described, indent=1, sort_keys=True, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, *, made_by: str) -> dict[str, Json]:
-    """Read a JSON object; the message about a missing or damaged file names ``made_by``."""
+def read_json(path: Path, *, made_by: str, remedy: str = "") -> dict[str, Json]:
+    """Read a JSON object, checked against its digest and without it.
+
+    Args:
+        path: the file.
+        made_by: command that makes it, for messages.
+        remedy: the next step if it is damaged; by default to remove it and to make it again.
+    Raises:
+        ArtefactNotFound: if there is none.
+        ArtefactMismatch: if it is damaged.
+    """
+    remedy = remedy or f"Remove it and run `{made_by}` again."
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtefactNotFound(f"{path} does not exist. Make it with `{made_by}`.") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ArtefactMismatch(
-            f"{path} is not a JSON file: {error}. Remove it and run `{made_by}` again."
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtefactMismatch(f"{path} is not a JSON file: {error}. {remedy}") from error
     if not isinstance(value, dict):
         raise ArtefactMismatch(
-            f"{path} holds a JSON {type(value).__name__} (expected an object). "
-            f"Remove it and run `{made_by}` again."
+            f"{path} holds a JSON {type(value).__name__} (expected an object). {remedy}"
         )
-    return value
+    return _without_digest(path, value, remedy)
+
+
+def _without_digest(path: Path, value: dict[str, Json], remedy: str) -> dict[str, Json]:
+    """Check ``value`` against its digest, if it has one, and remove the digest."""
+    contents = {key: one for key, one in value.items() if key != DIGEST}
+    if len(contents) == len(value):
+        return value
+    stored = value[DIGEST]
+    try:
+        found = identity("record", contents)
+    except ValueError:  # a number became infinite
+        found = "none"
+    if found != stored:
+        raise ArtefactMismatch(
+            f"{path} was changed after it was written: its contents have digest {short(found)} "
+            f"(expected {short(ascii(stored).strip(_QUOTE))}). {remedy} "
+            f"If you edited it on purpose, remove its `{DIGEST}` line."
+        )
+    return contents
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""Stored records: JSON objects of a known form; another form raises a message of one line."""
+"""Stored records: JSON objects of a known form; another form raises a message of one line.
+
+`publishing.publish_json` gives every file a digest of its contents, and reading checks it. So a
+flipped bit that leaves a valid record, such as another digit, is found too.
+"""
 
 import json
 from pathlib import Path
@@ -33,7 +37,8 @@ def read_record(model: type[AnyRecord], path: Path, *, made_by: str, remedy: str
         ArtefactNotFound: if there is none; the message names ``made_by``.
         ArtefactMismatch: if it is damaged or has another form; the message ends in ``remedy``.
     """
-    return parse_record(model, read_json(path, made_by=made_by), path=path, remedy=remedy)
+    value = read_json(path, made_by=made_by, remedy=remedy)
+    return parse_record(model, value, path=path, remedy=remedy)
 
 
 def parse_record(

@@ -6,7 +6,8 @@
         events.out.tfevents.* the same for TensorBoard
         model.safetensors     weights after the last epoch
         predictions.parquet   predictions for held-out and test images (`predictions`)
-        result.json           written last: accuracies, agreement, ids of all inputs, cost
+        result.json           written last: accuracies, agreement, ids of all inputs, cost, and
+                              digests of config.toml, metrics.jsonl, the weights and itself
 
 The id in the folder's name is a hash of the settings and of the ids of all inputs.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from pipeline.artefacts.publishing import publishing_file
 from pipeline.artefacts.records import Record, read_record
@@ -33,6 +34,7 @@ METRICS, WEIGHTS, SETTINGS, RESULT = (
     "result.json",
 )
 
+_ROUNDING: Final = 1e-9
 _LINE = TypeAdapter(dict[str, FiniteFloat])
 _IN_EVERY_LINE: Final = frozenset({"epoch", "seconds", "training_loss", "held_out_accuracy"})
 
@@ -66,6 +68,8 @@ class RunResult(Record):
     id: str
     weights_sha256: str
     """SHA-256 of model.safetensors."""
+    files: dict[Literal["config.toml", "metrics.jsonl"], str] = Field(default_factory=dict)
+    """SHA-256 of config.toml and of metrics.jsonl; empty in runs of earlier versions."""
     arch: str
     num_parameters: int
     seed: int
@@ -109,7 +113,8 @@ class Run:
 
         Raises:
             ArtefactNotFound: if there is none.
-            ArtefactMismatch: if result.json or the weights are damaged, or of another version.
+            ArtefactMismatch: if result.json or a file that it has a digest of is damaged, or
+                result.json is of another version.
         """
         if not path.is_dir():
             raise ArtefactNotFound(
@@ -121,25 +126,58 @@ class Run:
             RunResult, path / RESULT, made_by="heartcut train-student", remedy=remedy
         )
         run = cls(path=path, result=result)
-        run._check_weights()
+        for name, expected in [(WEIGHTS, result.weights_sha256), *result.files.items()]:
+            run._check_file(path / name, expected)
         return run
 
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
 
-    def _check_weights(self) -> None:
+    def epochs(self) -> list[dict[str, float]]:
+        """The lines of metrics.jsonl, one for each epoch, compared with result.json.
+
+        Raises:
+            ArtefactNotFound: if there are none.
+            ArtefactMismatch: if they are damaged, or result.json has other accuracies.
+        """
+        lines, result = read_metrics(self.path), self.result
+        numbers = [line["epoch"] for line in lines]
+        accuracies = [line["held_out_accuracy"] for line in lines]
+        best, last = max(accuracies), accuracies[-result.mean_of_last :]
+        compared = {
+            "last epoch": (numbers[-1], len(lines)),
+            "last held-out accuracy": (accuracies[-1], result.held_out_accuracy_last),
+            "best held-out accuracy": (best, result.held_out_accuracy_best),
+            "best epoch": (numbers[accuracies.index(best)], result.best_epoch),
+            "mean of the last held-out accuracies": (
+                sum(last) / len(last),
+                result.held_out_accuracy_mean_of_last,
+            ),
+        }
+        for name, (found, expected) in compared.items():
+            if abs(found - expected) > _ROUNDING:
+                raise ArtefactMismatch(
+                    f"{self.path / METRICS} has another {name} than {RESULT}: {found:g} (expected "
+                    f"{expected:g}). Remove {self.path} and train again."
+                )
+        return lines
+
+    def _check_file(self, path: Path, expected: str) -> None:
+        remedy = f"Remove {self.path} and train again."
         try:
-            found = file_sha256(self.weights)
+            found = file_sha256(path)
         except FileNotFoundError as error:
-            raise ArtefactNotFound(
-                f"{self.weights} is missing. Remove {self.path} and train again."
-            ) from error
-        if found != self.result.weights_sha256:
+            raise ArtefactNotFound(f"{path} is missing. {remedy}") from error
+        if found != expected:
             raise ArtefactMismatch(
-                f"{self.weights} is damaged: sha256 {short(found)} (expected "
-                f"{short(self.result.weights_sha256)}). Remove {self.path} and train again."
+                f"{path} is damaged: sha256 {short(found)} (expected {short(expected)}). {remedy}"
             )
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """`RunResult.files` of a run whose other files are written."""
+    return {name: file_sha256(folder / name) for name in (SETTINGS, METRICS)}
 
 
 def run_id(settings: Mapping[str, Json], inputs: Inputs) -> str:

@@ -23,8 +23,8 @@ from typing import Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefacts.publishing import Data, publish_json, publishing_folder
-from pipeline.artefacts.records import Record, read_record
+from pipeline.artefacts.publishing import Data, publish_json, publishing_folder, read_json
+from pipeline.artefacts.records import Record, printable, read_record
 from pipeline.artefacts.zarr_arrays import ZARR_JSON
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.catalogue import Revision
@@ -174,6 +174,7 @@ class SoftLabels:
                 f"{record_path} is damaged: content {short(record.content)} (expected "
                 f"{short(record.expected_content)}). {remedy}"
             )
+        _check_description(path, record)
         for slot, expected in enumerate(record.sha256):
             _check_view(_view_path(path, slot), expected, record.shape)
         return cls(path=path, record=record)
@@ -342,6 +343,20 @@ def _zarr_metadata(
         "storage_transformers": [],
     }
     return json.dumps(described, indent=2).encode()
+
+
+def _check_description(path: Path, record: SoftLabelRecord) -> None:
+    """Reject a zarr.json that describes other numbers to other readers of the array."""
+    remedy = f"Remove {path} and run `{MADE_BY}` again."
+    found = read_json(path / ZARR_JSON, made_by=MADE_BY, remedy=remedy)
+    expected = json.loads(_zarr_metadata(record.shape, _dtype(record.identity.top_k)))
+    keys = sorted(expected.keys() | found.keys())
+    differing = [key for key in keys if found.get(key) != expected.get(key)]
+    if differing:
+        raise ArtefactMismatch(
+            f"{path / ZARR_JSON} describes other labels than soft_labels.json: "
+            f"{printable(', '.join(differing))} differs. {remedy}"
+        )
 
 
 def _view_path(folder: Path, slot: int) -> Path:

@@ -208,8 +208,8 @@ def require_same_training(folder: Path, *, settings: Mapping[str, Json], inputs:
         )
         more = f"; {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
         raise ArtefactMismatch(
-            f"{folder} was started with other settings: {differing}{more}. Train with those, or "
-            "without --resume to start again."
+            f"{folder} was started, by {_DESCRIPTION}, with other settings: {differing}{more}. "
+            "Train with those, or without --resume to start again."
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline.artefacts.run import METRICS, Run, read_metrics
+from pipeline.artefacts.run import METRICS, Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.artefacts.tables import flags
 from pipeline.errors import ArtefactMismatch
@@ -172,7 +172,7 @@ def _metrics(group: Group) -> list[pd.DataFrame]:
 
 
 def _of_run(run: Run) -> pd.DataFrame:
-    frame = pd.DataFrame(read_metrics(run.path))
+    frame = pd.DataFrame(run.epochs())
     return frame.assign(time=frame["seconds"].cumsum())
 
 

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from pipeline.artefacts import comparison
 from pipeline.artefacts.records import Record
-from pipeline.artefacts.run import RESULT, Run, RunResult, read_metrics
+from pipeline.artefacts.run import RESULT, Run, RunResult
 from pipeline.errors import ConfigError
 from pipeline.methods.paired_differences import spread
 from stages.config.file import load_config
@@ -140,7 +140,7 @@ def _run(run: Run, group: str) -> RunShown:
         group=group,
         kind="student" if is_student(run) else "teacher",
         result=run.result,
-        epochs=tuple(read_metrics(run.path)),
+        epochs=tuple(run.epochs()),
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.artefacts import predictions as prediction_format
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.predictions import HELD_OUT, TEST, PredictionRecord, Predictions
-from pipeline.artefacts.run import SETTINGS, Run, read_settings
+from pipeline.artefacts.run import RESULT, SETTINGS, Run, read_settings
 from pipeline.data.view_specs import Views, views_from_json
 from pipeline.errors import ArtefactMismatch
 from pipeline.methods.metrics import Evaluation
@@ -20,9 +20,13 @@ from pipeline.provenance import short
 from pipeline.runtime.device import Runtime, resolve_runtime
 from pipeline.training.evaluation import evaluate
 from stages.config.types import TrainingPrecision
+from stages.text import percent
 from stages.training.evaluation_images import EvaluationImages, normaliser
 
 logger = logging.getLogger(__name__)
+
+_ROUNDED_SHARE, _ROUNDED_IMAGES = 0.005, 2
+"""Share and number of images by which accuracies may differ on other hardware."""
 
 
 class _Settings(BaseModel):
@@ -55,16 +59,42 @@ def open_predictions(run: Run, dataset: Dataset) -> Predictions:
             f"{run.path} was trained on data set {short(run.result.inputs.dataset)} (expected "
             f"{short(dataset.record.id)}, of {dataset.folder}). Pass runs of one data set."
         )
-    if (run.path / prediction_format.FILE).exists():
+    path = run.path / prediction_format.FILE
+    if path.exists():
         try:
             found = Predictions.open(run.path)
         except ArtefactMismatch:
-            logger.warning("%s is damaged and is recomputed", run.path / prediction_format.FILE)
+            logger.warning("%s is damaged and is recomputed", path)
         else:
             if found.record.weights_sha256 == run.result.weights_sha256:
-                return found
+                if not _differing(found, run):
+                    return found
+                logger.warning("%s does not agree with %s and is recomputed", path, RESULT)
     _predict(run, dataset)
-    return Predictions.open(run.path)
+    found = Predictions.open(run.path)
+    if differing := _differing(found, run):
+        raise ArtefactMismatch(
+            f"{run.path / RESULT} does not agree with the weights of the run: {differing}. Remove "
+            f"{run.path} and train again."
+        )
+    return found
+
+
+def _differing(found: Predictions, run: Run) -> str:
+    """The first accuracy of ``run`` that its predictions do not have, in words; "" if none.
+
+    Another processor may round a few images to another class.
+    """
+    result = run.result
+    for split, expected in (
+        (HELD_OUT, result.held_out_accuracy_last),
+        (TEST, result.test_accuracy),
+    ):
+        accuracy, num = found.accuracy(split), len(found.of(split))
+        if abs(accuracy - expected) > _ROUNDED_SHARE + _ROUNDED_IMAGES / num:
+            name = split.replace("_", "-")
+            return f"{name} accuracy {percent(expected)} (expected {percent(accuracy)})"
+    return ""
 
 
 def _predict(run: Run, dataset: Dataset) -> None:

@@ -102,6 +102,7 @@ def _publish(
         save_weights(trainer.learner.evaluated, folder / run_format.WEIGHTS)
         weights = file_sha256(folder / run_format.WEIGHTS)
         result = _result(trainer, held_out, test, weights=weights)
+        result = result.model_copy(update={"files": run_format.file_digests(folder)})
         run = Run(path=folder, result=result)
         write_predictions(run, training.dataset, held_out=held_out, test=test)
         publish_json(folder / run_format.RESULT, result.model_dump(mode="json"))

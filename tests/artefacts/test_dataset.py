@@ -1,5 +1,4 @@
 import hashlib
-import json
 import shutil
 
 import numpy as np
@@ -8,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from pipeline import provenance
 from pipeline.artefacts import dataset as module
 from pipeline.artefacts.dataset import (
     Dataset,
@@ -17,7 +17,9 @@ from pipeline.artefacts.dataset import (
     stratified_rows,
 )
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
+from pipeline.provenance import file_sha256
 from tests.support.image_folders import folder_config
+from tests.support.workspaces import edited, flip_byte
 
 
 def new_samples(count, *, seed=0, num_classes=3):
@@ -307,13 +309,49 @@ def test_samples_in_another_order_than_the_beton_are_rejected(copy):
 )
 def test_a_record_that_was_edited_is_rejected(copy, key, value, pattern):
     path = copy / "dataset.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with edited(path) as record:
+        record[key] = value
     assert_rejected(copy, ArtefactMismatch, pattern, str(path))
 
 
 def test_a_record_without_a_key_is_rejected(copy):
     path = copy / "dataset.json"
-    record = json.loads(path.read_text())
-    del record["train"]["beton"]
-    path.write_text(json.dumps(record))
+    with edited(path) as record:
+        del record["train"]["beton"]
     assert_rejected(copy, ArtefactMismatch, r"train\.beton: Field required", str(path))
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("field", ["num_samples", "class_counts"])
+def test_counts_that_are_not_those_of_the_samples_are_rejected(copy, split, field):
+    path = copy / "dataset.json"
+    with edited(path) as record:
+        if field == "num_samples":
+            record[split][field] += 1
+        else:
+            record[split][field][0] += 1
+    assert_rejected(copy, ArtefactMismatch, rf"counts .* samples of {split}.beton", str(path))
+
+
+def test_a_mean_that_was_edited_on_purpose_is_used(copy):
+    with edited(copy / "dataset.json") as record:
+        record["mean"] = [0.5, 0.5, 0.5]
+    assert Dataset.open(copy).record.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_large_beton_is_hashed_once_in_a_process_and_again_when_it_changed(copy, monkeypatch):
+    hashed = []
+
+    def counted(path):
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(provenance, "file_sha256", counted)
+    monkeypatch.setattr(provenance, "LARGE_BYTES", 1 << 20)
+    for _ in range(3):
+        Dataset.open(copy)
+    assert hashed == ["train.beton", "eval.beton"]
+    flip_byte(copy / "train.beton", -1)
+    with pytest.raises(ArtefactMismatch, match="has other contents than were written"):
+        Dataset.open(copy)
+    assert hashed == ["train.beton", "eval.beton", "train.beton"]

@@ -237,8 +237,51 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     publish_json(tmp_path / "x.json", {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         publish_json(tmp_path / "x.json", {"a": float("nan")})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert read_json(tmp_path / "x.json", made_by="make x") == {"a": 1}
     assert names(tmp_path) == ["x.json"]
+
+
+def test_json_that_was_changed_is_rejected_until_its_digest_is_removed(tmp_path):
+    path = tmp_path / "x.json"
+    publish_json(path, {"a": 0.25, "z": "ü"})
+    written = path.read_text()
+    path.write_text(written.replace("0.25", "0.75"))
+    with pytest.raises(
+        ArtefactMismatch, match=r"contents have digest \w+ \(expected \w+\)"
+    ) as caught:
+        read_json(path, made_by="make x")
+    assert "Remove it and run `make x` again." in str(caught.value)
+    assert "If you edited it on purpose, remove its `digest` line." in str(caught.value)
+    assert "\n" not in str(caught.value)
+    kept = [line for line in path.read_text().splitlines() if '"digest"' not in line]
+    assert len(kept) == len(written.splitlines()) - 1
+    path.write_text("\n".join(kept))
+    assert read_json(path, made_by="make x") == {"a": 0.75, "z": "ü"}
+
+
+def test_white_space_and_the_order_of_keys_are_not_part_of_the_digest(tmp_path):
+    path = tmp_path / "x.json"
+    publish_json(path, {"a": [1, 2.5e-17], "b": {"1": None, "10": True}})
+    turned = dict(reversed(json.loads(path.read_text()).items()))
+    path.write_text(json.dumps(turned))
+    assert read_json(path, made_by="make x") == {"a": [1, 2.5e-17], "b": {"1": None, "10": True}}
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 64, 3, None, ["\x1b[2J"], {"a": 1}, "\x1b[2J"])
+def test_another_digest_is_rejected_in_one_printable_line(tmp_path, digest):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"a": 1, "digest": digest}))
+    with pytest.raises(ArtefactMismatch, match="was changed after it was written") as caught:
+        read_json(path, made_by="make x")
+    assert str(caught.value).isprintable()
+
+
+def test_a_number_that_became_infinite_is_rejected(tmp_path):
+    path = tmp_path / "x.json"
+    publish_json(path, {"a": 1e-300})
+    path.write_text(path.read_text().replace("1e-300", "1e+999"))
+    with pytest.raises(ArtefactMismatch, match="contents have digest none"):
+        read_json(path, made_by="make x")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe\x00", b"[1]", b"3"])

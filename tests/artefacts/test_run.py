@@ -10,7 +10,7 @@ from pipeline.artefacts.run import Inputs, Run, run_id, run_path, write_metrics
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, PipelineError
 from stages import train_teacher
 from stages.config.root import Config
-from tests.support.workspaces import flip_byte, replace_bytes
+from tests.support.workspaces import edited, flip_byte, replace_bytes
 
 INPUTS = Inputs(dataset="a" * 64, cache=None, soft_labels=None, selection=None)
 
@@ -87,6 +87,73 @@ def test_missing_weights_are_reported(run):
 )
 def test_a_result_of_another_form_is_rejected_by_key(run, key, value):
     path = run.path / "result.json"
-    replace_bytes(path, json.dumps({**json.loads(path.read_text()), key: value}).encode())
+    with edited(path) as record:
+        record[key] = value
     with pytest.raises(PipelineError, match=rf"result\.json .*{key}: "):
+        Run.open(run.path)
+
+
+def test_the_files_of_a_run_are_checked_when_it_is_opened(run):
+    assert run.result.files.keys() == {"config.toml", "metrics.jsonl"}
+    for name in run.result.files:
+        path = run.path / name
+        written = path.read_bytes()
+        replace_bytes(path, written.replace(b"0", b"1", 1))
+        with pytest.raises(ArtefactMismatch, match=rf"{name} is damaged: sha256 .*train again"):
+            Run.open(run.path)
+        replace_bytes(path, written)
+    Run.open(run.path)
+
+
+def without_digests(run: Run, **changes: float) -> Run:
+    """The run as earlier versions wrote it, or as edited on purpose."""
+    with edited(run.path / "result.json") as record:
+        del record["files"]
+        record |= changes
+    return Run.open(run.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:1], "(last|best) (held-out accuracy|epoch)"),
+        (lambda lines: lines[1:], "last epoch"),
+        (lambda lines: [*lines, lines[-1]], "last epoch"),
+        (lambda lines: [lines[0], *lines], "last epoch"),
+    ],
+    ids=["last lost", "first lost", "last doubled", "first doubled"],
+)
+def test_lines_that_were_lost_or_doubled_are_rejected_without_a_digest_too(run, change, message):
+    path = run.path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    replace_bytes(path, b"".join(change(lines)))
+    with pytest.raises(ArtefactMismatch, match=rf"metrics\.jsonl has another {message} than"):
+        without_digests(run).epochs()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("held_out_accuracy_last", "last held-out accuracy"),
+        ("held_out_accuracy_best", "best held-out accuracy"),
+        ("best_epoch", "best epoch"),
+        ("held_out_accuracy_mean_of_last", "mean of the last held-out accuracies"),
+    ],
+)
+def test_numbers_that_stand_in_two_files_are_compared(run, field, message):
+    other = getattr(run.result, field) + 0.125 if field != "best_epoch" else 9
+    with pytest.raises(ArtefactMismatch, match=rf"has another {message} than result\.json"):
+        without_digests(run, **{field: other}).epochs()
+
+
+def test_a_run_that_was_edited_on_purpose_opens(run):
+    with edited(run.path / "result.json") as record:
+        record["cost"]["device"] = "a workstation"
+    assert Run.open(run.path).result.cost.device == "a workstation"
+
+
+def test_digests_of_other_files_are_no_part_of_a_result(run):
+    with edited(run.path / "result.json") as record:
+        record["files"]["../../x"] = "a" * 64
+    with pytest.raises(ArtefactMismatch, match=r"result\.json .*files"):
         Run.open(run.path)

@@ -1,7 +1,6 @@
 """Soft labels, dense and packed: round trip, two ways to read them, damage refused."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pipeline.artefacts.soft_labels import (
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
 from pipeline.methods.sparse_labels import packed_width
 from tests.support.cases import looped
-from tests.support.workspaces import flipped, read_or_refusal
+from tests.support.workspaces import edited, flipped, read_or_refusal
 
 NUM_VIEWS, NUM_SAMPLES, NUM_CLASSES = 3, 7, 5
 TOP_K = {"dense": 0, "packed": 2}
@@ -201,9 +200,8 @@ def test_a_repair_without_its_report_is_not_written(tmp_path, given):
 def test_a_repair_without_its_report_is_rejected(tmp_path):
     path = write_rows(tmp_path / "a.soft", identity=identity_of(repair=REPAIR), repaired=REPORT)
     record = path / "soft_labels.json"
-    value = json.loads(record.read_text())
-    del value["repaired"]
-    record.write_text(json.dumps(value))
+    with edited(record) as value:
+        del value["repaired"]
     with pytest.raises(ArtefactMismatch, match=r"repair .*not in both"):
         SoftLabels.open(path)
 
@@ -211,7 +209,8 @@ def test_a_repair_without_its_report_is_rejected(tmp_path):
 @pytest.mark.parametrize("version", [1, 2, 3, 5])
 def test_another_version_is_rejected_in_one_line(path, version):
     record = path / "soft_labels.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": version}))
+    with edited(record) as value:
+        value["version"] = version
     with pytest.raises(
         ArtefactMismatch,
         match=r"^\S+soft_labels.json does not follow its format: version: Input should be 4. "
@@ -223,9 +222,9 @@ def test_another_version_is_rejected_in_one_line(path, version):
 def test_a_version_without_repairs_is_rejected_in_one_line(path):
     """As version 2 wrote it: neither the identity nor the record has a repair."""
     record = path / "soft_labels.json"
-    value = json.loads(record.read_text()) | {"version": 2}
-    del value["repaired"], value["identity"]["repair"]
-    record.write_text(json.dumps(value))
+    with edited(record) as value:
+        value["version"] = 2
+        del value["repaired"], value["identity"]["repair"]
     with pytest.raises(ArtefactMismatch, match=r"version: Input should be 4"):
         SoftLabels.open(path)
 
@@ -267,10 +266,9 @@ def test_a_missing_view_is_rejected(path):
 
 def test_a_view_less_in_the_record_is_rejected(path):
     record = path / "soft_labels.json"
-    value = json.loads(record.read_text())
-    value["sha256"].pop()
-    value["shape"][0] = 2
-    record.write_text(json.dumps(value))
+    with edited(record) as value:
+        value["sha256"].pop()
+        value["shape"][0] = 2
     with pytest.raises(ArtefactMismatch, match=r"2 views .*2 digests .*3"):
         SoftLabels.open(path)
 
@@ -278,8 +276,29 @@ def test_a_view_less_in_the_record_is_rejected(path):
 @pytest.mark.parametrize("change", [{"num_classes": 6}, {"shape": [3, 5, 7]}])
 def test_a_record_of_another_layout_is_rejected(path, change):
     record = path / "soft_labels.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    with edited(record) as value:
+        value |= change
     with pytest.raises(ArtefactMismatch, match=r"soft_labels.json is damaged: content"):
+        SoftLabels.open(path)
+
+
+@pytest.mark.parametrize(
+    ("found", "other"),
+    [("little", "big"), ('"shape": [', '"shape": [\n    1,'), ('"attributes"', '"attribute"')],
+)
+def test_a_description_for_other_readers_that_was_changed_is_rejected(path, found, other):
+    description = path / "zarr.json"
+    text = description.read_text()
+    assert found in text
+    description.write_text(text.replace(found, other))
+    with pytest.raises(ArtefactMismatch, match=r"zarr\.json describes other labels than") as caught:
+        SoftLabels.open(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_description_is_reported(path):
+    (path / "zarr.json").unlink()
+    with pytest.raises(ArtefactNotFound, match=r"zarr\.json does not exist"):
         SoftLabels.open(path)
 
 

@@ -1,6 +1,5 @@
 """Images of several sizes, stored as JPEGs and as pixels, from files to batches and networks."""
 
-import json
 import shutil
 from dataclasses import replace
 from io import BytesIO
@@ -23,6 +22,7 @@ from stages.config.file import load_config, with_overrides
 from stages.identities import training_settings
 from tests.support.image_folders import CLASSES, cmyk_jpeg, folder_config, photographs
 from tests.support.view_oracles import resized_by_pillow
+from tests.support.workspaces import edited
 
 SPEC = ResizedCropSpec(size=24, count=3, seed=5)
 FRESH = replace(SPEC, count=ALL)
@@ -262,10 +262,10 @@ def test_larger_images_are_shrunk_and_others_left(photo_root, files, tmp_path):
 def test_a_dataset_of_version_2_is_read_as_before(prepared, tmp_path):
     folder = shutil.copytree(prepared.folder, tmp_path / "data")
     path = folder / "dataset.json"
-    record = json.loads(path.read_text())
-    for name in ("heights", "widths", "num_jpegs"):
-        record.pop(name)
-    path.write_text(json.dumps({**record, "version": 2, "image_size": [16, 16]}))
+    with edited(path) as record:
+        for name in ("heights", "widths", "num_jpegs"):
+            record.pop(name)
+        record |= {"version": 2, "image_size": [16, 16]}
     assert Dataset.open(folder).record == prepared.record
 
 

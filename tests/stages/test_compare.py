@@ -19,6 +19,7 @@ from stages.config.root import Config
 from stages.identities import teacher_run_path
 from stages.sweep.tasks import Students
 from tests.support.rank_processes import exit_codes
+from tests.support.workspaces import contents
 
 STORED = {
     "format": "heartcut.comparison",
@@ -178,4 +179,4 @@ def test_the_stored_names_are_those_of_every_version(tmp_path):
     assert list(runs) == ["plain", "KD"]
     (tmp_path / comparison.FILE).unlink()
     comparison.write(tmp_path, runs)
-    assert json.loads((tmp_path / comparison.FILE).read_text()) == STORED
+    assert contents(tmp_path / comparison.FILE) == STORED

@@ -1,13 +1,14 @@
 """A small real workspace, and what tests do to files in one."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pipeline.artefacts.publishing import PARTIAL
+from pipeline.artefacts.publishing import DIGEST, PARTIAL
 from pipeline.errors import PipelineError
 from stages.config.file import load_config
 from stages.config.root import Config
@@ -59,6 +60,21 @@ def replace_bytes(path: Path, data: bytes) -> None:
     """Give ``path`` other contents without touching files that are linked to it."""
     path.unlink()
     path.write_bytes(data)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """The contents of a JSON record without its digest."""
+    record: dict[str, Any] = json.loads(path.read_text())
+    record.pop(DIGEST, None)
+    return record
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[dict[str, Any]]:
+    """A JSON record to change, written back without its digest, as a user edits it on purpose."""
+    record = contents(path)
+    yield record
+    replace_bytes(path, json.dumps(record).encode())
 
 
 def flip_byte(path: Path, offset: int) -> None:

@@ -1,7 +1,6 @@
 """A cache in the order of a data set: every row is the cache's own, and a local copy is trusted
 only as far as its bytes."""
 
-import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -21,7 +20,14 @@ from pipeline.methods.sparse_logits import reconstruct, summarise
 from pipeline.provenance import file_sha256
 from tests.support.cases import mentions
 from tests.support.small_caches import made_up, sealed_cache, some_samples
-from tests.support.workspaces import flip_byte, read_or_refusal, replace_bytes, snapshot, unfinished
+from tests.support.workspaces import (
+    edited,
+    flip_byte,
+    read_or_refusal,
+    replace_bytes,
+    snapshot,
+    unfinished,
+)
 
 COUNT, NUM_CLASSES, NUM_VIEWS, TOP_K = 40, 6, 3, 2
 TAUS = (1.0, 4.0)
@@ -211,8 +217,8 @@ def redescribe(path, **changes):
     """Other bytes with a description that fits them but for ``changes``."""
     flip_byte(path, -1)
     described = path.with_suffix(".json")
-    record = {**json.loads(described.read_text()), "sha256": file_sha256(path), **changes}
-    replace_bytes(described, json.dumps(record).encode())
+    with edited(described) as record:
+        record |= {"sha256": file_sha256(path), **changes}
 
 
 def torn_description(path):

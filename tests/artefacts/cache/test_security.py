@@ -26,7 +26,7 @@ from pipeline.artefacts.selection import COLUMNS, SelectionIdentity, SelectionRe
 from pipeline.artefacts.selection import write as write_selection
 from pipeline.provenance import short
 from tests.support.small_caches import SmallCache, edited, reseal, vouch
-from tests.support.workspaces import read_or_refusal
+from tests.support.workspaces import contents, read_or_refusal
 
 
 class Malice:
@@ -471,7 +471,7 @@ def test_pickled_objects_in_place_of_a_local_copy_are_not_loaded(small, tmp_path
     values[:] = [Malice(marker)] * 7
     np.save(path, values, allow_pickle=True)
     data, record = path.read_bytes(), path.with_suffix(".json")
-    content = json.loads(record.read_text())
+    content = contents(record)
     assert np.array_equal(reopened().features(0), cache.features(0)[::-1])  # made again
     path.write_bytes(data)
     content |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}

@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from pipeline.artefacts import tables
 from pipeline.artefacts.dataset import Dataset
+from pipeline.artefacts.predictions import COLUMNS, Predictions
 from pipeline.artefacts.run import Run
 from pipeline.artefacts.selection import SelectionTable
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound, ConfigError
@@ -35,8 +37,10 @@ from stages.report.teacher import teacher_of
 from stages.report.write import ReportSettings
 from stages.run_groups import Group, find_runs
 from stages.sweep import run as sweep
+from stages.training.predictions import open_predictions
 from tests.support.browser import Visit, chromium
 from tests.support.image_folders import textures
+from tests.support.workspaces import edited as edited_record
 from tests.support.workspaces import linked_copy
 
 HOSTILE = (
@@ -471,6 +475,24 @@ def test_damaged_predictions_are_made_again(compared, caplog):
     pd.testing.assert_frame_equal(pd.read_parquet(path), kept)
 
 
+def test_predictions_that_disagree_with_the_result_are_recomputed_and_then_rejected(spare, caplog):
+    """Whole files of one run whose accuracies differ: one is of other weights, or was edited."""
+    run = runs_of(spare, method=None)[0]
+    dataset = Dataset.open(spare.data_folder)
+    kept = open_predictions(run, dataset).frame
+    path = run.path / "predictions.parquet"
+    record = Predictions.open(run.path).record
+    wrong = kept.assign(predicted=(kept["label"] + 1) % 10)
+    table = tables.as_table({name: wrong[name].to_numpy() for name in COLUMNS}, COLUMNS)
+    tables.write(path, table, metadata={tables.RECORD: record.model_dump_json()})
+    pd.testing.assert_frame_equal(open_predictions(run, dataset).frame, kept)
+    assert "does not agree with result.json and is recomputed" in caplog.text
+    for split in ("test_accuracy", "held_out_accuracy_last"):
+        changed = run.result.model_copy(update={split: getattr(run.result, split) - 0.1})
+        with pytest.raises(ArtefactMismatch, match=r"result\.json does not agree with the weights"):
+            open_predictions(replace(run, result=changed), dataset)
+
+
 def test_single_runs_get_names_from_what_was_done(compared, tmp_path):
     runs = sorted(compared.runs_folder.glob("student-*"))
     text = report.execute(runs, ReportSettings(output=tmp_path / "runs.html")).read_text()
@@ -599,6 +621,13 @@ def spare(compared, tmp_path) -> Config:
     return with_overrides(compared, [f"workspace={workspace}"])
 
 
+def without_digests(run: Run) -> Path:
+    """The folder of a run as earlier versions wrote it."""
+    with edited_record(run.path / "result.json") as record:
+        del record["files"]
+    return run.path
+
+
 def test_another_seed_of_a_compared_student_joins_its_row(spare):
     overrides = ["train_student.seed=2", *VARIANTS["KD"]]
     train_student.execute(with_overrides(spare, overrides))
@@ -628,17 +657,21 @@ def test_a_sweep_without_a_run_is_refused_where_it_is_asked_for_only(spare):
 
 @pytest.mark.parametrize("damage", ["", '{"epoch": 1}\n', None])
 def test_damaged_metrics_are_reported(spare, damage):
-    path = runs_of(spare, method=None)[0].path / "metrics.jsonl"
+    run = runs_of(spare, method=None)[0]
+    path = without_digests(run) / "metrics.jsonl"
     first, *_ = path.read_text().splitlines(keepends=True)
     path.unlink()
     path.write_text(first if damage is None else damage)
-    message = r"has 1 epochs \(expected 2" if damage is None else "does not hold a line of numbers"
+    message = "does not hold a line of numbers"
+    if damage is None:  # the first of two epochs is left
+        message = r"has 1 epochs \(expected 2|has another \w+ held-out accuracy than result\.json"
     with pytest.raises(ArtefactMismatch, match=message):
         report.execute([spare.workspace], ReportSettings())
 
 
 def test_damaged_settings_are_reported(spare):
     run = runs_of(spare, method=None)[0]
+    without_digests(run)
     (run.path / "predictions.parquet").unlink()
     settings = run.path / "config.toml"
     kept = [line for line in settings.read_text().splitlines() if "precision" not in line]

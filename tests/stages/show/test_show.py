@@ -34,6 +34,8 @@ from tests.support.commands import ROOT, heartcut
 from tests.support.small_caches import sealed_cache, some_samples
 from tests.support.workspaces import (
     TINY,
+    contents,
+    edited,
     flip_byte,
     linked_copy,
     replace_bytes,
@@ -384,7 +386,7 @@ def test_a_cache_of_the_top_logits_describes_the_same_teacher(tmp_path, top_k, t
 
 def test_the_numbers_of_runs_are_those_of_their_files(work):
     found = json_of("run", work / "runs")
-    files = {path.parent: json.loads(path.read_text()) for path in work.glob("runs/*/result.json")}
+    files = {path.parent: contents(path) for path in work.glob("runs/*/result.json")}
     assert {Path(run["path"]) for run in found["runs"]} == set(files)
     for run in found["runs"]:
         folder = Path(run["path"])
@@ -474,9 +476,8 @@ def hostile_classes(work: Path, copy: Path) -> Path:
     """The workspace with names of classes that are markup and escape codes."""
     linked_copy(work, copy)
     path = copy / "data" / "dataset.json"
-    record = json.loads(path.read_text())
-    record["class_names"] = HOSTILE
-    replace_bytes(path, json.dumps(record).encode())
+    with edited(path) as record:
+        record["class_names"] = HOSTILE
     return copy
 
 

@@ -32,7 +32,7 @@ from stages.sweep.report import as_markdown
 from stages.sweep.results import Sweep, seconds_left
 from stages.sweep.tasks import Part
 from tests.support.commands import heartcut
-from tests.support.workspaces import replace_bytes, snapshot
+from tests.support.workspaces import contents, replace_bytes, snapshot
 
 POINTS = {
     "a": ["train_student.distil=false", "train_student.lr=0.1"],
@@ -81,6 +81,7 @@ class FakeStudents:
             update={
                 "id": run_id({"point": point, "seed": seed}, self._like.result.inputs),
                 "seed": seed,
+                "files": {},
                 "held_out_accuracy_mean_of_last": held_out,
                 "held_out_accuracy_last": held_out + 0.01,
                 "held_out_accuracy_best": held_out + 0.02,
@@ -185,9 +186,7 @@ def test_held_out_images_choose_where_test_images_would_choose_otherwise(
     assert done.chosen.chosen.test.mean == pytest.approx(0.105)
     assert done.chosen.test_gain.mean == pytest.approx(-0.8)
     assert done.chosen.held_out_gain.mean == pytest.approx(0.2)
-    assert json.loads((folder_of(config) / "chosen.json").read_text()) == json.loads(
-        done.chosen.model_dump_json()
-    )
+    assert contents(folder_of(config) / "chosen.json") == json.loads(done.chosen.model_dump_json())
     assert not [name for name in table_of(config).columns if "test" in name]
     assert "test 12.34" not in caplog.text, "of each run"
     assert "10.50" not in caplog.text
