@@ -102,8 +102,8 @@ def golden_config(workspace: Path) -> Config:
     return load_config(workspace / CONFIG, overrides=[])
 
 
-def write(workspace: Path) -> None:
-    """Write the golden workspace of this version."""
+def make(workspace: Path) -> None:
+    """Run the commands whose artefacts are the golden workspace."""
     save_split(workspace / "images/train", images(33, seed=1))
     save_split(workspace / "images/test", images(9, seed=2))
     (workspace / CONFIG).write_text(TOML)
@@ -112,6 +112,11 @@ def write(workspace: Path) -> None:
         compare.execute(config)
         sweep.execute(config)
         _write_under_way(config)
+
+
+def write(workspace: Path) -> None:
+    """Write the golden workspace of this version."""
+    make(workspace)
     for beton in workspace.glob("data/*.beton"):
         beton.with_suffix(".beton.xz").write_bytes(lzma.compress(beton.read_bytes()))
         beton.unlink()
