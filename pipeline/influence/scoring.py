@@ -190,13 +190,10 @@ class _Run:
             self._bar.begin(f"{self._head}, l2 {l2:.0e}", counts=False)
             problem = self._problem(l2, distilled=self._distilled)
             try:
-                # Rough heads are enough to reject an l2, and cost half as much.
-                for gtol in sorted({rough_gradient(problem), least_gradient(problem)})[::-1]:
-                    fitted = self._fitted(problem, gtol=gtol)
-                    self._start = fitted.weight
-                    if not self._is_determined(fitted):
-                        break
-                else:
+                # A rough head is enough to reject an l2, and costs half as much.
+                fitted = self._fitted(problem, gtol=rough_gradient(problem))
+                if l2 > _STRONGEST or not self._is_loose(fitted):
+                    self._fitted(problem, gtol=least_gradient(problem))
                     self._bar.skip(1)
                     return l2
                 l2 *= 10**0.5
@@ -206,17 +203,24 @@ class _Run:
                 l2 *= 10.0
 
     def _fitted(self, problem: HeadProblem, *, gtol: float) -> HeadFit:
-        return fit(problem, start=self._start, gtol=gtol, max_iterations=_WORTH_WHILE)
+        found = fit(problem, start=self._start, gtol=gtol, max_iterations=_WORTH_WHILE)
+        self._start = found.weight
+        return found
 
-    def _is_determined(self, fitted: HeadFit) -> bool:
-        """True if the data determine few enough parameters for reliable first-order scores."""
+    def _is_loose(self, fitted: HeadFit) -> bool:
+        """True if l2 leaves too many parameters to the data for reliable first-order scores.
+
+        l2 does not restrain the C - 1 biases. Where these are many already, as with a few samples
+        of each class, twice as many parameters are accepted: more l2 would only make a guess.
+        """
         linear = fitted.linear
         found = effective_parameters(
             linear,
             dense_inverse(linear),
             preconditioner=fitted.preconditioner or preconditioner(linear),
         )
-        return agreed(self._ranks, found.value) <= TRUSTED_SHARE * self._num_rows
+        most = max(TRUSTED_SHARE * self._num_rows, 2.0 * (len(linear.weight) - 1))
+        return agreed(self._ranks, found.value) > most
 
     def _problem(
         self, l2: float, *, distilled: Tensor | None, positions: Tensor | None = None
