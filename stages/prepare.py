@@ -211,10 +211,11 @@ def _without_shared(
         kept = ~np.isin(of_train, of_test)
         left = finding(findings.DROPPED, int((~kept).sum()), pairs)
         return train.rows(np.flatnonzero(kept)), left
+    are = "is a training image" if len(shared) == 1 else "are training images"
     raise ArtefactMismatch(
-        f"{worded(finding(findings.SHARED, len(shared), pairs)[0])}, for example "
-        f"{', '.join(pairs)} (expected none, because the test accuracy would be too high). Remove "
-        'them from one of the two, or set `prepare.duplicates = "drop"`, which leaves them out of '
+        f"{counted(len(shared), 'test image')} {are} too, for example {', '.join(pairs)} "
+        "(expected none, because the test accuracy would be too high). Remove them from one of "
+        'the two, or set `prepare.duplicates = "drop"`, which leaves them out of '
         'the training images, or "allow", which keeps them.'
     )
 

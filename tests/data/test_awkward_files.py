@@ -1,14 +1,17 @@
 """Folders as people have them: every kind of file is taken, left out or rejected by a reason."""
 
+import contextlib
 import logging
 import os
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -416,20 +419,44 @@ def test_an_image_that_resizing_would_blow_up_is_unreadable():
         pixels_of(content, PixelRule(resize=1024))
 
 
-def test_a_folder_that_cannot_be_listed_stops_prepare(tmp_path, monkeypatch):
-    root = save_folder(tmp_path / "images", train=6, test=3)
-    closed = root / "train" / "ant" / "closed"
-    closed.mkdir()
-    real = os.scandir
+@pytest.fixture
+def readable_by_all():
+    """A folder of images that another user can reach; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield save_folder(Path(made) / "images", train=6, test=3)
 
-    def scandir(folder: Path) -> object:  # root may list every folder, so modes do not help
-        if Path(folder) == closed:
-            raise PermissionError(13, "Permission denied")
-        return real(folder)
 
-    monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(ArtefactMismatch, match="closed cannot be listed: Permission denied"):
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Act as a user whom permissions hold back, also where the tests run as root."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_files_and_folders_without_permission_are_named(readable_by_all):
+    root = readable_by_all
+    notes, image, folder = (root / "train" / "ant" / n for n in ("notes.txt", "z.jpg", "below"))
+    for path in (notes, image):
+        path.write_bytes(encoded(picture(1), "JPEG"))
+        path.chmod(0)
+    with without_privileges():
+        source = sources.image_folder(root, train="train", test="test", rule=PixelRule())
+        assert [(one.what, one.count) for one in source.left_out] == [(findings.CLOSED, 1)]
+        with pytest.raises(UnreadableImage, match=r"z.jpg could not be read: Permission denied"):
+            source.train.load(2)
+    folder.mkdir(mode=0)
+    with (
+        without_privileges(),
+        pytest.raises(ArtefactMismatch, match="below cannot be listed: Permission denied"),
+    ):
         sources.image_folder(root, train="train", test="test", rule=PixelRule())
+    folder.chmod(0o755)
 
 
 def test_importing_the_product_leaves_the_settings_of_pillow_alone():
