@@ -49,6 +49,7 @@ from stages.training.distillation_inputs import (
     require_teachable,
 )
 from stages.training.run import describe, require_resumable, train
+from stages.training.same_code import require_same_code
 from stages.training.trainer import TeacherClasses, Training
 from stages.views import fresh_views, seen_size, view_spec
 
@@ -89,6 +90,8 @@ def execute(
         require_resumable(resume, path, settings=plan.identity, inputs=plan.inputs)
     if ranks.any(path.exists()):
         run = Run.open(path)
+        if ranks.is_first:
+            require_same_code(run, settings, dataset, views=plan.views)
         if log_result:
             logger.info("%s exists, nothing to do: %s", path, describe(run.result))
         return run

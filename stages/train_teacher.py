@@ -20,6 +20,7 @@ from stages.config.origin import with_complete_commands
 from stages.config.root import Config
 from stages.identities import teacher_run_path, training_settings
 from stages.training.run import describe, require_resumable, train
+from stages.training.same_code import require_same_code
 from stages.training.trainer import TeacherClasses, Training
 from stages.views import fresh_views, seen_size
 
@@ -43,6 +44,8 @@ def execute(config: Config, *, resume: Path | None = None, ranks: Ranks = ALONE)
         require_resumable(resume, path, settings=settings, inputs=inputs)
     if ranks.any(path.exists()):
         run = Run.open(path)
+        if ranks.is_first:
+            require_same_code(run, config.train_teacher, dataset, views=fresh_views(config))
         logger.info("%s exists, nothing to do: %s", path, describe(run.result))
         return run
     runtime = resolve_runtime(config.train_teacher.precision)

@@ -120,11 +120,10 @@ def renamed(weights: Weights, expected: Weights) -> Iterator[dict[str, Tensor]]:
             yield {start + name: value for name, value in weights.items()}
 
 
-def prefixes(weights: Weights) -> set[str]:
-    """All first parts of names, with their last dot."""
-    return {
-        name[: place + 1] for name in weights for place, letter in enumerate(name) if letter == "."
-    }
+def prefixes(weights: Weights) -> list[str]:
+    """All first parts of names with their last dot, in the order of the names."""
+    parts = (n[: at + 1] for n in weights for at, letter in enumerate(n) if letter == ".")
+    return list(dict.fromkeys(parts))
 
 
 def one_of(

@@ -33,6 +33,8 @@ _LIKE_ANOTHER: Final = (
     "inputs of (pixels - 127.5) / 128",
 )
 """Normalisations that hardly differ from others, so they are tried only for a guess."""
+_ENOUGH_BATCHES: Final = 50
+"""Batches after which running statistics hardly contain their first values."""
 SIDES: Final = (32, 64, 128, 224)
 
 
@@ -53,8 +55,10 @@ def usual_mistakes(
         side: height and width of the images that it sees.
         size_setting: setting that gives this size.
     """
+    of_data = {"the data set's normalisation": (dataset_mean, dataset_std)}
     return [
-        *_normalisations(teacher, {"the data set's normalisation": (dataset_mean, dataset_std)}),
+        # Another contrast makes up for poor statistics, so it says nothing about the settings.
+        *([] if _has_poor_statistics(teacher) else _normalisations(teacher, of_data)),
         _channels(teacher),
         *_sizes(side, size_setting),
         _other_images("grey images", "make the images grey", _grey),
@@ -174,16 +178,15 @@ def _turned(images: Tensor) -> Tensor:
 
 
 def _statistics(teacher: Teacher) -> list[Alternative]:
-    """Statistics of batches, for running statistics that were never computed.
+    """Statistics of batches, for running statistics that were hardly computed.
 
     Others are not doubted: those of batches often suit other images better.
     """
-    norms = [m for m in teacher.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not any(_is_fresh(norm) for norm in norms):
+    if not _has_poor_statistics(teacher):
         return []
     return [
         Alternative(
-            what="batch statistics in place of running statistics that are still 0 and 1",
+            what="batch statistics in place of running statistics that were hardly computed",
             fix="save the checkpoint with the running mean and variance of its batch "
             "normalisation, which a pass over the training images in training mode computes",
             batch_statistics=True,
@@ -191,6 +194,17 @@ def _statistics(teacher: Teacher) -> list[Alternative]:
     ]
 
 
+def _has_poor_statistics(teacher: Teacher) -> bool:
+    """True if running statistics are as they were made, or still contain much of that."""
+    norms = [m for m in teacher.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return any(_is_fresh(norm) or 0 < _num_batches(norm) < _ENOUGH_BATCHES for norm in norms)
+
+
 def _is_fresh(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     mean, var = norm.running_mean, norm.running_var
     return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
+
+
+def _num_batches(norm: nn.modules.batchnorm._BatchNorm) -> int:
+    counter = norm.num_batches_tracked
+    return 0 if counter is None or norm.momentum is None else int(counter)

@@ -244,6 +244,25 @@ def test_a_cache_of_the_top_logits_is_compared_as_well(own, tmp_path):
     assert "other code" in rejected(own, ArtefactMismatch)
 
 
+def test_runs_of_changed_code_are_rejected_too(own, tmp_path):
+    few = {"epochs": 3, "batch_size": 50, "lr": 0.05, "precision": "fp32", "head": "8"}
+    config = Config.model_validate(
+        {
+            **own.model_dump(include={"workspace", "prepare", "views"}, exclude_defaults=True),
+            "train_teacher": few | {"arch": "own_network:make", "name": "changed-teacher"},
+            "train_student": few | {"arch": "own_network:make", "distil": False, "name": "changed"},
+        }
+    )
+    for execute in (train_teacher.execute, train_student.execute):
+        write_code(tmp_path, "ReLU")
+        run = execute(config)
+        assert execute(config).path == run.path
+        write_code(tmp_path, "Sigmoid")
+        with pytest.raises(ArtefactMismatch, match="other code of own_network:make") as caught:
+            execute(config)
+        assert "\n" not in str(caught.value)
+
+
 # Teachers and students of one's own that end at chance
 
 

@@ -150,6 +150,11 @@ def test_of_wrong_teachers_nearly_all_are_found_by_name(teachers):
         ("rows for columns", "rows and columns", (t.imagenet, images.transpose(2, 3))),
         ("trained on grey images", "grey", (t.grey,)),
         ("no running statistics", "running statistics", (without_statistics(t.imagenet),)),
+        (
+            "running statistics of few batches",
+            "running statistics",
+            (trained(images[:200], coloured_digits()[1][:200], UNIT, epochs=2),),
+        ),
         ("not trained", "no better than a guess", (fresh,)),
     ]
     missed = []
@@ -174,11 +179,11 @@ def test_right_teachers_are_not_accused_not_even_weak_ones(teachers):
         "0 to 255": (t.raw,),
         "the data set's": (t.own,),
         "BGR": (t.caffe,),
-        "half right": (trained(images[:30], labels[:30], IMAGENET, epochs=5),),
-        "a little trained": (trained(images[:200], labels[:200], UNIT, epochs=2),),
+        "half right": (trained(images[:12], labels[:12], IMAGENET, epochs=60),),
+        "a little trained": (trained(images[:600], labels[:600], UNIT, epochs=5),),
         "few images": (t.imagenet, images[:20], labels[:20]),
         "a weak one and few images": (
-            trained(images[:60], labels[:60], HALF, epochs=5),
+            trained(images[:60], wrong[:60], HALF, epochs=60),
             images[:60],
             labels[:60],
         ),
@@ -193,7 +198,7 @@ def test_right_teachers_are_not_accused_not_even_weak_ones(teachers):
 
 def test_a_right_teacher_costs_a_few_hundred_images(teachers):
     images, labels = coloured_digits()
-    weak = trained(images[:30], labels[:30], IMAGENET, epochs=5)
+    weak = trained(images[:12], labels[:12], IMAGENET, epochs=60)
     for teacher, most in ((teachers.imagenet, 256), (weak, 1_500)):
         seen = []
         handle = teacher.model._trunk[0].register_forward_hook(
