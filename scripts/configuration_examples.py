@@ -73,13 +73,17 @@ EXAMPLES: Final[dict[str, dict[str, str]]] = {
     },
     "cache_teacher": {
         "checkpoint": '"teacher.safetensors"',
+        "checkpoint_key": '"state_dict_ema"',
         "arch": '"resnet56a"',
         "head": '"fc"',
         "num_classes": "1000",
         "class_names": '"imagenet-classes.txt"',
         "class_map": "{ cat = 281, dog = 207 }",
+        "class_order": '"natural"',
+        "channels": '"bgr"',
         "mean": "[0.485, 0.456, 0.406]",
         "std": "[0.229, 0.224, 0.225]",
+        "check_teacher": '"warn"',
         "trained_on_held_out": "false",
         "precision": '"fp32"',
         "batch_size": "128",
@@ -207,7 +211,13 @@ NEEDED: Final[dict[str, dict[str, str]]] = {
     "cache_teacher.checkpoint": {"cache_teacher.arch": '"resnet56a"'},
     "cache_teacher.arch": {"cache_teacher.checkpoint": '"teacher.safetensors"'},
     **dict.fromkeys(
-        [f"cache_teacher.{key}" for key in ("num_classes", "class_names", "trained_on_held_out")],
+        [
+            f"cache_teacher.{key}"
+            for key in (
+                *("checkpoint_key", "num_classes", "class_names", "class_order", "channels"),
+                "trained_on_held_out",
+            )
+        ],
         _CHECKPOINT,
     ),
     "cache_teacher.head": {

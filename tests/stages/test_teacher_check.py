@@ -14,9 +14,9 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from stages import cache_teacher, prepare, train_student, train_teacher
 from stages.cache.verify import recompute
 from stages.config.root import Config
-from tests.support.real_teachers import IMAGENET, coloured_digits, trained, with_rows
+from tests.support.networks import IMAGENET, coloured_digits, trained, with_rows
 
-ARCH = "tests.support.real_teachers:layers"
+ARCH = "tests.support.networks:layers"
 NAMES = [str(number) for number in range(1, 11)]
 """Folders of the digits 0 to 9: as text 1, 10, 2, ... 9."""
 
@@ -175,7 +175,7 @@ def test_channels_of_blue_green_red_work_in_the_cache_and_its_verification(folde
 
 CODE = """\
 from torch import nn
-from tests.support.real_teachers import layers
+from tests.support.networks import layers
 
 
 def make(num_classes):

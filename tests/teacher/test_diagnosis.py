@@ -17,7 +17,7 @@ from pipeline.teacher.diagnosis import (
     highest_guess,
 )
 from pipeline.teacher.usual_mistakes import usual_mistakes, usual_orders
-from tests.support.real_teachers import (
+from tests.support.networks import (
     HALF,
     IMAGENET,
     RAW,
