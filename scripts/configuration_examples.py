@@ -215,7 +215,7 @@ NEEDED: Final[dict[str, dict[str, str]]] = {
             f"cache_teacher.{key}"
             for key in (
                 *("checkpoint_key", "num_classes", "class_names", "class_order", "channels"),
-                "trained_on_held_out",
+                *("check_teacher", "trained_on_held_out"),
             )
         ],
         _CHECKPOINT,

@@ -80,7 +80,7 @@ def execute(
     first_of_test = train.num_units(config)
     _require_shards(shards, first_of_test + test.num_units(config))
     exist = all(is_sealed(cache_place(caches_of(config), w.identity.id)) for w in (train, test))
-    if not exist:
+    if ranks.any(not exist):
         check_teacher(config, dataset, teacher, runtime, ranks=ranks)
     cached = _cache(job, train, mine=mine)
     tested = _cache(job, test, mine=None if mine is None else lambda n: mine(first_of_test + n))

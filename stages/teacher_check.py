@@ -40,13 +40,15 @@ def check_teacher(
 ) -> None:
     """Compare a teacher with a guess and with itself under the usual mistakes, on a few images.
 
-    Of several ranks the first one compares, and the others wait for it.
+    Of several ranks the first one compares, and the others wait for it. A teacher of this
+    configuration is not compared: `train-teacher` trained it on these images with these settings.
 
     Raises:
         ConfigError: if another setting is clearly better, unless `cache_teacher.check_teacher` is
             "warn" or "off".
     """
-    if config.cache_teacher.check_teacher == "off":
+    settings = config.cache_teacher
+    if settings.check_teacher == "off" or settings.checkpoint is None:
         return
     if ranks.is_first:
         _check(config, dataset, teacher, runtime)
@@ -63,28 +65,24 @@ def _check(config: Config, dataset: Dataset, teacher: Teacher, runtime: Runtime)
                 f'{line}. To continue as it is, set `cache_teacher.check_teacher = "warn"`.'
             )
         logger.warning("%s", line)
-    elif found.is_a_guess:
-        logger.warning("%s", _guess(config, teacher, found))
+    elif found.is_a_guess and found.is_storable:
+        logger.warning("%s", _guess(teacher, found))
 
 
 def _diagnosis(config: Config, dataset: Dataset, teacher: Teacher, runtime: Runtime) -> Diagnosis:
-    is_own = config.cache_teacher.checkpoint is None
-    record, views = dataset.record, view_spec(config.views)
-    side = seen_size(views, dataset)
+    record = dataset.record
     return diagnose(
         teacher,
         _images(dataset, config, runtime),
         runtime=runtime,
-        alternatives=()
-        if is_own  # trained with this configuration on these images
-        else usual_mistakes(
+        alternatives=usual_mistakes(
             teacher,
             dataset_mean=record.mean,
             dataset_std=record.std,
-            side=side,
+            side=seen_size(view_spec(config.views), dataset),
             size_setting="views.size" if config.views.kind == "rrc-flip" else "prepare.resize",
         ),
-        orders=() if is_own else usual_orders(record.class_names),
+        orders=usual_orders(record.class_names),
     )
 
 
@@ -150,17 +148,11 @@ def _order(config: Config, dataset: Dataset, order: Order) -> str:
     return f"{instead}set {count}`cache_teacher.class_map = {{{shown}}}`"
 
 
-def _guess(config: Config, teacher: Teacher, found: Diagnosis) -> str:
-    is_own = config.cache_teacher.checkpoint is None
-    advice = (
-        "Train it longer: `train_teacher.epochs`, `train_teacher.batch_size` and "
-        "`train_teacher.lr` decide."
-        if is_own
-        else "No usual mistake explains it: check `cache_teacher.checkpoint`, `arch`, the order of "
-        "the classes (`class_names`) and the normalisation (`mean`, `std`)."
-    )
+def _guess(teacher: Teacher, found: Diagnosis) -> str:
     return (
         f"the teacher {teacher.description} is no better than a guess: right on "
         f"{percent(found.accuracy, digits=1)} of {found.num_images:,} images (a guess: "
-        f"{percent(found.guess, digits=1)}). {advice}"
+        f"{percent(found.guess, digits=1)}). No usual mistake explains it: check "
+        "`cache_teacher.checkpoint`, `arch`, the order of the classes (`class_names`) and the "
+        "normalisation (`mean`, `std`)."
     )

@@ -131,10 +131,12 @@ class Diagnosis:
     guess: float
     """Accuracy of the best constant answer."""
     better: Better | None
+    is_storable: bool = True
+    """False if a logit does not fit float16, which the pass into a cache reports."""
 
     @property
     def is_a_guess(self) -> bool:
-        """True if the accuracy cannot be told from that of a guess."""
+        """True if the accuracy is within the errors of that of a guess."""
         return self.accuracy <= highest_guess(self.guess, self.num_images)
 
 

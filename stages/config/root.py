@@ -159,7 +159,7 @@ class CacheTeacherConfig(Section):
 
 _OF_A_CHECKPOINT = (
     *("checkpoint_key", "arch", "head", "num_classes", "class_names", "class_map", "class_order"),
-    *("channels", "mean", "std", "trained_on_held_out"),
+    *("channels", "mean", "std", "check_teacher", "trained_on_held_out"),
 )
 
 

@@ -14,7 +14,7 @@ from pipeline.errors import ArtefactMismatch, ConfigError
 from stages import cache_teacher, prepare, train_student, train_teacher
 from stages.cache.verify import recompute
 from stages.config.root import Config
-from tests.support.networks import IMAGENET, coloured_digits, trained, with_rows
+from tests.support.networks import IMAGENET, coloured_digits, network, trained, with_rows
 
 ARCH = "tests.support.networks:layers"
 NAMES = [str(number) for number in range(1, 11)]
@@ -289,5 +289,15 @@ def test_a_training_of_few_steps_names_the_steps_and_the_settings(folder, caplog
         assert f"`{table}.batch_size` below 256" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        cache_teacher.execute(config)
-    assert "Train it longer" in caplog.text
+        cache_teacher.execute(config)  # its training has said it
+    assert caplog.text == ""
+
+
+def test_a_checkpoint_that_was_never_trained_is_a_warning(folder, tmp_path, caplog):
+    torch.manual_seed(2)
+    torch.save(network().state_dict(), tmp_path / "fresh.pth")
+    with caplog.at_level(logging.WARNING):
+        cache_teacher.execute(config_of(folder, checkpoint=tmp_path / "fresh.pth"))
+    assert "no better than a guess" in caplog.text
+    assert "`cache_teacher.checkpoint`" in caplog.text
+    assert len(caplog.records) == 1
