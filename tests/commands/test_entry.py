@@ -90,3 +90,23 @@ def test_names_with_umlauts_are_the_same_in_an_ascii_locale(tmp_path):
         assert (done.code, done.out) == (0, f"{workspace}/data\n"), done
         written.append((tmp_path / workspace / "data" / "dataset.json").read_bytes())
     assert written[0] == written[1]
+
+
+def test_the_backend_of_a_notebook_is_not_imported():
+    """`!heartcut report` in Jupyter and Colab, whose kernels export it to their children."""
+    code = (
+        "import cli\n"
+        "def command():\n"
+        "    import stages.report.svg_charts, matplotlib\n"
+        "    print(matplotlib.get_backend())\n"
+        "cli._command = command; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "module://of_a_notebook.backend"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip().lower()) == (0, "agg"), done.stderr
