@@ -37,8 +37,13 @@ def keeping_server():
     running.close()
 
 
+def range_of(path: Path) -> tuple[int, int]:
+    first, _, stop = path.stem.partition(".")[2].partition("-")
+    return int(first), int(stop)
+
+
 def first_of(path: Path) -> int:
-    return int(path.name.partition(".")[2].partition("-")[0])
+    return range_of(path)[0]
 
 
 class Job:
@@ -133,19 +138,34 @@ def test_a_request_to_stop_keeps_every_image_that_was_computed(
     assert not list(job.caches.glob("*.unfinished"))
 
 
-def test_a_stop_writes_what_no_file_has_yet(server, job, clean_roots, tmp_path):
-    """With the usual 30 seconds between two writes, so that only the stop writes."""
+FIRST_ONLY = """
+from pipeline.teacher import computed_rows
+
+keep, computed_rows.KEEP_SECONDS = computed_rows.ComputedRows.keep, 0.0
+
+def keep_and_wait(rows):
+    keep(rows)
+    computed_rows.KEEP_SECONDS = 3600.0
+
+computed_rows.ComputedRows.keep = keep_and_wait
+"""
+
+
+def test_a_stop_writes_what_no_file_has_yet(job, clean_roots, tmp_path):
+    """The command writes its first batch at once, and the next ones in an hour."""
+    server = Server(FIRST_ONLY)
     running = server.start(tmp_path / "stopped", *job.command)
-    while not list(job.caches.glob("*/data.zarr")) and running.is_running:
+    while not job.files() and running.is_running:
         time.sleep(0.001)
-    time.sleep(0.1)
+    time.sleep(0.05)
     running.signal(signal.SIGINT)
-    done = running.wait()
-    assert done.shell_code == 130
-    kept = [int(number) for number in re.findall(r"and (\d+) images of unfinished", done.err)]
-    assert len(job.files()) == len(kept)
+    assert running.wait().shell_code == 130
+    server.close()
+    (first, rest) = sorted(map(range_of, job.files()))
+    assert first == (0, BATCH)
+    assert rest[0] == BATCH < rest[1]
     done = heartcut(*job.command, quiet=False)
-    assert [int(number) for *_, number in KEPT.findall(done.err)] == kept
+    assert [int(number) for *_, number in KEPT.findall(done.err)] == [rest[1]]
     assert job.roots() == clean_roots
 
 
