@@ -101,7 +101,7 @@ class CacheTeacherConfig(Section):
 
     "auto" is bf16 where the hardware supports it, else fp32."""
     batch_size: Count | None = None
-    """Images per forward pass of the teacher. It does not change what is cached.
+    """Images per forward pass of the teacher. At most, it changes the rounding of what is cached.
 
     Unset, it is the largest power of two up to 512 with which the largest output of a layer stays
     below 32 MiB on a CPU, or 1 GiB on an accelerator."""

@@ -4,7 +4,7 @@ Every case runs in a process of its own on one thread, the cases of a round one 
 time is processor time, so other work on the machine hardly changes it. The memory is the growth of
 the resident set to its peak.
 
-    python benchmarks/teacher_batch.py [--rounds 5]
+    python benchmarks/study/teacher_batch.py [--rounds 5]
 """
 
 import argparse
@@ -17,12 +17,11 @@ import sys
 import time
 
 import torch
-from _common import machine
 
 from pipeline.data.normalisation import Normaliser
 from pipeline.data.supervision import Batch
 from pipeline.models.zoo import build
-from pipeline.runtime.device import resolve_runtime
+from pipeline.runtime.device import processor, resolve_runtime
 from pipeline.runtime.memory import reuse_freed_memory
 from pipeline.teacher.batches import fitting_batch
 from pipeline.teacher.frozen import teacher_features
@@ -91,7 +90,7 @@ def main() -> None:
         print(json.dumps(run(*arguments.case)))
         return
     found = [[measured(case) for case in CASES] for _ in range(arguments.rounds)]
-    print(f"{machine()}, one thread, n = {arguments.rounds}\n")
+    print(f"{processor()}, torch {torch.__version__}, one thread, n = {arguments.rounds}\n")
     for case, own in zip(CASES, zip(*found, strict=True), strict=True):
         times = sorted(one["ms"] for one in own)
         arch, side, size, reuses = case
