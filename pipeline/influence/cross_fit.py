@@ -27,7 +27,6 @@ from pipeline.methods.head.solver import (
     HeadFit,
     NotConverged,
     fit,
-    is_long,
     least_gradient,
     rough_gradient,
     with_precision,
@@ -40,6 +39,8 @@ logger = logging.getLogger(__name__)
 L2_GRID: Final = tuple(10 ** (-power / 2) for power in range(2, 15))
 """L2 weights to try: 1e-1, 3e-2, ... 1e-7."""
 _LONG_GRID: Final = L2_GRID[::2]
+_LONG_FROM: Final = 1e10
+"""Floating-point operations of a Hessian product that takes a tenth of a second or more."""
 _ROWS: Final = 16_384
 
 
@@ -123,9 +124,9 @@ class L2Choice:
     """(l2, target loss) of each l2 that was tried, from large to small."""
 
 
-def l2_grid(problem: HeadProblem, *, num_classes: int) -> tuple[float, ...]:
-    """L2 weights to try for a problem: half decades, or whole ones if each fit takes long."""
-    return _LONG_GRID if is_long(problem, num_classes=num_classes) else L2_GRID
+def l2_grid(product_flop: float) -> tuple[float, ...]:
+    """L2 weights to try: half decades, or whole ones if a Hessian product takes long."""
+    return _LONG_GRID if product_flop > _LONG_FROM else L2_GRID
 
 
 def choose_l2(

@@ -23,14 +23,16 @@ from pipeline.artefacts.cache.teacher_cache import TeacherCache
 from pipeline.artefacts.dataset import Dataset
 from pipeline.artefacts.soft_labels import HeadQuality, RepairReport
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.influence.cross_fit import CrossFit, L2Choice, choose_l2, cross_fit
+from pipeline.influence.cross_fit import CrossFit, L2Choice, choose_l2, cross_fit, l2_grid
+from pipeline.influence.head_progress import HeadProgress
 from pipeline.methods.folds import stratified_folds, stratified_parts
-from pipeline.methods.head.data import runs
+from pipeline.methods.head.data import read_rows, runs
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input
-from pipeline.methods.head.solver import NotConverged
+from pipeline.methods.head.solver import NotConverged, product_flop, with_precision
 from pipeline.methods.metrics import evaluate_logits
 from pipeline.provenance import array_sha256
+from pipeline.runtime.progress import progress
 from pipeline.runtime.ranks import ALONE, Ranks
 
 CLEAN = 0
@@ -114,12 +116,13 @@ def repair_head(
     rows = _Rows.of(cached, dataset, num_folds=num_folds, seed=seed)
     features = torch.from_numpy(cached.features(CLEAN))
     start = _teacher_head(cached.cache)
+    every = HeadProblem(features=features[None], labels=rows.labels, l2=1.0, sharing=ranks)
+    grid = l2_grid(product_flop(every, num_classes=len(start)))
     try:
-        choice = _choose(features, rows, start, ranks=ranks)
-        problem = HeadProblem(
-            features=features[None], labels=rows.labels, l2=choice.l2, sharing=ranks
-        )
-        heads = cross_fit(problem, folds=rows.folds, start=start)
+        with progress("head repair", total=len(grid) + num_folds + 1, unit="heads") as bar:
+            watched = replace(every, watch=HeadProgress(bar, name="training samples"))
+            choice = _choose(watched, rows, start, grid=grid)
+            heads = cross_fit(replace(watched, l2=choice.l2), folds=rows.folds, start=start)
     except NotConverged as error:
         raise PipelineError(f"the teacher's head cannot be repaired: {error}") from error
     report = RepairReport(
@@ -186,16 +189,16 @@ def _teacher_head(cache: TeacherCache) -> Tensor:
     return torch.cat([torch.from_numpy(weight), torch.from_numpy(bias)[:, None]], dim=1).double()
 
 
-def _choose(features: Tensor, rows: _Rows, start: Tensor, *, ranks: Ranks) -> L2Choice:
+def _choose(every: HeadProblem, rows: _Rows, start: Tensor, *, grid: tuple[float, ...]) -> L2Choice:
     """Choose the L2 weight whose head of all training rows fits the deciding rows best."""
-    inputs = with_bias_input(features[rows.deciding].double())
+    inputs = with_bias_input(read_rows(every.features, rows.deciding)[0].double())
     labels = rows.labels[rows.deciding]
-    every = HeadProblem(features=features[None], labels=rows.labels, l2=1.0, sharing=ranks)
-    read = every.part(rows.training)
+    read = with_precision(every.part(rows.training), num_classes=len(start))
     return choose_l2(
         lambda l2: replace(read, l2=l2),
         lambda weight: F.cross_entropy(inputs @ weight.T, labels).item(),
         start,
+        grid=grid,
     )
 
 

@@ -50,6 +50,7 @@ from pipeline.methods.head.solver import (
     NotConverged,
     fit,
     least_gradient,
+    product_flop,
     rough_gradient,
     with_precision,
 )
@@ -107,7 +108,9 @@ def score_influence(rows: ScoredRows, targets: Targets, settings: InfluenceSetti
 def num_heads(rows: ScoredRows, targets: Targets, settings: InfluenceSettings) -> int:
     """Heads that a scoring fits, if no l2 has to be raised; the path to l2 may end earlier."""
     size = HeadProblem(features=rows.features, labels=rows.labels, l2=1.0)
-    path = len(l2_grid(size, num_classes=len(rows.start))) if settings.l2 is None else 0
+    path = (
+        len(l2_grid(product_flop(size, num_classes=len(rows.start)))) if settings.l2 is None else 0
+    )
     folds = 0 if rows.folds is None else int(rows.folds.max()) + 1
     return (
         path
@@ -165,7 +168,7 @@ class _Run:
         the choosing rows. First-order scores are better at a larger l2."""
         every = self._problem(1.0, distilled=None)
         few = every.curvature  # hessian_subsample rows, if that is set
-        grid = l2_grid(few, num_classes=len(self._rows.start))
+        grid = l2_grid(product_flop(few, num_classes=len(self._rows.start)))
         losses: list[Tensor] = []
 
         def problem_at(l2: float) -> HeadProblem:

@@ -22,8 +22,6 @@ from pipeline.runtime.device import Runtime
 from pipeline.runtime.progress import progress
 from stages.cache.sizes import CacheSize
 
-PRODUCTS: Final = 300
-"""Hessian products of an influence run over all samples: the l2 path, two heads, their solves."""
 _SECONDS: Final = 1.0
 """Time for which each unit of work is repeated, after a warm-up."""
 _BATCH, _ROWS = 64, 4096
@@ -66,12 +64,15 @@ def measure(model: Classifier, size: CacheSize, *, side: int, runtime: Runtime) 
             )
 
 
-def stages(size: CacheSize, costs: UnitCosts) -> Iterator[tuple[str, str, float]]:
-    """Yield (stage, work, seconds) of every part that grows with the number of images."""
+def stages(size: CacheSize, costs: UnitCosts, *, products: int) -> Iterator[tuple[str, str, float]]:
+    """Yield (stage, work, seconds) of every part that grows with the number of images.
+
+    ``products`` is the number of Hessian products of the influence (`influence_costs`).
+    """
     rows = size.num_views * size.num_samples
     num_bytes = rows * size.bytes_per_row
     num_views = max(size.num_views - 1, 1)
-    flops = PRODUCTS * product_flops(
+    flops = products * product_flops(
         size.num_samples, num_classes=size.num_classes, num_features=size.num_features
     )
     yield "cache-teacher", f"{rows:,} forward passes", rows / costs.teacher_images
@@ -79,10 +80,10 @@ def stages(size: CacheSize, costs: UnitCosts) -> Iterator[tuple[str, str, float]
     yield "select", f"{num_bytes:,} bytes read", num_bytes / costs.read_bytes
     revised = num_views * size.num_samples
     yield "select", f"{revised:,} labels revised", revised / costs.revised_rows
-    if size.settings.features:
+    if size.settings.features and products:
         yield (
             "select",
-            f"influence, clean view, {PRODUCTS} products, {flops:.1e} flop",
+            f"influence, clean view, {products:,} products, {flops:.1e} flop",
             flops / costs.head_flops,
         )
 

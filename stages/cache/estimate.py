@@ -3,6 +3,7 @@
 The data set is the prepared one, or a hypothetical one of a given size.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.artefacts.dataset import Dataset
@@ -11,6 +12,7 @@ from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
 from stages.cache import costs as cache_costs
 from stages.cache.costs import UnitCosts
+from stages.cache.influence_costs import influence_products
 from stages.cache.sizes import CacheSize
 from stages.config.root import CacheTeacherConfig, Config
 from stages.views import seen_size, view_spec
@@ -58,7 +60,8 @@ def estimate(
         runtime = resolve_runtime(config.cache_teacher.precision)
         model = model.eval().to(runtime.device)
         costs = cache_costs.measure(model, train, side=side, runtime=runtime)
-        lines += ["", *_times(train, costs, model.arch, side)]
+        work = cache_costs.stages(train, costs, products=_products(config, train))
+        lines += ["", *_times(work, costs, model.arch, side)]
     return "\n".join(lines).rstrip()
 
 
@@ -125,13 +128,16 @@ def _name(settings: CacheTeacherConfig) -> str:
     return kept + (" + features" if settings.features else "")
 
 
-def _times(size: CacheSize, costs: UnitCosts, arch: str, side: int) -> list[str]:
+def _products(config: Config, size: CacheSize) -> int:
+    return influence_products(config, size.num_samples, size.num_classes, size.num_features)
+
+
+def _times(
+    work: Iterable[tuple[str, str, float]], costs: UnitCosts, arch: str, side: int
+) -> list[str]:
     """Table of the time of every stage in one process on this machine."""
     lines = [f"{'stage':<14} {'work':<70} {'hours here':>12}"]
-    lines += [
-        f"{stage:<14} {work:<70} {seconds / 3600:>12,.3f}"
-        for stage, work, seconds in cache_costs.stages(size, costs)
-    ]
+    lines += [f"{stage:<14} {what:<70} {seconds / 3600:>12,.3f}" for stage, what, seconds in work]
     lines.append(
         f"\nOne process on {costs.device}: {arch} {costs.teacher_images:,.0f} images/s of "
         f"{side} x {side} pixels; {costs.written_bytes / 1e6:,.0f} MB/s written, "

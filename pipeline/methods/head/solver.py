@@ -240,7 +240,6 @@ def _require_right_side(right_side: Tensor, *, linear: Linearisation) -> None:
 
 
 _MIXED_FROM: Final = 1e9  # flop of a Hessian product; below it float32 saves nothing
-_LONG_FROM: Final = 1e10  # flop of a Hessian product that takes a tenth of a second or more
 _ROUGH_LOSS: Final = 1e-5  # nats above the minimum, far below a standard error of held-out losses
 _SINGLE_FROM: Final = 1e12  # flop of a pass; above it float64 would take minutes
 
@@ -251,7 +250,7 @@ def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
     Small: float64. Large: Hessian products in float32, refined until the float64 residual is small
     enough. Very large: float32 within chunks, float64 between them.
     """
-    flop = _product_flop(problem, num_classes=num_classes)
+    flop = product_flop(problem, num_classes=num_classes)
     if flop > _SINGLE_FROM:
         return replace(problem, dtype=torch.float32, products=torch.float32)
     if flop > _MIXED_FROM:
@@ -259,12 +258,8 @@ def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
     return problem
 
 
-def is_long(problem: HeadProblem, *, num_classes: int) -> bool:
-    """True if a pass takes so long that fewer fits are worth a coarser choice."""
-    return _product_flop(problem, num_classes=num_classes) > _LONG_FROM
-
-
-def _product_flop(problem: HeadProblem, *, num_classes: int) -> float:
+def product_flop(problem: HeadProblem, *, num_classes: int) -> float:
+    """Floating-point operations of a Hessian product."""
     return 4.0 * problem.num_rows * num_classes * (problem.features.shape[2] + 1)
 
 
