@@ -184,7 +184,13 @@ def diagnose(
     found = case.better_orders(now, None)
     if accuracy < GOOD and alternatives:
         found = case.searched(found, alternatives)
-    return Diagnosis(num_images=len(hits), accuracy=accuracy, guess=guess, better=_simplest(found))
+    return Diagnosis(
+        num_images=len(hits),
+        accuracy=accuracy,
+        guess=guess,
+        better=_simplest(found),
+        is_storable=bool((now.abs() <= torch.finfo(torch.float16).max).all()),
+    )
 
 
 def _pairs(alternatives: Sequence[Alternative]) -> list[Alternative]:

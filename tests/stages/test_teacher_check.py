@@ -293,9 +293,9 @@ def test_a_training_of_few_steps_names_the_steps_and_the_settings(folder, caplog
     assert caplog.text == ""
 
 
-def test_a_checkpoint_that_was_never_trained_is_a_warning(folder, tmp_path, caplog):
-    torch.manual_seed(2)
-    torch.save(network().state_dict(), tmp_path / "fresh.pth")
+def test_a_head_that_was_never_trained_is_a_warning(folder, tmp_path, caplog):
+    state = network().state_dict()
+    torch.save(state | {"8.weight": torch.zeros(10, 512)}, tmp_path / "fresh.pth")
     with caplog.at_level(logging.WARNING):
         cache_teacher.execute(config_of(folder, checkpoint=tmp_path / "fresh.pth"))
     assert "no better than a guess" in caplog.text
