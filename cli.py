@@ -136,9 +136,8 @@ def prepare(
     with one_line_errors():
         settings = load(config, override, extra)
         from stages import prepare as stage  # numpy and FFCV load here, so --help stays instant
-        from stages.architectures import require_known
 
-        require_known(settings)
+        stage.require_known_architectures(settings)
         with ranks_of_job() as ranks:
             show(ranks.first_before_others(lambda: stage.execute(settings)).folder, ranks)
         if settings.select.cache is not None:

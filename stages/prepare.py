@@ -30,7 +30,9 @@ from pipeline.data.images.findings import finding, listed, worded
 from pipeline.data.images.folders import folding_alike
 from pipeline.data.reading import ReadSplit, by_pixels, read_split, second_reading, statistics
 from pipeline.data.sources import Source, Split
-from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound
+from pipeline.errors import ArtefactExists, ArtefactMismatch, ArtefactNotFound, ConfigError
+from pipeline.models.reused_head import SUFFIX
+from pipeline.models.zoo import architectures, unknown_architecture
 from pipeline.provenance import array_sha256, identity, short
 from stages.config.origin import with_complete_commands
 from stages.config.prepare import PrepareConfig
@@ -50,6 +52,23 @@ _REMEDIES = {
     "of the teacher did",
     findings.TWO_LABELS: "; remove the wrong ones",
 }
+
+
+def require_known_architectures(config: Config) -> None:
+    """Reject a network of a later stage that is neither in the zoo nor from elsewhere.
+
+    Raises:
+        ConfigError: naming the key, and the closest names.
+    """
+    named = {
+        "train_teacher.arch": config.train_teacher.arch,
+        "cache_teacher.arch": config.cache_teacher.arch,
+        "train_student.arch": config.train_student.arch,
+    }
+    for key, arch in named.items():
+        trunk = arch.partition(SUFFIX)[0]
+        if arch and ":" not in arch and trunk not in architectures():
+            raise ConfigError(f"{key}: {unknown_architecture(arch)}")
 
 
 @with_complete_commands

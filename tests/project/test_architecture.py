@@ -54,7 +54,6 @@ INSIDE_STAGES = {
     "views": {"config"},
     "text": set(),
     "methods": {"text"},
-    "architectures": {"config"},
     "prepare": {"config", "text"},
     "identities": {"config", "views"},
     "caches": {"config", "identities"},

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from stages.architectures import require_known
 from stages.config.file import config_from_tree
+from stages.prepare import require_known_architectures
 from tests.support.commands import heartcut
 
 CHECKPOINT = {"checkpoint": "x.pth"}
@@ -14,13 +14,13 @@ CHECKPOINT = {"checkpoint": "x.pth"}
 def test_a_misspelt_architecture_is_reported_with_its_key_and_the_close_one(table):
     settings = {"arch": "resnet8b"} | (CHECKPOINT if table == "cache_teacher" else {})
     with pytest.raises(ConfigError, match=rf"^{table}\.arch: .*'resnet8b'.*resnet8") as error:
-        require_known(config_from_tree({table: settings}, origin="a.toml"))
+        require_known_architectures(config_from_tree({table: settings}, origin="a.toml"))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("arch", ["resnet8a", "vgg8+simkd64", "torchvision:x", "my.module:make"])
 def test_networks_of_the_zoo_and_from_elsewhere_pass(arch):
-    require_known(
+    require_known_architectures(
         config_from_tree({"cache_teacher": {"arch": arch, **CHECKPOINT}}, origin="a.toml")
     )
 
