@@ -15,7 +15,8 @@ from pipeline.artefacts.objects.protocol import ObjectStore
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import short
 from pipeline.runtime.device import resolve_runtime
-from stages.config.root import CacheTeacherConfig, Config
+from stages.config.cache_teacher import CacheTeacherConfig
+from stages.config.root import Config
 from stages.config.select import INFLUENCE_STRATEGIES
 from stages.identities import Identities, cache_request
 

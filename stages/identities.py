@@ -14,7 +14,8 @@ from pipeline.artefacts.soft_labels import RepairIdentity, SoftLabelIdentity
 from pipeline.errors import ConfigError
 from pipeline.provenance import Json, identity
 from pipeline.runtime.device import resolve_runtime
-from stages.config.root import CacheTeacherConfig, Config
+from stages.config.cache_teacher import CacheTeacherConfig
+from stages.config.root import Config
 from stages.config.select import INFLUENCE_STRATEGIES, SelectConfig
 from stages.config.training import METHOD_TABLES, OptimiserConfig, TrainStudentConfig
 from stages.views import fresh_views, view_spec

@@ -16,7 +16,8 @@ from pipeline.models.zoo import build
 from pipeline.provenance import identity
 from pipeline.runtime.device import Runtime
 from pipeline.teacher.frozen import Teacher
-from stages.config.root import CacheTeacherConfig, Config
+from stages.config.cache_teacher import CacheTeacherConfig
+from stages.config.root import Config
 from stages.config.types import Triple
 from stages.identities import teacher_run_path
 from stages.views import seen_size, view_spec

@@ -14,7 +14,8 @@ from stages.cache import costs as cache_costs
 from stages.cache.costs import UnitCosts
 from stages.cache.influence_costs import influence_products
 from stages.cache.sizes import CacheSize
-from stages.config.root import CacheTeacherConfig, Config
+from stages.config.cache_teacher import CacheTeacherConfig
+from stages.config.root import Config
 from stages.views import seen_size, view_spec
 
 _TOP_K = 16

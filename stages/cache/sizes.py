@@ -14,7 +14,7 @@ from pipeline.artefacts.cache.record import (
 )
 from pipeline.artefacts.zarr_arrays import CRC_BYTES, ArraySpec
 from stages.caches import cache_layout
-from stages.config.root import CacheTeacherConfig
+from stages.config.cache_teacher import CacheTeacherConfig
 
 KEY_BYTES: Final = 16
 """Bytes of a sample's key, and of the hash of its pixels; each array is one object."""

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 import cli
 from pipeline.methods.catalogue import Strategy
-from stages.config.root import CacheTeacherConfig
+from stages.config.cache_teacher import CacheTeacherConfig
 from stages.config.select import SelectConfig
 from stages.config.types import PrecisionChoice
 

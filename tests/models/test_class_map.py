@@ -19,7 +19,8 @@ from pipeline.models.class_map import (
 )
 from pipeline.models.zoo import build
 from pipeline.runtime.device import resolve_runtime
-from stages.config.root import CacheTeacherConfig, Config
+from stages.config.cache_teacher import CacheTeacherConfig
+from stages.config.root import Config
 from stages.identities import cache_request
 from stages.teacher import load_teacher
 from tests.support.cases import looped, mentions

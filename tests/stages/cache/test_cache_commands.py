@@ -20,8 +20,8 @@ from pipeline.models.zoo import build
 from stages.cache import verify as cache_verify
 from stages.cache.sizes import CacheSize
 from stages.caches import Caches
+from stages.config.cache_teacher import CacheTeacherConfig
 from stages.config.file import with_overrides
-from stages.config.root import CacheTeacherConfig
 from stages.identities import teacher_run_path
 from tests.support.cases import mentions
 from tests.support.commands import heartcut
