@@ -55,7 +55,7 @@ def config_of(folder: Path, **teacher) -> Config:
         {
             "workspace": folder / "ws",
             "caches": str(folder / "caches"),
-            "prepare": {"source": "folder", "path": folder / "images"},
+            "prepare": {"source": "folder", "path": folder / "images", "duplicates": "allow"},
             "views": {"padding": 1, "flip": False, "count": 1},
             "cache_teacher": {k: v for k, v in settings.items() if v is not None},
         }

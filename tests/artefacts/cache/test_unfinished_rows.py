@@ -22,6 +22,7 @@ BATCH, NUM_TRAINING = 5, 450
 SETTINGS = (
     "cache_teacher.arch=resnet8a",
     "cache_teacher.shard_rows=10000",
+    "cache_teacher.check_teacher=off",
     f"cache_teacher.batch_size={BATCH}",
     "views.padding=1",
     "views.count=2",

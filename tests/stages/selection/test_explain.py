@@ -25,7 +25,7 @@ FOLDER = [
     "prepare.test_fraction=unset",
     "train_teacher.batch_size=16",
     "train_teacher.fraction=unset",
-    "train_teacher.epochs=1",
+    "train_teacher.epochs=6",
     "select.influence.l2=0.01",
 ]
 

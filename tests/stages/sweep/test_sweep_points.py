@@ -42,10 +42,10 @@ def test_axes_make_every_combination_with_the_last_fastest():
 
 def test_the_overrides_of_a_point_make_its_configuration():
     """So what chosen.json says can be typed."""
-    axes = {"select.eta": [0.5], "views.count": ["all"], "train_student.name": ['a "b"']}
+    axes = {"select.eta": [0.5], "views.count": ["all"], "select.cache": ['a "b"']}
     (point,) = sweep_points(sweep_of(axes=axes))
     assert with_overrides(sweep_of(axes=axes), point.overrides) == point.config
-    assert point.config.train_student.name == 'a "b"'
+    assert point.config.select.cache == 'a "b"'
 
 
 def test_axes_are_the_same_quoted_and_as_tables(tmp_path):
