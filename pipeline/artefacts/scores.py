@@ -104,8 +104,8 @@ class SolveRecord(Record):
     effective_parameters: float
     """p_eff / N; first-order scores are unreliable above 0.25."""
     effective_parameters_error: float | None = None
-    """Standard error of `effective_parameters`: 0 where it is exact; None in older files, where
-    it is EK-FAC's."""
+    """Bound of the standard error of `effective_parameters`: 0 where it is exact. None in older
+    files, where it is EK-FAC's."""
     sum_rule_error: float
     held_out_loss: float
     """Mean cross-entropy of the refitted head on the target."""

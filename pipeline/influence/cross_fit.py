@@ -77,7 +77,9 @@ class CrossFit:
         return logits
 
 
-def cross_fit(problem: HeadProblem, *, folds: Tensor, start: Tensor) -> CrossFit:
+def cross_fit(
+    problem: HeadProblem, *, folds: Tensor, start: Tensor, is_rough: bool = False
+) -> CrossFit:
     """Fit one head without each fold, and one with all folds.
 
         J_f(W) = mean over the rows outside f of CE(y_i, W h~_i) + (l2/2) ||W without bias||^2
@@ -89,6 +91,7 @@ def cross_fit(problem: HeadProblem, *, folds: Tensor, start: Tensor) -> CrossFit
             It is fitted in the precision that its size allows.
         folds: fold of each row, (N,) int64; rows of fold -1 are not read.
         start: initial W, (C, D + 1), for example the teacher's head.
+        is_rough: fit large problems only as precisely as probabilities need.
     Raises:
         NotConverged: if a head cannot be fitted to tolerance.
         ValueError: if there are fewer than two folds, or one of them is empty.
@@ -100,7 +103,10 @@ def cross_fit(problem: HeadProblem, *, folds: Tensor, start: Tensor) -> CrossFit
 
     def fitted(rows: Tensor) -> HeadFit:
         part = problem.part(rows.nonzero().squeeze(1))
-        return fit(part, start=start, gtol=least_gradient(part))
+        gtol = least_gradient(part)
+        if is_rough and part.products == torch.float32:
+            gtol = max(gtol, 0.1 * rough_gradient(part))  # within 1e-7 nats of the minimum
+        return fit(part, start=start, gtol=gtol)
 
     heads = [fitted((folds >= 0) & (folds != fold)) for fold in range(len(counts))]
     overall = fitted(folds >= 0)
@@ -218,7 +224,7 @@ def issue_columns(rows: ScoredRows, *, l2: float, watch: Watch) -> dict[str, NDA
     problem = HeadProblem(
         features=rows.clean, labels=rows.labels, l2=l2, sharing=ranks, watch=watch
     )
-    heads = cross_fit(problem, folds=folds, start=rows.start)
+    heads = cross_fit(problem, folds=folds, start=rows.start, is_rough=True)
 
     def probs_of(part: slice) -> Tensor:
         return heads.logits_of(read_rows(rows.clean, part)[0], folds[part]).softmax(dim=1)
