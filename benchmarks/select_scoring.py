@@ -7,6 +7,7 @@ operands, in turn. Memory: the same from memory-mapped files, one process for ea
 is the peak of the process's own memory (RssAnon), because mapped files are in the page cache.
 
     python benchmarks/select_scoring.py [--rounds 3] [--rows 50000] [--classes 100] [--features 256]
+    python benchmarks/select_scoring.py --rows 3000 --classes 1000 --features 1280 --seconds
     python benchmarks/select_scoring.py --memory [--sizes 50000 100000 200000]
 """
 
@@ -59,6 +60,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--features", type=int, default=256)
     parser.add_argument("--held-out", type=int, default=5_000)
+    parser.add_argument("--cross-fit", action="store_true", help="five targets instead of one")
+    parser.add_argument("--seconds", action="store_true", help="time alone, without the products")
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 100_000, 200_000])
@@ -84,8 +87,10 @@ def made(options: argparse.Namespace, folder: Path) -> Synthetic:
     )
 
 
-def all_scores(data: Synthetic, num_rows: int, **changes: object) -> Callable[[], object]:
-    """A function that computes the scores of the first rows, with the others as target."""
+def all_scores(
+    data: Synthetic, num_rows: int, *, is_crossed: bool = False, **changes: object
+) -> Callable[[], object]:
+    """A function that computes the scores of the first rows, with the others or folds as target."""
     features, held_out = data.features[:num_rows], data.features[num_rows:]
     target = Target(
         features=FeatureRows(values=held_out),
@@ -101,7 +106,13 @@ def all_scores(data: Synthetic, num_rows: int, **changes: object) -> Callable[[]
         folds=torch.arange(num_rows) % 5,
     )
     settings = InfluenceSettings(**(SETTINGS | changes))
-    return lambda: score_influence(scored, Targets(target=target, choosing=target), settings)
+    targets = Targets(target=target, choosing=target)
+    if is_crossed:
+        own = Target(
+            features=scored.clean, labels=scored.labels, groups=torch.arange(num_rows) // 5 % 10
+        )
+        targets = Targets(target=own, folds=scored.folds, choosing=target)
+    return lambda: score_influence(scored, targets, settings)
 
 
 class Products(TorchDispatchMode):
@@ -145,7 +156,14 @@ def _seconds_of(signature: tuple[object, ...]) -> float:
 
 def speed(options: argparse.Namespace, folder: Path) -> None:
     """Time scoring and its products in turn, after a run that counts the products."""
-    run = all_scores(made(options, folder), options.rows)
+    run = all_scores(made(options, folder), options.rows, is_crossed=options.cross_fit)
+    if options.seconds:
+        for _ in range(options.rounds):
+            start = time.perf_counter()
+            run()
+            print(f"{time.perf_counter() - start:.1f} s for all of select's scoring", flush=True)
+        print(machine())
+        return
     with Products() as products:
         run()
     seconds: dict[str, list[float]] = {"all of select's scoring": [], "its products alone": []}
