@@ -8,6 +8,7 @@ many flips were rejected, repaired or of no effect.
 """
 
 import contextlib
+import logging
 import shutil
 import sys
 import tempfile
@@ -337,6 +338,7 @@ def _row(name: str, found: Outcomes) -> str:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # every repair warns
     with tempfile.TemporaryDirectory() as folder:
         made = make_workspace(Path(folder) / "work")
         for line in tables(made, int(sys.argv[1]) if len(sys.argv) > 1 else 1000):
