@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from commands import remedies
 from commands.cache import cache_app
-from commands.exit import INTERRUPTED, run_and_exit
+from commands.exit import INTERRUPTED, TERMINATED, run_and_exit
 from commands.launch import launch
 from commands.logs import Verbosity, set_up_logs
 from commands.one_voice import is_one_of_many, prefix
@@ -28,6 +28,7 @@ from commands.shared import (
     quoted,
     ranks_of_job,
     refuse_ranks,
+    report_end,
     report_interrupt,
     seed_override,
     show,
@@ -36,6 +37,7 @@ from commands.shared import (
 from commands.show import show_app
 from commands.signals import end_with_one_line
 from commands.streams import prepare_streams
+from pipeline.errors import Terminated
 from stages.methods import STRATEGIES
 
 _STRATEGIES = (
@@ -86,6 +88,9 @@ def _command() -> None:
     except KeyboardInterrupt:  # before typer reads the line; `_Commands` reports later ones
         report_interrupt()
         sys.exit(INTERRUPTED)
+    except Terminated as error:
+        report_end(str(error))
+        sys.exit(TERMINATED)
 
 
 def _print_version(wanted: bool) -> None:

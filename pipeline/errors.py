@@ -32,8 +32,11 @@ class Damaged(ArtefactMismatch):
     """An artefact changed after it was written: an object is missing, truncated or altered."""
 
 
-class Terminated(PipelineError):
-    """The process was asked to end, and ended at a point from which the same command resumes."""
+class Terminated(BaseException):
+    """The process was asked to end, and ended at a point from which the same command resumes.
+
+    Like a KeyboardInterrupt it passes every `except Exception`: a signal may come at any line.
+    """
 
 
 class PeerLost(PipelineError):

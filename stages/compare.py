@@ -25,7 +25,15 @@ from stages.config.file import with_overrides
 from stages.config.root import Config
 from stages.sweep.points import with_seed
 from stages.sweep.tasks import Students
-from stages.text import duration, percent, percent_over_seeds, percentage_points, text_table
+from stages.text import (
+    counted,
+    duration,
+    percent,
+    percent_over_seeds,
+    percentage_points,
+    text_table,
+)
+from stages.training.chance import guess_of, is_a_guess
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +79,7 @@ def execute(config: Config, *, ranks: Ranks = ALONE) -> Comparison:
     if ranks.is_first:
         paths = {name: [run.path for run in own] for name, own in runs.items()}
         comparison.write(config.workspace, paths)
+        _warn_of_guesses(runs, dataset)
     return Comparison(
         runs=runs,
         baselines=_baselines(variants),
@@ -118,6 +127,21 @@ def _train(
             logger.info("student %d of %d: %s, seed %d: %s", number, total, name, seed, _line(run))
             runs[name].append(run)
     return runs
+
+
+def _warn_of_guesses(runs: Mapping[str, Sequence[Run]], dataset: Dataset) -> None:
+    """Warn of students that are no better than a guess: their differences mean nothing."""
+    every = [run.result for own in runs.values() for run in own]
+    guesses = sum(is_a_guess(result, dataset) for result in every)
+    if guesses:
+        logger.warning(
+            "%d of %s %s no better than a guess (%s): set more `train_student.epochs`, a smaller "
+            "`train_student.batch_size`, or another `train_student.lr`",
+            guesses,
+            counted(len(every), "student"),
+            "is" if guesses == 1 else "are",
+            percent(guess_of(dataset)),
+        )
 
 
 def _line(run: Run) -> str:

@@ -85,9 +85,14 @@ def execute(config: Config) -> Dataset:
             with publishing_folder(folder) as partial:
                 _write(partial, plan)
         elif existing.id != plan.id:
+            earlier = (
+                "An earlier release prepared it, which read fewer kinds of files. "
+                if existing.preprocessing is None
+                else ""
+            )
             raise ArtefactExists(
                 f"{folder} was prepared from other images or settings: data set "
-                f"{short(existing.id)} (expected {short(plan.id)}). "
+                f"{short(existing.id)} (expected {short(plan.id)}). {earlier}"
                 "Remove it, or set another `workspace`."
             )
         else:  # files were moved or touched: the next run need not read the images again
@@ -160,6 +165,7 @@ def _facts(plan: _Plan) -> dict[str, object]:
         "request": plan.request,
         "left_out": plan.left_out,
         "notes": plan.notes,
+        "skipped": sorted({*plan.train.skipped, *plan.eval.skipped}),
         "preprocessing": plan.preprocessing,
     }
 
@@ -230,12 +236,13 @@ def _without_shared(
         kept = ~np.isin(of_train, of_test)
         left = finding(findings.DROPPED, int((~kept).sum()), pairs)
         return train.rows(np.flatnonzero(kept)), left
+    remove = "Remove the copies" if source.test is None else "Remove them from one of the two"
     are = "is a training image" if len(shared) == 1 else "are training images"
     raise ArtefactMismatch(
         f"{counted(len(shared), 'test image')} {are} too, for example {', '.join(pairs)} "
-        "(expected none, because the test accuracy would be too high). Remove them from one of "
-        'the two, or set `prepare.duplicates = "drop"`, which leaves them out of '
-        'the training images, or "allow", which keeps them.'
+        f"(expected none, because the test accuracy would be too high). {remove}, or set "
+        '`prepare.duplicates = "drop"`, which leaves them out of the training images, or "allow", '
+        "which keeps them."
     )
 
 
@@ -246,10 +253,11 @@ def _copies(train: ReadSplit, test: ReadSplit, held_out: NDArray[np.int64]) -> l
     known = np.isin(of_train[held_out], np.delete(of_train, held_out))
 
     def pairs(read: ReadSplit, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> list[str]:
-        return [
-            f"{read.name(row)} = {read.name(copies.first_equal(numbers, numbers[row], but=row))}"
-            for row in rows[:3].tolist()
-        ]
+        found: dict[frozenset[int], str] = {}  # each pair once
+        for row in rows[:6].tolist():
+            other = copies.first_equal(numbers, numbers[row], but=row)
+            found.setdefault(frozenset((row, other)), f"{read.name(row)} = {read.name(other)}")
+        return list(found.values())[:3]
 
     found = finding(findings.TWO_LABELS, len(contradictory), pairs(train, of_train, contradictory))
     for what, read, numbers in (
@@ -368,7 +376,12 @@ def _log(dataset: Dataset, source: Source, *, existed: bool) -> None:
     if source.left_out:
         examples = [example for one in source.left_out for example in one.examples]
         logger.warning("left out %s: %s", listed(source.left_out), ", ".join(examples[:3]))
-    for note in record.notes:
+    if existed and record.notes:
+        where = dataset.folder / "dataset.json"
+        logger.warning(
+            "%s on the images: see `notes` in %s", counted(len(record.notes), "note"), where
+        )
+    for note in () if existed else record.notes:
         logger.warning(
             "%s: %s%s", worded(note), ", ".join(note.examples), _REMEDIES.get(note.what, "")
         )

@@ -10,8 +10,10 @@ from pipeline.data.loaders import BatchLoader
 from pipeline.errors import ConfigError
 from pipeline.runtime.device import Runtime
 from pipeline.runtime.ranks import ALONE, Ranks
+from pipeline.teacher.batches import fitting_batch
 from pipeline.teacher.class_orders import Order
 from pipeline.teacher.diagnosis import (
+    BATCH,
     Better,
     Diagnosis,
     Images,
@@ -19,7 +21,7 @@ from pipeline.teacher.diagnosis import (
     diagnose,
 )
 from pipeline.teacher.frozen import Teacher
-from pipeline.teacher.usual_mistakes import usual_mistakes, usual_orders
+from pipeline.teacher.usual_mistakes import NATURAL, TEXT, usual_mistakes, usual_orders
 from stages.config.root import Config
 from stages.teacher import classes_of_head
 from stages.text import percent
@@ -73,7 +75,7 @@ def _diagnosis(config: Config, dataset: Dataset, teacher: Teacher, runtime: Runt
     record = dataset.record
     return diagnose(
         teacher,
-        _images(dataset, config, runtime),
+        _images(dataset, config, teacher, runtime),
         runtime=runtime,
         alternatives=usual_mistakes(
             teacher,
@@ -86,7 +88,7 @@ def _diagnosis(config: Config, dataset: Dataset, teacher: Teacher, runtime: Runt
     )
 
 
-def _images(dataset: Dataset, config: Config, runtime: Runtime) -> Images:
+def _images(dataset: Dataset, config: Config, teacher: Teacher, runtime: Runtime) -> Images:
     views = view_spec(config.views)
     height, width = seen_size(views, dataset)
     labels = dataset.train.samples.labels
@@ -106,7 +108,14 @@ def _images(dataset: Dataset, config: Config, runtime: Runtime) -> Images:
     batches = [(batch.images.clone(), batch.indices.clone()) for batch in loader.view(0)]
     rows = torch.cat([indices for _, indices in batches])
     pixels = torch.cat([images for images, _ in batches])
-    return Images(pixels=pixels, labels=torch.from_numpy(labels)[rows])
+    batch_size = config.cache_teacher.batch_size or fitting_batch(
+        teacher.model, (height, width), runtime
+    )
+    return Images(
+        pixels=pixels,
+        labels=torch.from_numpy(labels)[rows],
+        batch_size=min(BATCH, batch_size),
+    )
 
 
 def _better(
@@ -115,8 +124,10 @@ def _better(
     changes = [better.alternative.what] if better.alternative is not None else []
     fixes = [better.alternative.fix] if better.alternative is not None else []
     if better.order is not None:
-        changes.append(better.order_name)
         fixes.append(_order(config, dataset, better.order))
+        # An order is named relative to the one that is set, which may be the natural one.
+        is_text = better.order_name == NATURAL and fixes[-1].endswith('"text"`')
+        changes.append(TEXT if is_text else better.order_name)
     return (
         f"the teacher {teacher.description} is right on {percent(found.accuracy, digits=1)} of "
         f"{found.num_images:,} images (a guess: {percent(found.guess, digits=1)}), and on "

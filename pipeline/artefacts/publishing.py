@@ -123,7 +123,7 @@ def _without_digest(path: Path, value: dict[str, Json], remedy: str) -> dict[str
         raise ArtefactMismatch(
             f"{path} was changed after it was written: its contents have digest {short(found)} "
             f"(expected {short(ascii(stored).strip(_QUOTE))}). {remedy} "
-            f"If you edited it on purpose, remove its `{DIGEST}` line."
+            f"If you edited it on purpose, remove its `{DIGEST}` line, and name new runs."
         )
     return contents
 

@@ -37,6 +37,8 @@ FORMAT_VERSION: Final = 1
 TRUSTED_SHARE: Final = 0.25
 """p_eff / N above which first-order scores no longer rank samples as retraining does."""
 CLEAR_ERRORS: Final = 2.0
+TRUSTED_LEAK: Final = 0.05
+"""Difference in accuracy above which held-out rows may have been trained on."""
 _SUFFIX: Final = ".scores.parquet"
 _DIGEST: Final = "heartcut.digest"
 _WHAT: Final = "score file"
@@ -127,6 +129,8 @@ class Diagnostics(Record):
     """Spearman correlation of the selecting score with itself at another l2, by that l2's name."""
     leak: float | None
     """Teacher's accuracy on held-out rows minus on test images; None without a test cache."""
+    leak_error: float | None = None
+    """Standard error of `leak`, binomial; None in older files."""
     target: str
     """Samples whose loss is predicted: held-out, cross-fit or external."""
     target_digest: str
@@ -143,6 +147,12 @@ class Diagnostics(Record):
     gain_over_guess: tuple[float, float] | None = None
     """Mean loss of a guess by the classes' frequencies minus that of the head on hard labels, on
     the target, and its standard error, nats; None in older files."""
+
+    @property
+    def has_leak(self) -> bool:
+        """True if the teacher is clearly better on held-out rows than on test images."""
+        bound = max(TRUSTED_LEAK, CLEAR_ERRORS * (self.leak_error or 0.0))
+        return self.leak is not None and self.leak > bound
 
     @property
     def is_guess(self) -> bool:

@@ -13,12 +13,11 @@ seal opens as one that was edited on purpose, or that an earlier version wrote.
 """
 
 import hashlib
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +35,7 @@ _START: Final = len(_MAGIC) + _SEAL_BYTES
 """Offset of the first page."""
 _LENGTH_BYTES: Final = 4
 _ROW_GROUP: Final = 65_536
+_BLOCK: Final = 1 << 22
 
 
 def write(path: Path, table: pa.Table) -> None:
@@ -84,27 +84,28 @@ def opened(path: Path, *, whole: bool, made_by: str, remedy: str) -> Iterator[pq
 def _seal(path: Path) -> None:
     """Write the digests into the place that was left for them."""
     with path.open("r+b") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            footer = _footer(data)
-            digests = _sha256(data, footer, len(data)), _sha256(data, _START, footer)
+        size = os.fstat(file.fileno()).st_size
+        footer = _footer(file, size)
+        digests = _sha256(file, footer, size), _sha256(file, _START, footer)
         file.seek(len(_MAGIC))
         file.write(_MARK + "".join(f"{digest}\n" for digest in digests).encode())
 
 
 def _check_seal(path: Path, *, whole: bool, remedy: str) -> None:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size <= _START:
+    with path.open("rb") as file:  # not mapped: some file systems cannot map files
+        size = os.fstat(file.fileno()).st_size
+        if size <= _START:
             return  # too short for a seal
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            seal = data[len(_MAGIC) : _START]
-            if not seal.startswith(_MARK) or data[-len(_MAGIC) :] != _MAGIC:
-                return  # no seal, or no footer, which reading reports
-            footer = _footer(data)
-            text = seal[len(_MARK) :].decode(errors="replace")
-            of_footer, of_pages = text[:_DIGITS], text[_DIGITS + 1 : -1]
-            _require(path, "footer", _sha256(data, footer, len(data)), of_footer, remedy)
-            if whole:
-                _require(path, "pages", _sha256(data, _START, footer), of_pages, remedy)
+        seal = file.read(_START)[len(_MAGIC) :]
+        file.seek(size - len(_MAGIC))
+        if not seal.startswith(_MARK) or file.read() != _MAGIC:
+            return  # no seal, or no footer, which reading reports
+        footer = _footer(file, size)
+        text = seal[len(_MARK) :].decode(errors="replace")
+        of_footer, of_pages = text[:_DIGITS], text[_DIGITS + 1 : -1]
+        _require(path, "footer", _sha256(file, footer, size), of_footer, remedy)
+        if whole:
+            _require(path, "pages", _sha256(file, _START, footer), of_pages, remedy)
 
 
 def _require(path: Path, part: str, found: str, expected: str, remedy: str) -> None:
@@ -115,13 +116,17 @@ def _require(path: Path, part: str, found: str, expected: str, remedy: str) -> N
         )
 
 
-def _footer(data: mmap.mmap) -> int:
+def _footer(file: BinaryIO, size: int) -> int:
     """Offset of the footer, as the end of the file gives it."""
-    end = len(data) - len(_MAGIC) - _LENGTH_BYTES
-    length = int.from_bytes(data[end : end + _LENGTH_BYTES], "little")
-    return max(_START, end - length)
+    end = size - len(_MAGIC) - _LENGTH_BYTES
+    file.seek(end)
+    return max(_START, end - int.from_bytes(file.read(_LENGTH_BYTES), "little"))
 
 
-def _sha256(data: mmap.mmap, start: int, stop: int) -> str:
-    with memoryview(data) as whole, whole[start:stop] as part:
-        return hashlib.sha256(part).hexdigest()
+def _sha256(file: BinaryIO, start: int, stop: int) -> str:
+    digest = hashlib.sha256()
+    file.seek(start)
+    while start < stop and (block := file.read(min(_BLOCK, stop - start))):
+        digest.update(block)
+        start += len(block)
+    return digest.hexdigest()

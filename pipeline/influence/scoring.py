@@ -194,7 +194,8 @@ class _Run:
             problem = self._problem(l2, distilled=self._distilled)
             try:
                 # A rough head is enough to reject an l2, and costs half as much.
-                fitted = self._fitted(problem, gtol=rough_gradient(problem))
+                enough = max(rough_gradient(problem), least_gradient(problem))
+                fitted = self._fitted(problem, gtol=enough)
                 if l2 > _STRONGEST or not self._is_loose(fitted):
                     self._fitted(problem, gtol=least_gradient(problem))
                     self._bar.skip(1)

@@ -122,9 +122,11 @@ class Inert:
         pass
 
 
-def empty_dict(*_: object) -> dict[object, object]:
-    """Stand-in for a class of dicts; the reader then fills it with the entries."""
-    return {}
+class EmptyDict:
+    """Stand-in for a class of dicts: makes an ordinary dict, which the reader then fills."""
+
+    def __new__(cls, *_: object) -> dict[object, object]:  # type: ignore[misc]
+        return {}
 
 
 def read_checkpoint(path: Path) -> object:
@@ -165,7 +167,7 @@ def read_tensors_only(data: bytes) -> object:
 
 def _stand_ins() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
     """Stand-ins by the names that files give, as torch takes them."""
-    return [*((Inert, name) for name in INERT), *((empty_dict, name) for name in EMPTY_DICTS)]
+    return [*((Inert, name) for name in INERT), *((EmptyDict, name) for name in EMPTY_DICTS)]
 
 
 def _is_safetensors(data: bytes, path: Path) -> bool:

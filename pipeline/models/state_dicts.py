@@ -40,6 +40,7 @@ def state_dict_of(content: object, path: Path, *, key: str = "") -> dict[str, Te
         ArtefactMismatch: if there is none, or several and no rule chooses.
     """
     found = {"": content} if is_state_dict(content) else dict(_networks(content))
+    found = found or _beside_values(content)
     if key:
         return _named(found, path, key)
     if not found:
@@ -57,10 +58,19 @@ def state_dict_of(content: object, path: Path, *, key: str = "") -> dict[str, Te
     if len(found) > 1:
         others = {name: state for name, state in found.items() if name != chosen}
         logger.info(
-            '%s holds %d networks: "%s" is loaded; to load %s instead, set `%s`',
-            *(path, len(found), printable(chosen), _listed(others), KEY),
+            '%s holds %d networks: "%s" is loaded; to load another one, set `%s = "%s"`',
+            *(path, len(found), printable(chosen), KEY, printable(next(iter(others)))),
         )
     return found[chosen]
+
+
+def _beside_values(content: object) -> dict[str, dict[str, Tensor]]:
+    """A bare state dict with other values between its weights, such as an epoch."""
+    weights = {name: value for name, value in _items(content) if is_dense(value)}
+    assert all(isinstance(value, Tensor) for value in weights.values())
+    named = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    matrices = sum(value.ndim > 1 for value in named.values())
+    return {"": named} if isinstance(content, dict) and matrices else {}
 
 
 def _chosen(found: Mapping[str, dict[str, Tensor]]) -> str | None:

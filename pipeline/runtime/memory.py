@@ -20,5 +20,6 @@ def reuse_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, REUSED_BYTES)
-        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        # Versions before 2.35 accept at most 32 MiB.
+        if mallopt(_MMAP_THRESHOLD, REUSED_BYTES) or mallopt(_MMAP_THRESHOLD, 32 << 20):
+            mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)  # alone it would end glibc's own adjustment

@@ -21,11 +21,14 @@ def hits_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 def best_order(logits: Tensor, labels: Tensor) -> Order:
     """The order of the classes with which the logits are right most often, (C,)."""
-    num_classes = logits.shape[1]
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.float64)
-    counts.index_put_((labels, logits.argmax(dim=1)), torch.tensor(1.0).double(), accumulate=True)
-    counts += 1e-3 * torch.eye(num_classes, dtype=torch.float64)  # as it is, where nothing is known
-    order: Order = linear_sum_assignment(-counts.numpy())[1].astype(np.int64)
+    order: Order = np.arange(logits.shape[1])
+    named = torch.cat([labels, logits.argmax(dim=1)])
+    found, places = torch.unique(named, return_inverse=True)
+    counts = 1e-3 * torch.eye(len(found), dtype=torch.float64)  # as it is, where nothing is known
+    pairs = places[: len(labels)], places[len(labels) :]
+    counts.index_put_(pairs, torch.tensor(1.0).double(), accumulate=True)
+    kept = found.numpy()  # classes that do not occur keep their place
+    order[kept] = kept[linear_sum_assignment(-counts.numpy())[1]]
     return order
 
 

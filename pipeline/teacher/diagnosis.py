@@ -63,6 +63,9 @@ class Images:
     labels: Tensor
     """(N,) int64."""
 
+    batch_size: int = BATCH
+    """Images of a forward pass, at most `BATCH`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
@@ -149,10 +152,11 @@ def balanced_rows(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """At most ``count`` rows in a fixed random order in which the classes take turns."""
     rows = np.random.default_rng(0).permutation(len(labels))
     shuffled = labels[rows]
-    turn = np.zeros(len(rows), dtype=np.int64)
-    for label in np.unique(shuffled):
-        own = shuffled == label
-        turn[own] = np.arange(own.sum())
+    counts = np.bincount(shuffled)
+    turn = np.empty(len(rows), dtype=np.int64)
+    turn[np.argsort(shuffled, kind="stable")] = np.arange(len(rows)) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )
     return rows[np.argsort(turn, kind="stable")][:count]
 
 
@@ -255,7 +259,10 @@ class _Case:
         of_batches = alternative is not None and alternative.batch_statistics
         parts = []
         with torch.no_grad(), _Statistics(teacher.model, of_batches=of_batches):
-            for some in torch.split(pixels, BATCH):  # type: ignore[no-untyped-call]
+            one = pixels[:1] if change is None else change(pixels[:1])
+            larger = max(1.0, one.numel() / pixels[:1].numel())
+            size = BATCH if of_batches else max(1, int(self.images.batch_size / larger))
+            for some in torch.split(pixels, size):  # type: ignore[no-untyped-call]
                 batch = Batch(
                     images=some if change is None else change(some),
                     labels=torch.zeros(len(some), dtype=torch.int64),
@@ -288,7 +295,10 @@ class _Case:
         ranked.sort(key=lambda one: one[0], reverse=True)
         found: list[tuple[tuple[float, float], Better]] = []
         for _, alternative in ranked[:NUM_FINALISTS]:
-            logits = self.logits(alternative)
+            try:
+                logits = self.logits(alternative)
+            except UNFIT:
+                continue  # nor so many of them
             better = self._judged(hits_of(logits, self.images.labels), alternative)
             if self.is_a_guess:
                 better += self.better_orders(logits, alternative)

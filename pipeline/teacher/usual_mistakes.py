@@ -71,13 +71,17 @@ def usual_mistakes(
     ]
 
 
+NATURAL = "its classes in natural order, numbers by value"
+TEXT = "its classes in the order of text"
+
+
 def usual_orders(class_names: Sequence[str]) -> list[KnownOrder]:
     """Orders that heads often have, other than that of the data set."""
     count = len(class_names)
     caseless = np.argsort(np.argsort(np.array([n.casefold() for n in class_names]), kind="stable"))
     numbers = np.arange(count)
     named = {
-        "its classes in natural order, numbers by value": np.array(natural_rows(class_names)),
+        NATURAL: np.array(natural_rows(class_names)),
         "its classes in the order of the alphabet without case": caseless.astype(np.int64),
         "its classes in reverse order": count - 1 - numbers,
         "its classes shifted by one, as after a background class": (numbers + 1) % count,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import ArtefactNotFound, ConfigError
 from pipeline.provenance import text_of
 from stages.config.root import Config
-from stages.config.types import UnfitValueError
+from stages.config.types import UnfitValueError, Unquoted
 
 
 def load_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
@@ -92,7 +92,7 @@ def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        return Unquoted(text)
 
 
 def _first_problem(error: ValidationError) -> str:

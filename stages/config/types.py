@@ -61,7 +61,7 @@ def _is_a_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UnfitValueError(
             'input should be a name of up to 64 letters, digits, ".", "_" and "-" that begins with '
-            'a letter or a digit and does not end in "."',
+            'a letter or a digit and does not end in "."; rename the folders of finished runs too',
         )
     return name
 
@@ -83,6 +83,10 @@ NamedOverrides: TypeAlias = Annotated[dict[str, tuple[str, ...]], AfterValidator
 Settings = TypeVar("Settings")
 
 
+class Unquoted(str):
+    """Text of an override that is not a TOML value, such as .05 or True; pydantic converts it."""
+
+
 class Section(BaseModel):
     """A table of the configuration file."""
 
@@ -95,7 +99,8 @@ class Section(BaseModel):
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)  # type: ignore[arg-type]
         if kinds and kinds <= {int, float, bool}:
             values = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(one, str) and _is_number_or_flag(one) for one in values):
+            quoted = [one for one in values if isinstance(one, str) and type(one) is not Unquoted]
+            if any(map(_is_number_or_flag, quoted)):
                 raise UnfitValueError("input should have no quotes; remove them")
             if bool not in kinds and any(isinstance(one, bool) for one in values):
                 raise UnfitValueError("input should be a number")

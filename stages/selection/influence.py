@@ -1,6 +1,7 @@
 """The influence scores of a configuration: the score file, computed unless it exists."""
 
 import logging
+import math
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def open_scores(
     _require_rows(config.select, cached.cache, inputs)
     sources = Sources.of(caches, cached, inputs, ranks=ranks)
     influence = score_influence(sources.rows, sources.targets, _settings(config.select))
-    record = _record(identity, influence, sources, leak=_leak(cached.cache, caches.test))
+    record = _record(identity, influence, sources, leak=_leak(caches, cached.cache))
     columns = _columns(influence, inputs)
     write_once(path, lambda: score_format.write(path, record=record, columns=columns), ranks=ranks)
     _warn(record.diagnostics)
@@ -102,7 +103,11 @@ def _settings(config: SelectConfig) -> InfluenceSettings:
 
 
 def _record(
-    identity: ScoreIdentity, influence: Influence, sources: Sources, *, leak: float | None
+    identity: ScoreIdentity,
+    influence: Influence,
+    sources: Sources,
+    *,
+    leak: tuple[float, float] | None,
 ) -> ScoreRecord:
     solves = influence.solves
     return ScoreRecord(
@@ -115,7 +120,8 @@ def _record(
             target_weight_cosine=influence.details.target_weight_cosine,
             l2_grid=influence.l2_grid,
             rank_stability=influence.details.rank_stability,
-            leak=leak,
+            leak=None if leak is None else leak[0],
+            leak_error=None if leak is None else leak[1],
             target=sources.target,
             target_digest=array_sha256(sources.target_keys),
             target_in_sample=sources.target_in_sample,
@@ -152,15 +158,21 @@ def _spread(
     return out
 
 
-def _leak(cache: TeacherCache, test: TeacherCache | None) -> float | None:
-    """Teacher's held-out accuracy minus its test accuracy; None if one is not known.
+def _leak(caches: Caches, cache: TeacherCache) -> tuple[float, float] | None:
+    """Teacher's held-out minus test accuracy, and its standard error; None if one is not known.
 
     The test accuracy was printed when the images were cached. It decides nothing here.
     """
+    test = caches.test
     if test is None or test.manifest.identity.weights != cache.manifest.identity.weights:
         return None
     held_out, unseen = cache.summary.accuracy_held_out, test.summary.accuracy_training
-    return held_out[0] - unseen[0] if held_out and unseen else None
+    if not held_out or not unseen:
+        return None
+    num_held_out, num_unseen = len(caches.dataset.held_out), test.shape.num_samples
+    share = (held_out[0] * num_held_out + unseen[0] * num_unseen) / (num_held_out + num_unseen)
+    error = math.sqrt(share * (1 - share) * (1 / num_held_out + 1 / num_unseen))
+    return held_out[0] - unseen[0], error
 
 
 def _warn(found: Diagnostics) -> None:

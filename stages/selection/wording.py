@@ -4,11 +4,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.artefacts.scores import CLEAR_ERRORS, TRUSTED_SHARE, Diagnostics
+from pipeline.artefacts.scores import (
+    CLEAR_ERRORS,
+    TRUSTED_LEAK,
+    TRUSTED_SHARE,
+    Diagnostics,
+)
 from pipeline.artefacts.selection import SelectionIdentity, SelectionTable
 
 TRUSTED_STABILITY = 0.9
-TRUSTED_LEAK = 0.05
 DOUBTED_ERRORS = 2.0
 TRUSTED_DOUBT = 0.5
 """Largest fraction of dropped samples that may be within `DOUBTED_ERRORS` of the threshold."""
@@ -114,7 +118,7 @@ def warnings_of(found: Diagnostics) -> Iterator[str]:
             f"the order of the samples depends on l2: Spearman {lowest:.2f} with that at another "
             f"l2 (expected at least {TRUSTED_STABILITY}). Trust only the signs of large scores."
         )
-    if found.leak is not None and found.leak > TRUSTED_LEAK:
+    if found.leak is not None and found.has_leak:
         yield (
             f"the teacher is {100 * found.leak:.1f} points better on held-out samples than on test "
             f"images (expected at most {100 * TRUSTED_LEAK:.0f}): it may have been trained on "

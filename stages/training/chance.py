@@ -19,15 +19,15 @@ def warn_of_chance(
     settings: OptimiserConfig, result: RunResult, dataset: Dataset, *, num_steps: int
 ) -> None:
     """Warn if the test accuracy is no better than a guess, with the steps and the settings."""
-    labels = dataset.eval.samples.labels
-    guess = max(1 / dataset.num_classes, float(np.bincount(labels).max() / len(labels)))
-    if result.test_accuracy > highest_guess(guess, len(labels)):
+    guess = guess_of(dataset)
+    if not is_a_guess(result, dataset):
         return
+    batch = min(settings.batch_size, result.num_training_samples)
     table = "train_teacher" if isinstance(settings, TrainTeacherConfig) else "train_student"
     if num_steps < FEW_STEPS:
         advice = (
-            f"Set `{table}.batch_size` below {settings.batch_size} or `{table}.epochs` above "
-            f"{settings.epochs} for more steps."
+            f"Set `{table}.batch_size` below {batch} or `{table}.epochs` above {settings.epochs} "
+            f"for more steps, with a `{table}.lr` for that batch."
         )
     else:
         advice = f"Set another `{table}.lr` (now {settings.lr:g}) or `{table}.schedule`."
@@ -35,8 +35,19 @@ def warn_of_chance(
         "%s is no better than a guess after %s of %s: test accuracy %s (a guess: %s). %s",
         result.arch,
         counted(num_steps, "step"),
-        counted(settings.batch_size, "image"),
+        counted(batch, "image"),
         percent(result.test_accuracy),
         percent(guess),
         advice,
     )
+
+
+def is_a_guess(result: RunResult, dataset: Dataset) -> bool:
+    """True if the test accuracy is no better than a guess, within the error of the test images."""
+    return result.test_accuracy <= highest_guess(guess_of(dataset), len(dataset.eval.samples))
+
+
+def guess_of(dataset: Dataset) -> float:
+    """Accuracy of the better of two guesses: any class, or always the most frequent one."""
+    labels = dataset.eval.samples.labels
+    return max(1 / dataset.num_classes, float(np.bincount(labels).max() / len(labels)))

@@ -251,7 +251,9 @@ def test_json_that_was_changed_is_rejected_until_its_digest_is_removed(tmp_path)
     ) as caught:
         read_json(path, made_by="make x")
     assert "Remove it and run `make x` again." in str(caught.value)
-    assert "If you edited it on purpose, remove its `digest` line." in str(caught.value)
+    assert "If you edited it on purpose, remove its `digest` line, and name new runs." in str(
+        caught.value
+    )
     assert "\n" not in str(caught.value)
     kept = [line for line in path.read_text().splitlines() if '"digest"' not in line]
     assert len(kept) == len(written.splitlines()) - 1

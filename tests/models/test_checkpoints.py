@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from pipeline.errors import ArtefactMismatch, ArtefactNotFound
-from pipeline.models.checkpoint_files import Inert, _stand_ins, empty_dict
+from pipeline.models.checkpoint_files import EmptyDict, Inert, _stand_ins
 from pipeline.models.checkpoints import load_into, load_weights, save_weights, weights_digest
 from pipeline.models.zoo import build
 from tests.support.cases import looped, mentions
@@ -704,8 +704,8 @@ def test_a_stand_in_is_made_of_anything_and_keeps_nothing():
     made = Inert(np.dtype("O"), b"bytes", os.system)
     made.__setstate__({"a": os.system})
     assert vars(made) == {}
-    assert empty_dict(os.system, {"a": 1}) == {}
-    assert {stand_in for stand_in, _ in _stand_ins()} == {Inert, empty_dict}
+    assert EmptyDict(os.system, {"a": 1}) == {}
+    assert {stand_in for stand_in, _ in _stand_ins()} == {Inert, EmptyDict}
 
 
 def test_no_listed_class_is_ever_called(tmp_path, monkeypatch):

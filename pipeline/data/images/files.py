@@ -74,8 +74,8 @@ def read_file(path: Path) -> bytes:
             return file.readall()
     except OSError as error:
         raise UnreadableImage(
-            f"{shown(path)} could not be read: {error.strerror} (expected the image that was "
-            "listed). Restore it, or pass --skip-corrupt to leave it out.",
+            f"{shown(path)} could not be read: {error.strerror} (expected an image file). "
+            "Restore it, or pass --skip-corrupt to `heartcut prepare` to leave it out.",
             reason=str(error.strerror),
         ) from error
 
@@ -198,7 +198,8 @@ def decode_file(content: bytes, path: Path, rule: PixelRule) -> DecodedImage:
         raise
     except WidePixels as error:
         raise UnreadableImage(
-            f"{shown(path)} {error}. Convert it, or pass --skip-corrupt to leave it out.",
+            f"{shown(path)} {error}. Convert it, or pass --skip-corrupt to `heartcut prepare` to "
+            "leave it out.",
             reason="more than 8 bits per channel",
         ) from error
     # Decoders raise errors of any kind for damaged files: AVIF's raises RuntimeError.
@@ -206,7 +207,7 @@ def decode_file(content: bytes, path: Path, rule: PixelRule) -> DecodedImage:
         reason = _reason(content, error)
         raise UnreadableImage(
             f"{shown(path)} is not a readable image: {reason} ({len(content):,} bytes). "
-            "Repair or remove it, or pass --skip-corrupt to leave it out.",
+            "Repair or remove it, or pass --skip-corrupt to `heartcut prepare` to leave it out.",
             reason=re.sub(r" ?\([^)]*\d[^)]*\)", "", reason),  # one reason for all numbers in it
         ) from error
     finally:

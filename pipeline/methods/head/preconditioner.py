@@ -176,7 +176,8 @@ def low_rank_blocks(linear: Linearisation, *, rank: int) -> LowRankBlocks:
 def _reduced(linear: Linearisation) -> Linearisation:
     """The same problem with at most as many rows as fit into memory at once."""
     problem = linear.problem.curvature
-    stride = -(-problem.num_rows // MOST_ROWS)
+    num_bytes = problem.products.itemsize * sum(linear.weight.shape)  # of a row
+    stride = -(-problem.num_rows // min(MOST_ROWS, BLOCK_BYTES // num_bytes))
     if stride == 1 and linear.kept is not None:
         return linear
     rows = torch.arange(0, problem.num_samples, stride)
