@@ -36,13 +36,10 @@ from pipeline.influence.points import (
     score_point,
     undistil_scores,
 )
-from pipeline.methods.head.dense_inverse import dense_inverse
 from pipeline.methods.head.difficulty import difficulty
-from pipeline.methods.head.effective_parameters import effective_parameters
 from pipeline.methods.head.ekfac import ekfac
 from pipeline.methods.head.influence import score_added
 from pipeline.methods.head.parameter_change import undistil_order
-from pipeline.methods.head.preconditioner import preconditioner
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.set_effects import undistil_effect
 from pipeline.methods.head.solver import (
@@ -214,17 +211,12 @@ class _Run:
     def _is_loose(self, fitted: HeadFit) -> bool:
         """True if l2 leaves too many parameters to the data for reliable first-order scores.
 
-        l2 does not restrain the C - 1 biases. Where these are many already, as with a few samples
-        of each class, twice as many parameters are accepted: more l2 would only make a guess.
+        EK-FAC counts a third more than there are, and restrains the biases too. The bound was
+        measured with its numbers: by the exact ones, l2 is smaller and finds fewer wrong samples
+        (digits: an AUC of 0.74 instead of 0.78).
         """
-        linear = fitted.linear
-        found = effective_parameters(
-            linear,
-            dense_inverse(linear),
-            preconditioner=fitted.preconditioner or preconditioner(linear),
-        )
-        most = max(TRUSTED_SHARE * self._num_rows, 2.0 * (len(linear.weight) - 1))
-        return agreed(self._ranks, found.value) > most
+        decided = agreed(self._ranks, ekfac(fitted.linear).effective_parameters)
+        return decided > TRUSTED_SHARE * self._num_rows
 
     def _problem(
         self, l2: float, *, distilled: Tensor | None, positions: Tensor | None = None

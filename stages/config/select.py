@@ -32,8 +32,7 @@ class InfluenceConfig(Section):
     """L2 weight of the linear head that is fitted for the scores, above 0.
 
     "auto" takes the largest weight whose loss on unused held-out samples is within a standard error
-    of the smallest. It is raised further while p_eff/N is above 0.25, unless p_eff is at most twice
-    the number of classes."""
+    of the smallest. It is raised further while EK-FAC's estimate of p_eff/N is above 0.25."""
     kd_weight: PositiveShare = 0.9
     """Weight of the teacher's label in the loss of a distilled sample, above 0 and at most 1.
 

@@ -91,6 +91,12 @@ def test_torch_files_of_every_layout_give_the_same_weights(tmp_path, container, 
     assert_same_weights(load_weights(tmp_path / "w.th"), state)
 
 
+def test_other_values_may_stand_between_bare_weights(tmp_path):
+    state = network().state_dict()
+    path = saved({**state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
+    assert_same_weights(load_weights(path), state)
+
+
 @looped("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
     state = network().state_dict()

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -66,3 +67,14 @@ def test_outside_of_the_main_thread_nothing_is_heard():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_a_request_to_end_passes_handlers_of_errors():
+    """A signal may come at any line, also within a call whose errors are handled."""
+
+    def handled() -> None:
+        with suppress(Exception):
+            raise Terminated("terminated")
+
+    with pytest.raises(Terminated):
+        handled()

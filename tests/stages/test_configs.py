@@ -400,6 +400,12 @@ def test_a_number_in_quotes_or_a_flag_for_a_number_is_rejected(tree, key):
     assert f"{key}: input should " in refusal_of(tree)
 
 
+def test_an_override_may_write_a_number_or_a_flag_as_python_does():
+    found = with_overrides(Config(), ["train_student.lr=.05", "train_student.ema_decay=0."])
+    assert found.train_student.lr == 0.05
+    assert with_overrides(Config(), ["train_student.distil=False"]).train_student.distil is False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Settings of some part of the pipeline."""
