@@ -99,6 +99,7 @@ _CAUSE_COMES_FIRST = 3.0
 
 def report_interrupt() -> None:
     """Print that the command was interrupted, and how to resume it."""
+    sys.unraisablehook = lambda _: None  # destructors of what was half built add nothing
     after_control_c = "\n" if sys.stderr.isatty() else ""
     report_end(f"{after_control_c}interrupted: run the same command to resume")
 

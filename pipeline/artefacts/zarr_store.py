@@ -14,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from threading import Lock
@@ -70,6 +71,11 @@ class _Here(asyncio.SelectorEventLoop):
         done: asyncio.Future[Result] = self.create_future()
         done.set_result(func(*args))
         return done
+
+    def __del__(self) -> None:
+        """Close the loop; one whose construction was interrupted has nothing to close."""
+        with suppress(AttributeError):
+            self.close()
 
 
 def run_here(work: Coroutine[Any, Any, Result]) -> Result:

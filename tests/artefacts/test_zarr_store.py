@@ -1,6 +1,8 @@
 """The stores between zarr and a cache: zarr sees verified bytes alone, and creates objects once."""
 
 import asyncio
+import gc
+import socket
 import subprocess
 import sys
 import threading
@@ -296,3 +298,23 @@ def test_stages_start_without_zarr():
     line += "sys.exit('zarr' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, check=False)
     assert done.returncode == 0
+
+
+def test_a_loop_whose_construction_was_interrupted_is_removed_in_silence(monkeypatch):
+    silenced: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", silenced.append)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(socket, "socketpair", interrupted)
+
+    async def work() -> None:
+        """Nothing."""
+
+    coroutine = work()
+    with pytest.raises(KeyboardInterrupt):
+        run_here(coroutine)
+    coroutine.close()
+    gc.collect()
+    assert silenced == []
