@@ -25,7 +25,8 @@ from zarr.api.asynchronous import open_array
 
 from pipeline.artefacts.cache.arrays import LOGITS, SHARD_ROWS, group_attributes, group_texts
 from pipeline.artefacts.cache.teacher_cache import TeacherCache
-from pipeline.artefacts.zarr_store import NewArrays, run_here
+from pipeline.artefacts.zarr_store import NewArrays
+from pipeline.runtime.coroutines import run_here
 
 Work = Callable[[], object]
 

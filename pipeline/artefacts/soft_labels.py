@@ -302,7 +302,8 @@ def _describe(
     from zarr.api.asynchronous import create_array  # slow to load, and opening does not need it
     from zarr.codecs import BytesCodec
 
-    from pipeline.artefacts.zarr_store import NewStore, run_here
+    from pipeline.artefacts.zarr_store import NewStore
+    from pipeline.runtime.coroutines import run_here
 
     def create(key: str, data: Data) -> bool:
         (folder / key).write_bytes(data)

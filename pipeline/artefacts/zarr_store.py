@@ -5,20 +5,17 @@ store is the trust boundary. `SealedStore` gives zarr only verified bytes, and o
 that the manifest allows. It raises if an object is missing, where zarr would read the fill value.
 `NewStore` creates objects that are never changed, and keeps the size and SHA-256 for the receipt.
 
-`run_here` runs zarr's coroutines in the calling thread. So an interrupt leaves no thread that
-continues to write, and a forked process does not wait for a thread that it does not have.
+zarr's coroutines run in the calling thread (`runtime.coroutines`).
 """
 
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import zarr
@@ -48,60 +45,13 @@ from pipeline.artefacts.zarr_arrays import (
     group_metadata,
 )
 from pipeline.errors import PipelineError
+from pipeline.runtime.coroutines import run_here
 
-Result = TypeVar("Result")
-Arguments = TypeVarTuple("Arguments")
 Arrays: TypeAlias = dict[str, AsyncArray[Any]]
 Texts: TypeAlias = Mapping[str, bytes]
 """Every `zarr.json` of a group, by its key there."""
 REMEMBERED: Final = 10
 """Objects that a reader of single rows keeps in memory: as many as zarr reads at once."""
-
-
-class _Here(asyncio.SelectorEventLoop):
-    """An event loop without threads: work that zarr would give to a thread is done at once."""
-
-    def run_in_executor(
-        self,
-        executor: Executor | None,  # noqa: ARG002
-        func: Callable[[*Arguments], Result],
-        *args: *Arguments,
-    ) -> asyncio.Future[Result]:
-        """The result of ``func``, which is called at once."""
-        done: asyncio.Future[Result] = self.create_future()
-        done.set_result(func(*args))
-        return done
-
-    def __del__(self) -> None:
-        """Close the loop; one whose construction was interrupted has nothing to close."""
-        with suppress(AttributeError):
-            self.close()
-
-
-def run_here(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine of zarr to its end in this thread; in another one if a loop runs already.
-
-    Notebooks have a running loop. An error or an interrupt cancels the rest of the coroutine.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return _run_here(work)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(_run_here, work).result()
-
-
-def _run_here(work: Coroutine[Any, Any, Result]) -> Result:
-    loop = _Here()
-    loop.set_exception_handler(lambda *_: None)  # the first error is raised; others add nothing
-    try:
-        return loop.run_until_complete(work)
-    finally:
-        if rest := asyncio.all_tasks(loop):
-            for task in rest:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
-        loop.close()
 
 
 class _Group(Store):

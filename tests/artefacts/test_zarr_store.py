@@ -24,8 +24,9 @@ from pipeline.artefacts.zarr_arrays import (
     decode,
     group_metadata,
 )
-from pipeline.artefacts.zarr_store import NewArrays, encode, run_here
+from pipeline.artefacts.zarr_store import NewArrays, encode
 from pipeline.errors import Damaged, PipelineError
+from pipeline.runtime.coroutines import run_here
 from tests.support.commands import ROOT
 from tests.support.small_caches import KINDS, SmallCache, vouch
 from tests.support.workspaces import flipped, replace_bytes
