@@ -28,6 +28,7 @@ from pipeline.methods.head.solver import (
     NotConverged,
     fit,
     least_gradient,
+    product_flop,
     rough_gradient,
     with_precision,
 )
@@ -130,9 +131,10 @@ class L2Choice:
     """(l2, target loss) of each l2 that was tried, from large to small."""
 
 
-def l2_grid(product_flop: float) -> tuple[float, ...]:
+def l2_grid(num_rows: int, *, num_classes: int, num_features: int) -> tuple[float, ...]:
     """L2 weights to try: half decades, or whole ones if a Hessian product takes long."""
-    return _LONG_GRID if product_flop > _LONG_FROM else L2_GRID
+    flop = product_flop(num_rows, num_classes=num_classes, num_features=num_features)
+    return _LONG_GRID if flop > _LONG_FROM else L2_GRID
 
 
 def choose_l2(

@@ -5,6 +5,7 @@ Shapes: N samples, C classes, D features.
 
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -16,7 +17,7 @@ from pipeline.influence.inputs import Solver, Target
 from pipeline.methods.head.conjugate_gradients import HeadSolution
 from pipeline.methods.head.dense_inverse import DenseInverse, dense_inverse
 from pipeline.methods.head.effective_parameters import effective_parameters
-from pipeline.methods.head.ekfac import ekfac
+from pipeline.methods.head.ekfac import Ekfac, ekfac
 from pipeline.methods.head.influence import HeadScores, RowScores, score_rows, sum_rule_error
 from pipeline.methods.head.preconditioner import Preconditioner, preconditioner
 from pipeline.methods.head.problem import HeadProblem, Linearisation, centred
@@ -75,12 +76,14 @@ def score_point(
         linear, dense = fitted.linear, dense_inverse(fitted.linear)
         gradient = target.gradient(linear.weight)
         inverse = _InverseHessian(
-            solver=solver, preconditioner=fitted.preconditioner or preconditioner(linear)
+            linear=linear,
+            solver=solver,
+            preconditioner=fitted.preconditioner or preconditioner(linear),
         )
-        solved = inverse.solved(linear, gradient, rtol=least_residual(problem))
+        solved = inverse.solved(gradient, rtol=least_residual(problem))
         groups = target.group_gradients(linear.weight)
         if groups is not None:
-            groups = inverse.solved(linear, groups, rtol=_GROUP_RTOL).solution
+            groups = inverse.solved(groups, rtol=_GROUP_RTOL).solution
         effective = effective_parameters(linear, dense, preconditioner=inverse.preconditioner)
     except NotConverged as error:
         more = "" if problem.hessian_samples is None else " or `select.influence.hessian_subsample`"
@@ -137,21 +140,26 @@ def undistil_scores(problem: HeadProblem, target: Target, *, start: Tensor) -> T
 class _InverseHessian:
     """Solver for systems with the Hessian."""
 
+    linear: Linearisation
     solver: Solver
     preconditioner: Preconditioner
 
-    def solved(self, linear: Linearisation, right_side: Tensor, *, rtol: float) -> HeadSolution:
+    def solved(self, right_side: Tensor, *, rtol: float) -> HeadSolution:
         """H^-1 R; with EK-FAC alone, ``rtol`` is ignored."""
         if self.solver == "exact":
-            return solve(linear, right_side, preconditioner=self.preconditioner, rtol=rtol)
-        solution = centred(ekfac(linear).inverse(right_side))
-        residual = torch.linalg.vector_norm(right_side - linear.certain_hvp(solution))
+            return solve(self.linear, right_side, preconditioner=self.preconditioner, rtol=rtol)
+        solution = centred(self._factors.inverse(right_side))
+        residual = torch.linalg.vector_norm(right_side - self.linear.certain_hvp(solution))
         norm = torch.linalg.vector_norm(right_side)
         return HeadSolution(
             solution=solution,
             relative_residual=float(residual / norm) if norm > 0 else 0.0,
             iterations=0,
         )
+
+    @cached_property
+    def _factors(self) -> Ekfac:
+        return ekfac(self.linear)
 
 
 def _log(record: SolveRecord) -> None:

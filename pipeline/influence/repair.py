@@ -29,7 +29,7 @@ from pipeline.methods.folds import stratified_folds, stratified_parts
 from pipeline.methods.head.data import read_rows, runs
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.rows import with_bias_input
-from pipeline.methods.head.solver import NotConverged, product_flop, with_precision
+from pipeline.methods.head.solver import NotConverged, with_precision
 from pipeline.methods.metrics import evaluate_logits
 from pipeline.provenance import array_sha256
 from pipeline.runtime.progress import progress
@@ -117,7 +117,8 @@ def repair_head(
     features = torch.from_numpy(cached.features(CLEAN))
     start = _teacher_head(cached.cache)
     every = HeadProblem(features=features[None], labels=rows.labels, l2=1.0, sharing=ranks)
-    grid = l2_grid(product_flop(every, num_classes=len(start)))
+    num_classes, num_inputs = start.shape
+    grid = l2_grid(every.num_rows, num_classes=num_classes, num_features=num_inputs - 1)
     try:
         with progress("head repair", total=len(grid) + num_folds + 1, unit="heads") as bar:
             watched = replace(every, watch=HeadProgress(bar, name="training samples"))

@@ -47,7 +47,6 @@ from pipeline.methods.head.solver import (
     NotConverged,
     fit,
     least_gradient,
-    product_flop,
     rough_gradient,
     with_precision,
 )
@@ -104,10 +103,7 @@ def score_influence(rows: ScoredRows, targets: Targets, settings: InfluenceSetti
 
 def num_heads(rows: ScoredRows, targets: Targets, settings: InfluenceSettings) -> int:
     """Heads that a scoring fits, if no l2 has to be raised; the path to l2 may end earlier."""
-    size = HeadProblem(features=rows.features, labels=rows.labels, l2=1.0)
-    path = (
-        len(l2_grid(product_flop(size, num_classes=len(rows.start)))) if settings.l2 is None else 0
-    )
+    path = 0 if settings.l2 is not None else len(_grid(rows, settings))
     folds = 0 if rows.folds is None else int(rows.folds.max()) + 1
     return (
         path
@@ -117,6 +113,13 @@ def num_heads(rows: ScoredRows, targets: Targets, settings: InfluenceSettings) -
         + settings.diagnostics * len(STABILITY_FACTORS)
         + settings.param_change
     )
+
+
+def _grid(rows: ScoredRows, settings: InfluenceSettings) -> tuple[float, ...]:
+    """L2 weights of the path, on ``hessian_subsample`` samples if that is set."""
+    num_views, num_samples, num_features = rows.features.shape
+    num_samples = min(num_samples, settings.hessian_subsample or num_samples)
+    return l2_grid(num_views * num_samples, num_classes=len(rows.start), num_features=num_features)
 
 
 class _Run:
@@ -165,7 +168,7 @@ class _Run:
         the choosing rows. First-order scores are better at a larger l2."""
         every = self._problem(1.0, distilled=None)
         few = every.curvature  # hessian_subsample rows, if that is set
-        grid = l2_grid(product_flop(few, num_classes=len(self._rows.start)))
+        grid = _grid(self._rows, self._settings)
         losses: list[Tensor] = []
 
         def problem_at(l2: float) -> HeadProblem:
@@ -194,7 +197,8 @@ class _Run:
                 enough = max(rough_gradient(problem), least_gradient(problem))
                 fitted = self._fitted(problem, gtol=enough)
                 if l2 > _STRONGEST or not self._is_loose(fitted):
-                    self._fitted(problem, gtol=least_gradient(problem))
+                    if enough > least_gradient(problem):
+                        self._fitted(problem, gtol=least_gradient(problem))
                     self._bar.skip(1)
                     return l2
                 l2 *= 10**0.5

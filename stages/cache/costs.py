@@ -16,6 +16,7 @@ from pipeline.artefacts.cache.receipts import facts_of
 from pipeline.artefacts.objects.addresses import open_objects
 from pipeline.artefacts.zarr_arrays import decode
 from pipeline.methods.head.problem import HeadProblem
+from pipeline.methods.head.solver import product_flop
 from pipeline.methods.label_revision import soft_labels
 from pipeline.models.networks.classifier import Classifier
 from pipeline.runtime.device import Runtime
@@ -72,7 +73,7 @@ def stages(size: CacheSize, costs: UnitCosts, *, products: int) -> Iterator[tupl
     rows = size.num_views * size.num_samples
     num_bytes = rows * size.bytes_per_row
     num_views = max(size.num_views - 1, 1)
-    flops = products * product_flops(
+    flops = products * product_flop(
         size.num_samples, num_classes=size.num_classes, num_features=size.num_features
     )
     yield "cache-teacher", f"{rows:,} forward passes", rows / costs.teacher_images
@@ -86,11 +87,6 @@ def stages(size: CacheSize, costs: UnitCosts, *, products: int) -> Iterator[tupl
             f"influence, clean view, {products:,} products, {flops:.1e} flop",
             flops / costs.head_flops,
         )
-
-
-def product_flops(num_rows: int, *, num_classes: int, num_features: int) -> float:
-    """Floating-point operations of one Hessian product."""
-    return 4.0 * num_rows * num_classes * (num_features + 1)
 
 
 def _rate(work: Callable[[], float]) -> float:
@@ -167,6 +163,6 @@ def _product(num_classes: int, num_features: int) -> Callable[[], float]:
 
     def product() -> float:
         linear.hvp(direction)
-        return product_flops(_ROWS, num_classes=num_classes, num_features=num_features)
+        return product_flop(_ROWS, num_classes=num_classes, num_features=num_features)
 
     return product

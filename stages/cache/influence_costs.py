@@ -32,7 +32,7 @@ def influence_products(config: Config, num_rows: int, num_classes: int, num_feat
     settings = config.select.influence
     if config.select.strategy not in INFLUENCE_STRATEGIES:
         return 0
-    grid = l2_grid(4.0 * num_rows * num_classes * (num_features + 1))
+    grid = l2_grid(num_rows, num_classes=num_classes, num_features=num_features)
     path = len(grid) + 1 if settings.l2 == "auto" else 0
     targets = settings.folds if _is_cross_fit(config) else 1
     share = (settings.folds - 1) / settings.folds  # of the samples, where a fold is left out

@@ -250,7 +250,8 @@ def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
     Small: float64. Large: Hessian products in float32, refined until the float64 residual is small
     enough. Very large: float32 within chunks, float64 between them.
     """
-    flop = product_flop(problem, num_classes=num_classes)
+    num_features = problem.features.shape[2]
+    flop = product_flop(problem.num_rows, num_classes=num_classes, num_features=num_features)
     if flop > _SINGLE_FROM:
         return replace(problem, dtype=torch.float32, products=torch.float32)
     if flop > _MIXED_FROM:
@@ -258,9 +259,9 @@ def with_precision(problem: HeadProblem, *, num_classes: int) -> HeadProblem:
     return problem
 
 
-def product_flop(problem: HeadProblem, *, num_classes: int) -> float:
+def product_flop(num_rows: int, *, num_classes: int, num_features: int) -> float:
     """Floating-point operations of a Hessian product."""
-    return 4.0 * problem.num_rows * num_classes * (problem.features.shape[2] + 1)
+    return 4.0 * num_rows * num_classes * (num_features + 1)
 
 
 def rough_gradient(problem: HeadProblem) -> float:
