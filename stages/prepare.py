@@ -158,6 +158,11 @@ class _Plan:
     notes: tuple[Finding, ...]
     preprocessing: Preprocessing
 
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the unreadable files of both splits."""
+        return sorted({*self.train.skipped, *self.eval.skipped})
+
 
 def _facts(plan: _Plan) -> dict[str, object]:
     """Fields of the record that say what was seen in the source and how."""
@@ -165,7 +170,7 @@ def _facts(plan: _Plan) -> dict[str, object]:
         "request": plan.request,
         "left_out": plan.left_out,
         "notes": plan.notes,
-        "skipped": sorted({*plan.train.skipped, *plan.eval.skipped}),
+        "skipped": plan.skipped,
         "preprocessing": plan.preprocessing,
     }
 
@@ -334,7 +339,7 @@ def _write(folder: Path, plan: _Plan) -> None:
         held_out_seed=plan.held_out_seed,
         train=records["train"],
         eval=records["eval"],
-        skipped=sorted({*plan.train.skipped, *plan.eval.skipped}),
+        skipped=plan.skipped,
         left_out=plan.left_out,
         notes=plan.notes,
         preprocessing=plan.preprocessing,

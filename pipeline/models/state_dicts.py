@@ -66,11 +66,10 @@ def state_dict_of(content: object, path: Path, *, key: str = "") -> dict[str, Te
 
 def _beside_values(content: object) -> dict[str, dict[str, Tensor]]:
     """A bare state dict with other values between its weights, such as an epoch."""
+    if not isinstance(content, dict):
+        return {}
     weights = {name: value for name, value in _items(content) if is_dense(value)}
-    assert all(isinstance(value, Tensor) for value in weights.values())
-    named = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    matrices = sum(value.ndim > 1 for value in named.values())
-    return {"": named} if isinstance(content, dict) and matrices else {}
+    return {"": weights} if any(value.ndim > 1 for value in weights.values()) else {}
 
 
 def _chosen(found: Mapping[str, dict[str, Tensor]]) -> str | None:
@@ -135,7 +134,7 @@ def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
     )
 
 
-def is_dense(value: object) -> bool:
+def is_dense(value: object) -> TypeGuard[Tensor]:
     """True for a tensor with plain numbers in memory: not sparse, quantised or meta."""
     return (
         isinstance(value, Tensor)

@@ -143,6 +143,11 @@ class Diagnosis:
         return self.accuracy <= highest_guess(self.guess, self.num_images)
 
 
+def best_guess(labels: NDArray[np.int64], *, num_classes: int) -> float:
+    """Accuracy of the better of two guesses: any class, or always the most frequent one."""
+    return max(1 / num_classes, float(np.bincount(labels).max() / len(labels)))
+
+
 def highest_guess(guess: float, num_images: int) -> float:
     """Accuracy that a guess rarely exceeds on so many images."""
     return guess + ERRORS_OF_A_GUESS * sqrt(guess * (1 - guess) / max(num_images, 1))
@@ -180,8 +185,7 @@ def diagnose(
     case = _Case(teacher=teacher, images=images, runtime=runtime, orders=orders)
     now = case.logits(None)
     hits = hits_of(now, images.labels)
-    counts = images.labels.bincount(minlength=now.shape[1])
-    guess = max(1 / now.shape[1], float(counts.max()) / len(images.labels))
+    guess = best_guess(images.labels.numpy(), num_classes=now.shape[1])
     accuracy = float(hits.mean())
     is_a_guess = accuracy <= highest_guess(guess, len(hits))
     case = replace(case, now=hits, guess=guess, is_a_guess=is_a_guess)

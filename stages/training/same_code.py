@@ -19,7 +19,10 @@ from stages.config.training import OptimiserConfig
 from stages.training.evaluation_images import EvaluationImages, normaliser
 
 TOLERANCE = 0.1
-"""Largest difference of a probability or a loss in nats; precisions and hardware differ by less."""
+"""Largest difference of a probability or a loss in nats; hardware of one precision differs by less.
+
+It bounds each image in fp32, and the mean over the images in bf16, whose logits are coarser.
+"""
 
 
 def require_same_code(

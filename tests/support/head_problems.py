@@ -8,9 +8,25 @@ import dataclasses
 import torch
 from torch.nn import functional as F
 
+from pipeline.influence.inputs import InfluenceSettings
 from pipeline.methods.head.influence import heldout_gradient, score_rows
 from pipeline.methods.head.problem import HeadProblem
 from pipeline.methods.head.solver import fit, solve
+
+PLAIN = InfluenceSettings(
+    l2=None,
+    kd_weight=0.9,
+    temperature=1.0,
+    distilled=1.0,
+    rounds=1,
+    hessian_subsample=None,
+    solver="exact",
+    label_issues=True,
+    diagnostics=True,
+    param_change=True,
+    seed=0,
+)
+"""Settings of influence scores that compute everything."""
 
 
 def problem_of(

@@ -1,12 +1,15 @@
 """The estimate of influence counts every head and solve of a scoring."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pipeline.influence import scoring
-from pipeline.influence.inputs import InfluenceSettings, ScoredRows, Target, Targets
+from pipeline.influence.inputs import ScoredRows, Target, Targets
 from stages.cache.influence_costs import influence_products
 from stages.config.root import Config
+from tests.support.head_problems import PLAIN
 
 ROWS, CLASSES, FEATURES = 400, 6, 10
 
@@ -58,19 +61,7 @@ def test_the_bar_ends_at_its_total_and_the_estimate_has_the_same_heads(crossed, 
     other = Target(features=features[None, ::3] + 0.1, labels=labels[::3])
     target = Target(features=rows.clean, labels=labels) if crossed else other
     targets = Targets(target=target, folds=folds if crossed else None, choosing=other)
-    settings = InfluenceSettings(
-        l2=1e-2,
-        kd_weight=0.9,
-        temperature=1.0,
-        distilled=1.0,
-        rounds=1,
-        hessian_subsample=None,
-        solver="exact",
-        label_issues=True,
-        diagnostics=True,
-        param_change=False,
-        seed=0,
-    )
+    settings = replace(PLAIN, l2=1e-2, param_change=False)
     scoring.score_influence(rows, targets, settings)
     wanted = scoring.num_heads(rows, targets, settings)
     assert counted.heads == wanted == (5 if crossed else 1) * 3 + 6 + 2

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pipeline.influence.cross_fit import cross_fit
-from pipeline.influence.inputs import InfluenceSettings, ScoredRows, Target, Targets
+from pipeline.influence.inputs import ScoredRows, Target, Targets
 from pipeline.influence.scoring import score_influence
 from pipeline.methods.head.data import principal_components
 from pipeline.methods.head.difficulty import score_difficulty
@@ -31,7 +31,7 @@ from pipeline.runtime.ranks import ALONE, Ranks
 from stages import select
 from stages.config.file import with_overrides
 from stages.config.root import Config
-from tests.support.head_problems import heldout_of, problem_of, random_head
+from tests.support.head_problems import PLAIN, heldout_of, problem_of, random_head
 from tests.support.rank_processes import exit_codes, on_ranks
 from tests.support.workspaces import linked_copy, snapshot, unfinished
 
@@ -106,19 +106,6 @@ def found_of_rows(ranks: Ranks) -> dict[str, Tensor]:
     }
 
 
-PLAIN = InfluenceSettings(
-    l2=None,
-    kd_weight=0.9,
-    temperature=1.0,
-    distilled=1.0,
-    rounds=1,
-    hessian_subsample=None,
-    solver="exact",
-    label_issues=True,
-    diagnostics=True,
-    param_change=True,
-    seed=0,
-)
 LESS = {"l2": 1e-2, "rounds": 0, "diagnostics": False, "param_change": False}
 SCORINGS = {
     "l2 chosen": ({**LESS, "l2": None, "label_issues": False}, False),
